@@ -1,0 +1,127 @@
+//! The seams: what pure crates ask of the machine.
+//!
+//! Key traits: [`Mmio`] (a device's registers), [`PhysMemory`] (memory by physical address),
+//! [`FrameAllocator`], [`Console`], [`Clock`]. The arch crates implement them over hardware, the
+//! `fake` feature over ordinary memory, so that drivers run on the build host. Nothing here may
+//! know which device or architecture stands behind a trait.
+#![no_std]
+#![forbid(unsafe_code)]
+
+#[cfg(any(feature = "fake", test))]
+extern crate alloc;
+
+#[cfg(any(feature = "fake", test))]
+pub mod fake;
+
+use types::Pa;
+
+/// The registers of one device, by byte offset from its base.
+///
+/// Every access is performed exactly once, in program order, at the width of the method. Values are
+/// those the CPU's little-endian view gives. Offsets are multiples of the width; an implementation
+/// may panic on an offset beyond the device, which is a bug of the driver, never of a guest.
+pub trait Mmio {
+    /// Reads 8 bits.
+    fn read8(&self, offset: usize) -> u8;
+    /// Reads 16 bits.
+    fn read16(&self, offset: usize) -> u16;
+    /// Reads 32 bits.
+    fn read32(&self, offset: usize) -> u32;
+    /// Reads 64 bits.
+    fn read64(&self, offset: usize) -> u64;
+    /// Writes 8 bits.
+    fn write8(&self, offset: usize, value: u8);
+    /// Writes 16 bits.
+    fn write16(&self, offset: usize, value: u16);
+    /// Writes 32 bits.
+    fn write32(&self, offset: usize, value: u32);
+    /// Writes 64 bits.
+    fn write64(&self, offset: usize, value: u64);
+}
+
+/// An access that does not lie wholly in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{bytes} bytes at {pa} are not memory")]
+pub struct NotMemory {
+    /// Where the access started.
+    pub pa: Pa,
+    /// Its length in bytes.
+    pub bytes: usize,
+}
+
+/// Memory by physical address: tables, queues and guest RAM.
+///
+/// It never hands out a reference: what a device or a guest may change at any time is copied.
+pub trait PhysMemory {
+    /// Copies `buffer.len()` bytes from `pa`.
+    ///
+    /// # Errors
+    /// [`NotMemory`], with the buffer unchanged, when any byte lies outside memory.
+    fn read(&self, pa: Pa, buffer: &mut [u8]) -> Result<(), NotMemory>;
+
+    /// Copies `bytes` to `pa`.
+    ///
+    /// # Errors
+    /// [`NotMemory`], with memory unchanged, when any byte lies outside memory.
+    fn write(&self, pa: Pa, bytes: &[u8]) -> Result<(), NotMemory>;
+
+    /// Reads a native-endian 64-bit word in one access; `pa` is a multiple of 8.
+    ///
+    /// # Errors
+    /// [`NotMemory`] outside memory or misaligned.
+    fn read_u64(&self, pa: Pa) -> Result<u64, NotMemory>;
+
+    /// Writes a native-endian 64-bit word in one access; `pa` is a multiple of 8.
+    ///
+    /// # Errors
+    /// [`NotMemory`] outside memory or misaligned.
+    fn write_u64(&self, pa: Pa, value: u64) -> Result<(), NotMemory>;
+
+    /// Sets `bytes` bytes from `pa` to zero.
+    ///
+    /// # Errors
+    /// [`NotMemory`], with memory unchanged, when any byte lies outside memory.
+    fn zero(&self, pa: Pa, bytes: usize) -> Result<(), NotMemory>;
+}
+
+/// No frame of the asked size is free.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("no free block of {frames} frames of 4 KiB")]
+pub struct OutOfFrames {
+    /// What was asked for, in 4 KiB frames.
+    pub frames: usize,
+}
+
+/// Frames of 4 KiB in naturally aligned power-of-two blocks.
+pub trait FrameAllocator {
+    /// A zeroed block of `1 << order` frames, aligned to its size.
+    ///
+    /// # Errors
+    /// [`OutOfFrames`] when no such block is free.
+    fn alloc_zeroed(&self, order: u8) -> Result<Pa, OutOfFrames>;
+
+    /// Gives back a block that [`FrameAllocator::alloc_zeroed`] returned with the same order.
+    fn free(&self, block: Pa, order: u8);
+}
+
+/// A byte sink for people: a UART, or a hypervisor's virtual terminal.
+pub trait Console {
+    /// Writes all bytes, waiting for room where the device needs it.
+    fn write(&self, bytes: &[u8]);
+    /// A byte somebody typed, if there is one.
+    fn read(&self) -> Option<u8>;
+}
+
+/// A counter that only goes up.
+pub trait Clock {
+    /// The current count.
+    fn ticks(&self) -> u64;
+    /// Ticks in a second.
+    fn frequency(&self) -> u64;
+
+    /// The ticks in `us` microseconds, rounded up.
+    fn ticks_of_us(&self, us: u64) -> u64 {
+        let ticks = (u128::from(us) * u128::from(self.frequency())).div_ceil(1_000_000);
+        u64::try_from(ticks).unwrap_or(u64::MAX)
+    }
+}
