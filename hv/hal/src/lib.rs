@@ -20,6 +20,7 @@ use types::Pa;
 /// Every access is performed exactly once, in program order, at the width of the method. Values are
 /// those the CPU's little-endian view gives. Offsets are multiples of the width; an implementation
 /// may panic on an offset beyond the device, which is a bug of the driver, never of a guest.
+#[auto_impl::auto_impl(&)]
 pub trait Mmio {
     /// Reads 8 bits.
     fn read8(&self, offset: usize) -> u8;
@@ -52,6 +53,7 @@ pub struct NotMemory {
 /// Memory by physical address: tables, queues and guest RAM.
 ///
 /// It never hands out a reference: what a device or a guest may change at any time is copied.
+#[auto_impl::auto_impl(&)]
 pub trait PhysMemory {
     /// Copies `buffer.len()` bytes from `pa`.
     ///
@@ -93,6 +95,7 @@ pub struct OutOfFrames {
 }
 
 /// Frames of 4 KiB in naturally aligned power-of-two blocks.
+#[auto_impl::auto_impl(&)]
 pub trait FrameAllocator {
     /// A zeroed block of `1 << order` frames, aligned to its size.
     ///
@@ -105,6 +108,7 @@ pub trait FrameAllocator {
 }
 
 /// A byte sink for people: a UART, or a hypervisor's virtual terminal.
+#[auto_impl::auto_impl(&)]
 pub trait Console {
     /// Writes all bytes, waiting for room where the device needs it.
     fn write(&self, bytes: &[u8]);
@@ -113,6 +117,7 @@ pub trait Console {
 }
 
 /// A counter that only goes up.
+#[auto_impl::auto_impl(&)]
 pub trait Clock {
     /// The current count.
     fn ticks(&self) -> u64;

@@ -1,0 +1,19 @@
+//! What both binaries do between their first instruction of Rust and the boot report.
+//!
+//! Key types: [`Frames`] (all free memory, as 4 KiB frames), [`Logger`] (levelled lines on a
+//! console), [`Options`] (the boot arguments), [`Verdict`] (the line that ends every run). The arch
+//! crates call it; it must not know how a machine is entered, nor what a VM is.
+#![no_std]
+#![forbid(unsafe_code)]
+
+extern crate alloc;
+
+mod frames;
+mod logger;
+mod options;
+mod verdict;
+
+pub use frames::{Frames, usable};
+pub use logger::Logger;
+pub use options::{Options, SelfTest, Unknown};
+pub use verdict::Verdict;

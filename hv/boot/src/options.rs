@@ -1,0 +1,121 @@
+//! The hypervisor's own words on the boot command line.
+
+use log::LevelFilter;
+
+/// A failure to provoke, so that tests can see each fatal path end in a verdict.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SelfTest {
+    /// `panic`: a Rust panic.
+    Panic,
+    /// `exception`: an access to unmapped memory or an illegal instruction.
+    Exception,
+    /// `stack-overflow`: recursion until the guard is hit.
+    StackOverflow,
+    /// `out-of-memory`: heap allocations until none is left.
+    OutOfMemory,
+    /// `panic-in-panic`: a panic while a panic is being reported.
+    PanicInPanic,
+    /// `write-text`: a store to the hypervisor's own code.
+    WriteText,
+    /// `execute-data`: a jump into writable memory.
+    ExecuteData,
+}
+
+impl SelfTest {
+    fn parse(word: &str) -> Option<Self> {
+        Some(match word {
+            "panic" => Self::Panic,
+            "exception" => Self::Exception,
+            "stack-overflow" => Self::StackOverflow,
+            "out-of-memory" => Self::OutOfMemory,
+            "panic-in-panic" => Self::PanicInPanic,
+            "write-text" => Self::WriteText,
+            "execute-data" => Self::ExecuteData,
+            _ => return None,
+        })
+    }
+}
+
+/// A `bulkhead.…` word that means nothing to this version.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Unknown<'a>(pub &'a str);
+
+/// What the boot arguments ask of the hypervisor: words `bulkhead.KEY=VALUE`. All other words are
+/// ignored; they are for somebody else.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// `bulkhead.log=error|warn|info|debug|trace`; info when absent.
+    pub log: LevelFilter,
+    /// `bulkhead.test=…`: see [`SelfTest`].
+    pub self_test: Option<SelfTest>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            log: LevelFilter::Info,
+            self_test: None,
+        }
+    }
+}
+
+impl Options {
+    /// Reads the boot arguments; `unknown` is called for each `bulkhead.` word that is not
+    /// understood, and that word changes nothing.
+    pub fn parse<'a>(bootargs: &'a str, mut unknown: impl FnMut(Unknown<'a>)) -> Self {
+        let mut options = Self::default();
+        for word in bootargs.split_ascii_whitespace() {
+            let Some(ours) = word.strip_prefix("bulkhead.") else {
+                continue;
+            };
+            let understood = match ours.split_once('=') {
+                Some(("log", level)) => level.parse().map(|level| options.log = level).is_ok(),
+                Some(("test", test)) => SelfTest::parse(test)
+                    .map(|test| options.self_test = Some(test))
+                    .is_some(),
+                _ => false,
+            };
+            if !understood {
+                unknown(Unknown(word));
+            }
+        }
+        options
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use alloc::vec::Vec;
+
+    use log::LevelFilter;
+
+    use super::{Options, SelfTest, Unknown};
+
+    #[test]
+    fn words_of_others_are_ignored_and_wrong_ones_are_named() {
+        let mut unknown = Vec::new();
+        let options = Options::parse(
+            "console=hvc0 bulkhead.log=debug bulkhead.colour=red bulkhead.test=panic bulkhead.log=loud",
+            |word| unknown.push(word),
+        );
+        assert_eq!(
+            options,
+            Options {
+                log: LevelFilter::Debug,
+                self_test: Some(SelfTest::Panic)
+            }
+        );
+        assert_eq!(
+            unknown,
+            [Unknown("bulkhead.colour=red"), Unknown("bulkhead.log=loud")]
+        );
+    }
+
+    #[test]
+    fn no_arguments_means_the_defaults() {
+        assert_eq!(
+            Options::parse("", |_| panic!("nothing to complain of")),
+            Options::default()
+        );
+    }
+}
