@@ -1,0 +1,185 @@
+//! The guest device tree, as source text and as Linux would read it.
+
+use bulkhead_firmware::{
+    Conduit, DevicePath, GuestPlatform, Mpidr, PciWindow, PlatformError, Remapping, Rmr, Seed, Spi,
+    WindowKind, dt, map,
+};
+use dtoolkit::fdt::Fdt;
+use dtoolkit::model::DeviceTree;
+use dtoolkit::{Node, Property};
+use types::{Bdf, Ipa, Span};
+
+fn span(start: u64, bytes: u64) -> Span<Ipa> {
+    Span::from_len(Ipa::truncated(start), bytes).unwrap()
+}
+
+fn source(platform: &GuestPlatform, initrd: Option<Span<Ipa>>) -> String {
+    let bytes = dt::build(platform, initrd).unwrap();
+    Fdt::new(&bytes).unwrap().to_string()
+}
+
+fn tree(platform: &GuestPlatform) -> DeviceTree {
+    let bytes = dt::build(platform, None).unwrap();
+    DeviceTree::from_fdt(&Fdt::new(&bytes).unwrap())
+}
+
+fn with_rmr() -> GuestPlatform {
+    let nvme = DevicePath::new(vec![], Bdf::new(0, 1, 0).unwrap());
+    let nic = DevicePath::new(vec![Bdf::new(0, 3, 0).unwrap()], Bdf::new(1, 0, 0).unwrap());
+    let mut platform = GuestPlatform::virt(1 << 30, 2).unwrap().with_virt_pci();
+    platform.rmrs = vec![Rmr {
+        window: span(0x0800_0000, 0x10_0000),
+        remapping: Remapping::Denied,
+        devices: vec![nvme, nic],
+    }];
+    platform
+}
+
+#[test]
+fn a_guest_without_pci() {
+    let mut platform = GuestPlatform::virt(512 << 20, 1).unwrap();
+    platform.bootargs = "earlycon=pl011,0x09000000 console=ttyAMA0".into();
+    platform.seed = Some(Seed {
+        kaslr: 0x0123_4567_89ab_cdef,
+        rng: core::array::from_fn(|i| u8::try_from(i).unwrap()),
+    });
+    platform.pmu_ppi = Some(23);
+    insta::assert_snapshot!(source(&platform, Some(span(0x5000_0000, 0x12_3456))));
+}
+
+#[test]
+fn a_guest_with_pci_smmu_and_reserved_mappings() {
+    let mut platform = with_rmr();
+    platform.conduit = Conduit::Smc;
+    insta::assert_snapshot!(source(&platform, None));
+}
+
+#[test]
+fn nothing_is_said_of_what_the_guest_lacks() {
+    let mut platform = GuestPlatform::virt(64 << 20, 1).unwrap();
+    platform.rtc = None;
+    let tree = tree(&platform);
+    for absent in [
+        "/pl031@9010000",
+        "/smmuv3@9050000",
+        "/reserved-memory",
+        "/pmu",
+    ] {
+        assert!(tree.find_node(absent).is_none(), "{absent}");
+    }
+    let chosen = tree.find_node("/chosen").unwrap();
+    for absent in ["kaslr-seed", "rng-seed", "linux,initrd-start"] {
+        assert!(chosen.property(absent).is_none(), "{absent}");
+    }
+    let gic = tree.find_node("/intc@8000000").unwrap();
+    assert_eq!(gic.children().count(), 0);
+}
+
+#[test]
+fn vcpus_are_numbered_sixteen_to_a_cluster() {
+    let tree = tree(&GuestPlatform::virt(1 << 30, 18).unwrap());
+    let cpus = tree.find_node("/cpus").unwrap();
+    let names: Vec<_> = cpus.children().map(|cpu| cpu.name().to_owned()).collect();
+    assert_eq!(names.len(), 18);
+    assert_eq!(names[15..], ["cpu@f", "cpu@100", "cpu@101"]);
+    let reg = cpus.child("cpu@101").unwrap();
+    let reg = reg.property("reg").unwrap().value_as::<[u32; 2]>();
+    assert_eq!(reg, Ok([0, 0x101]));
+}
+
+/// Linux 6.12 took the mapping only in this form: three cells of PCI address.
+#[test]
+fn a_reserved_mapping_is_written_in_the_cells_of_the_parent_bus() {
+    let tree = tree(&with_rmr());
+    let region = tree.find_node("/reserved-memory/msi@8000000").unwrap();
+    let reg = region.property("reg").unwrap().value_as::<[u32; 4]>();
+    assert_eq!(reg, Ok([0, 0x0800_0000, 0, 0x10_0000]));
+
+    let devices = [
+        "/pcie@4010000000/device@1,0",
+        "/pcie@4010000000/pcie@3,0/device@0,0",
+    ];
+    let mut expected = Vec::new();
+    for (device, bdf) in devices.into_iter().zip([0x0008, 0x0100]) {
+        let node = tree.find_node(device).unwrap();
+        let reg = node.property("reg").unwrap().value_as::<[u32; 5]>();
+        assert_eq!(reg, Ok([bdf << 8, 0, 0, 0, 0]));
+        assert_eq!(
+            node.property("memory-region").unwrap().value(),
+            region.property("phandle").unwrap().value()
+        );
+        let handle = node.property("phandle").unwrap().value_as::<u32>().unwrap();
+        expected.extend([handle, 0x0200_0000, 0, 0x0800_0000, 0, 0x10_0000]);
+    }
+    let addresses = region.property("iommu-addresses").unwrap();
+    assert_eq!(addresses.value_as::<Vec<u32>>(), Ok(expected));
+}
+
+/// A platform that fails one check, and the error it fails with.
+type Damage = (fn(&mut GuestPlatform), PlatformError);
+
+#[test]
+fn a_description_that_makes_no_sense_is_refused() {
+    let damages: [Damage; 15] = [
+        (|p| p.memory.clear(), PlatformError::Memory),
+        (
+            |p| p.memory.push(span(0x4000_0000, 0x1000)),
+            PlatformError::Memory,
+        ),
+        (
+            |p| p.memory = vec![span(0x4000_0800, 0x1000)],
+            PlatformError::Memory,
+        ),
+        (|p| p.cpus.clear(), PlatformError::CpuCount(0)),
+        (
+            |p| p.cpus = vec![Mpidr::new(1).unwrap(); 2],
+            PlatformError::DuplicateMpidr(1),
+        ),
+        (
+            |p| p.cpus.push(Mpidr::new(9).unwrap()),
+            PlatformError::Redistributors(3),
+        ),
+        (|p| p.pmu_ppi = Some(32), PlatformError::NotAPpi(32)),
+        (|p| p.uart.base = map::RAM, PlatformError::Device(map::RAM)),
+        (|p| p.rtc = Some(p.uart), PlatformError::Device(map::UART)),
+        (
+            #[expect(clippy::reversed_empty_ranges, reason = "that is the damage")]
+            |p| p.pci.as_mut().unwrap().buses = 1..=0,
+            PlatformError::Ecam,
+        ),
+        (
+            |p| p.pci.as_mut().unwrap().windows[0].bytes = 0,
+            PlatformError::Window(map::PCI_WINDOW32),
+        ),
+        (
+            |p| {
+                p.pci.as_mut().unwrap().windows.push(PciWindow {
+                    kind: WindowKind::Io,
+                    cpu: Ipa::truncated(0x3eff_0000),
+                    bus: 0,
+                    bytes: 0x1_0000,
+                });
+            },
+            PlatformError::Window(Ipa::truncated(0x3eff_0000)),
+        ),
+        (|p| p.smmu = None, PlatformError::RmrWithoutSmmu),
+        (
+            |p| p.rmrs[0].window = span(0x0800_1000, 0x1_0000),
+            PlatformError::Rmr(Ipa::truncated(0x0800_1000)),
+        ),
+        (|p| p.bootargs.push('\0'), PlatformError::Bootargs),
+    ];
+    assert_eq!(with_rmr().check(), Ok(()));
+    for (damage, expected) in damages {
+        let mut platform = with_rmr();
+        damage(&mut platform);
+        assert_eq!(platform.check(), Err(expected));
+        assert_eq!(dt::build(&platform, None), Err(expected));
+    }
+}
+
+#[test]
+fn an_spi_ends_where_the_gic_does() {
+    assert_eq!(Spi::new(987).unwrap().intid(), 1019);
+    assert!(Spi::new(988).is_err());
+}
