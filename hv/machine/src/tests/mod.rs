@@ -1,0 +1,6 @@
+//! Trees as QEMU makes them, and trees that nobody should make.
+
+mod hostile;
+mod papr;
+mod samples;
+mod virt;

@@ -1,0 +1,570 @@
+//! The blob read once, front to back, into an index of nodes.
+//!
+//! `dtoolkit` is what the project writes trees with; it does not serve for reading the machine's:
+//! it refuses names longer than 31 characters, and QEMU's own pseries tree has
+//! `ibm,processor-radix-AP-encodings`, as many boards have such names. It also walks a node's whole
+//! subtree to find its sibling. Here every node is visited once.
+
+use alloc::{
+    string::{String, ToString},
+    vec::Vec,
+};
+
+use crate::{Block, Error, MAX_BYTES, MAX_DEPTH, MAX_NODES, Malformed, NodePath, Problem};
+
+const MAGIC: u32 = 0xd00d_feed;
+const HEADER_BYTES: usize = 40;
+const BEGIN_NODE: u32 = 1;
+const END_NODE: u32 = 2;
+const PROP: u32 = 3;
+const NOP: u32 = 4;
+const END: u32 = 9;
+/// No binding has a longer name; it bounds what a hostile strings block can cost.
+const MAX_NAME_BYTES: usize = 256;
+
+pub(crate) fn be32(bytes: &[u8], at: usize) -> Option<u32> {
+    let word = bytes.get(at..at.checked_add(4)?)?;
+    Some(u32::from_be_bytes(word.try_into().ok()?))
+}
+
+pub(crate) fn be64(bytes: &[u8], at: usize) -> Option<u64> {
+    let word = bytes.get(at..at.checked_add(8)?)?;
+    Some(u64::from_be_bytes(word.try_into().ok()?))
+}
+
+fn be_usize(bytes: &[u8], at: usize) -> Option<usize> {
+    usize::try_from(be32(bytes, at)?).ok()
+}
+
+/// The size of a device tree in bytes, from its first 8 bytes: how much to map before
+/// [`Machine::from_fdt`](crate::Machine::from_fdt) can be called.
+///
+/// # Errors
+/// [`Error::TooShort`], [`Error::Magic`], or [`Error::TooLarge`].
+pub fn blob_size(start: &[u8]) -> Result<usize, Error> {
+    let short = || Error::TooShort { bytes: start.len() };
+    let magic = be32(start, 0).ok_or_else(short)?;
+    if magic != MAGIC {
+        return Err(Error::Magic { magic });
+    }
+    let bytes = be_usize(start, 4).ok_or_else(short)?;
+    if bytes > MAX_BYTES {
+        return Err(Error::TooLarge {
+            bytes,
+            max: MAX_BYTES,
+        });
+    }
+    Ok(bytes)
+}
+
+/// `status`, as far as it matters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Status {
+    Okay,
+    Disabled,
+    Failed,
+}
+
+impl Status {
+    fn from_property(value: &[u8]) -> Self {
+        match value {
+            b"okay\0" | b"ok\0" => Self::Okay,
+            _ if value.starts_with(b"fail") => Self::Failed,
+            _ => Self::Disabled,
+        }
+    }
+}
+
+pub(crate) struct NodeData<'a> {
+    name: &'a str,
+    parent: usize,
+    /// The `FDT_PROP` tokens of the node, checked.
+    properties: &'a [u8],
+    compatible: &'a [u8],
+    device_type: &'a [u8],
+    address_cells: u32,
+    size_cells: u32,
+    status: Status,
+    /// Neither the node nor one above it is switched off.
+    available: bool,
+}
+
+/// A device tree: nodes in document order, the root first.
+pub(crate) struct Tree<'a> {
+    reservations: &'a [u8],
+    strings: &'a [u8],
+    nodes: Vec<NodeData<'a>>,
+    /// Sorted by phandle.
+    phandles: Vec<(u32, usize)>,
+}
+
+/// One property token: its name's offset, its value, and what follows.
+fn property(tokens: &[u8]) -> Option<(usize, &[u8], &[u8])> {
+    let bytes = be_usize(tokens, 4)?;
+    let name = be_usize(tokens, 8)?;
+    let value = tokens.get(12..12usize.checked_add(bytes)?)?;
+    // The padding after the last property of a block may be all there is of it.
+    let rest = tokens
+        .get(12usize.checked_add(bytes.checked_next_multiple_of(4)?)?..)
+        .unwrap_or_default();
+    Some((name, value, rest))
+}
+
+fn has_name(strings: &[u8], at: usize, name: &[u8]) -> bool {
+    strings
+        .get(at..)
+        .and_then(|tail| tail.strip_prefix(name))
+        .is_some_and(|tail| tail.first() == Some(&0))
+}
+
+/// The text up to the first NUL, when it is printable ASCII.
+pub(crate) fn text(bytes: &[u8]) -> Option<&str> {
+    let end = bytes.iter().position(|byte| *byte == 0)?;
+    let text = bytes.get(..end)?;
+    text.iter()
+        .all(|byte| matches!(byte, b' '..=b'~'))
+        .then(|| core::str::from_utf8(text).ok())?
+}
+
+impl<'a> Tree<'a> {
+    pub(crate) fn new(blob: &'a [u8]) -> Result<Self, Error> {
+        let claimed = blob_size(blob)?;
+        if blob.len() < HEADER_BYTES || claimed < HEADER_BYTES {
+            return Err(Error::TooShort {
+                bytes: blob.len().min(claimed),
+            });
+        }
+        let Some(blob) = blob.get(..claimed) else {
+            return Err(Error::Truncated {
+                claimed,
+                bytes: blob.len(),
+            });
+        };
+        let field = |at| be_usize(blob, at).unwrap_or(usize::MAX);
+        let (version, compatible) = (
+            be32(blob, 20).unwrap_or_default(),
+            be32(blob, 24).unwrap_or_default(),
+        );
+        if version < 17 || compatible > 17 {
+            return Err(Error::Version {
+                version,
+                compatible,
+            });
+        }
+        let slice = |start: usize, bytes: usize, block| {
+            start
+                .checked_add(bytes)
+                .and_then(|end| blob.get(start..end))
+                .ok_or(Error::Block { block })
+        };
+        let structure_at = field(8);
+        let structure = slice(structure_at, field(36), Block::Structure)?;
+        let strings = slice(field(12), field(32), Block::Strings)?;
+        if strings.last().is_some_and(|last| *last != 0) {
+            return Err(Error::Block {
+                block: Block::Strings,
+            });
+        }
+        let reservations_at = field(16);
+        let reservations = blob.get(reservations_at..).ok_or(Error::Block {
+            block: Block::Reservations,
+        })?;
+        let end = (0..reservations.len())
+            .step_by(16)
+            .find(|at| be64(reservations, at.saturating_add(8)) == Some(0))
+            .ok_or(Error::Structure {
+                offset: reservations_at,
+                problem: Malformed::Reservations,
+            })?;
+        let mut tree = Self {
+            reservations: reservations.get(..end).unwrap_or_default(),
+            strings,
+            nodes: Vec::new(),
+            phandles: Vec::new(),
+        };
+        tree.index(structure)
+            .map_err(|(at, problem)| Error::Structure {
+                offset: structure_at.saturating_add(at),
+                problem,
+            })?;
+        Ok(tree)
+    }
+
+    /// Reads the structure block; errors carry the offset in it.
+    fn index(&mut self, structure: &'a [u8]) -> Result<(), (usize, Malformed)> {
+        let mut at = 0usize;
+        let mut open: Vec<usize> = Vec::new();
+        loop {
+            let token = be32(structure, at).ok_or((at, Malformed::Ends))?;
+            let here = at;
+            at = at.saturating_add(4);
+            match token {
+                NOP => {}
+                BEGIN_NODE if self.nodes.is_empty() || !open.is_empty() => {
+                    if open.len() >= MAX_DEPTH {
+                        return Err((here, Malformed::Depth));
+                    }
+                    if self.nodes.len() >= MAX_NODES {
+                        return Err((here, Malformed::Nodes));
+                    }
+                    let name = structure
+                        .get(at..)
+                        .and_then(text)
+                        .ok_or((at, Malformed::NodeName))?;
+                    at = at
+                        .saturating_add(name.len().saturating_add(1))
+                        .next_multiple_of(4);
+                    let parent = open.last().copied();
+                    let node = self.node(structure, name, parent, &mut at)?;
+                    open.push(self.nodes.len());
+                    self.nodes.push(node);
+                }
+                END_NODE if open.pop().is_some() => {}
+                END if open.is_empty() && !self.nodes.is_empty() => break,
+                other => return Err((here, Malformed::Token(other))),
+            }
+        }
+        self.phandles.sort_unstable();
+        let twice = self.phandles.windows(2).find_map(|pair| match pair {
+            [(a, _), (b, _)] if a == b => Some(*a),
+            _ => None,
+        });
+        match twice {
+            Some(phandle) => Err((at, Malformed::Phandle(phandle))),
+            None => Ok(()),
+        }
+    }
+
+    /// Reads the properties of a node whose name ends at `at`, and leaves `at` behind them.
+    fn node(
+        &mut self,
+        structure: &'a [u8],
+        name: &'a str,
+        parent: Option<usize>,
+        at: &mut usize,
+    ) -> Result<NodeData<'a>, (usize, Malformed)> {
+        let above = parent.and_then(|parent| self.nodes.get(parent));
+        let mut node = NodeData {
+            name,
+            parent: parent.unwrap_or_default(),
+            properties: &[],
+            compatible: &[],
+            device_type: &[],
+            address_cells: 2,
+            size_cells: 1,
+            status: Status::Okay,
+            available: above.is_none_or(|above| above.available),
+        };
+        let start = *at;
+        let mut phandle = None;
+        loop {
+            let token = be32(structure, *at).ok_or((*at, Malformed::Ends))?;
+            match token {
+                NOP => *at = at.saturating_add(4),
+                PROP => {
+                    let tokens = structure.get(*at..).unwrap_or_default();
+                    let (name_at, value, rest) = property(tokens).ok_or((*at, Malformed::Ends))?;
+                    let named = |name| has_name(self.strings, name_at, name);
+                    // The block ends with a NUL, so every name that starts in it ends in it.
+                    if name_at >= self.strings.len() {
+                        return Err((*at, Malformed::PropertyName));
+                    }
+                    let cells = || be32(value, 0).unwrap_or(u32::MAX);
+                    match value.len() {
+                        4 if named(b"#address-cells") => node.address_cells = cells(),
+                        4 if named(b"#size-cells") => node.size_cells = cells(),
+                        4 if named(b"phandle") || named(b"linux,phandle") => {
+                            phandle = Some(cells());
+                        }
+                        _ if named(b"compatible") => node.compatible = value,
+                        _ if named(b"device_type") => node.device_type = value,
+                        _ if named(b"status") => node.status = Status::from_property(value),
+                        _ => {}
+                    }
+                    *at = structure.len().saturating_sub(rest.len());
+                }
+                _ => break,
+            }
+        }
+        node.properties = structure.get(start..*at).unwrap_or_default();
+        node.available &= node.status == Status::Okay;
+        if let Some(phandle) = phandle {
+            self.phandles.push((phandle, self.nodes.len()));
+        }
+        Ok(node)
+    }
+
+    pub(crate) fn root(&self) -> Node<'_, 'a> {
+        Node {
+            tree: self,
+            index: 0,
+        }
+    }
+
+    pub(crate) fn nodes(&self) -> impl Iterator<Item = Node<'_, 'a>> {
+        (0..self.nodes.len()).map(|index| Node { tree: self, index })
+    }
+
+    /// Pairs of address and size from the reservation block.
+    pub(crate) fn reservations(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
+        self.reservations
+            .chunks_exact(16)
+            .filter_map(|entry| Some((be64(entry, 0)?, be64(entry, 8)?)))
+    }
+
+    pub(crate) fn by_phandle(&self, phandle: u32) -> Option<Node<'_, 'a>> {
+        let found = self
+            .phandles
+            .binary_search_by_key(&phandle, |(phandle, _)| *phandle)
+            .ok()?;
+        let (_, index) = self.phandles.get(found)?;
+        Some(Node {
+            tree: self,
+            index: *index,
+        })
+    }
+
+    /// The node with this absolute path. A component without a unit address matches any.
+    pub(crate) fn by_path(&self, path: &str) -> Option<Node<'_, 'a>> {
+        let mut here = self.root();
+        for component in path.strip_prefix('/')?.split('/').filter(|c| !c.is_empty()) {
+            here = here.children().find(|child| {
+                child.name() == component || child.name().split('@').next() == Some(component)
+            })?;
+        }
+        Some(here)
+    }
+}
+
+/// A node of a [`Tree`].
+#[derive(Clone, Copy)]
+pub(crate) struct Node<'t, 'a> {
+    tree: &'t Tree<'a>,
+    index: usize,
+}
+
+impl PartialEq for Node<'_, '_> {
+    fn eq(&self, other: &Self) -> bool {
+        self.index == other.index
+    }
+}
+
+impl<'t, 'a> Node<'t, 'a> {
+    fn data(self) -> Option<&'t NodeData<'a>> {
+        self.tree.nodes.get(self.index)
+    }
+
+    pub(crate) fn tree(self) -> &'t Tree<'a> {
+        self.tree
+    }
+
+    pub(crate) fn name(self) -> &'a str {
+        self.data().map_or("", |data| data.name)
+    }
+
+    pub(crate) fn is_available(self) -> bool {
+        self.data().is_some_and(|data| data.available)
+    }
+
+    pub(crate) fn status(self) -> Status {
+        self.data().map_or(Status::Disabled, |data| data.status)
+    }
+
+    /// `#address-cells` for the children.
+    pub(crate) fn address_cells(self) -> u32 {
+        self.data().map_or(2, |data| data.address_cells)
+    }
+
+    /// `#size-cells` for the children.
+    pub(crate) fn size_cells(self) -> u32 {
+        self.data().map_or(1, |data| data.size_cells)
+    }
+
+    pub(crate) fn parent(self) -> Option<Self> {
+        (self.index != 0).then_some(Self {
+            tree: self.tree,
+            index: self.data()?.parent,
+        })
+    }
+
+    /// The nodes directly below. Linear in the nodes that follow: for a few named nodes only.
+    pub(crate) fn children(self) -> impl Iterator<Item = Self> {
+        let nodes = self.tree.nodes.iter().enumerate();
+        nodes
+            .skip(self.index.saturating_add(1))
+            // Document order: the first node that does not descend from here ends the subtree, and
+            // everything in it has a parent at or after this node.
+            .take_while(move |(_, data)| data.parent >= self.index)
+            .filter(move |(_, data)| data.parent == self.index)
+            .map(move |(index, _)| Self {
+                tree: self.tree,
+                index,
+            })
+    }
+
+    pub(crate) fn path(self) -> NodePath {
+        let mut names = Vec::new();
+        let mut here = self;
+        while let Some(parent) = here.parent() {
+            names.push(here.name());
+            here = parent;
+        }
+        let mut path = String::new();
+        for name in names.iter().rev() {
+            path.push('/');
+            path.push_str(name);
+        }
+        if path.is_empty() {
+            path.push('/');
+        }
+        NodePath(path)
+    }
+
+    pub(crate) fn error(self, property: &'static str, problem: Problem) -> Error {
+        Error::Property {
+            path: self.path(),
+            property,
+            problem,
+        }
+    }
+
+    /// Name and value of every property.
+    pub(crate) fn properties(self) -> impl Iterator<Item = (&'a str, &'a [u8])> {
+        let mut tokens = self.data().map_or(&[][..], |data| data.properties);
+        let strings = self.tree.strings;
+        core::iter::from_fn(move || {
+            while be32(tokens, 0)? == NOP {
+                tokens = tokens.get(4..)?;
+            }
+            let (name, value, rest) = property(tokens)?;
+            tokens = rest;
+            let name = strings.get(name..).unwrap_or_default();
+            let name = name.get(..MAX_NAME_BYTES).unwrap_or(name);
+            Some((text(name).unwrap_or("?"), value))
+        })
+    }
+
+    pub(crate) fn get(self, wanted: &str) -> Option<&'a [u8]> {
+        let mut tokens = self.data()?.properties;
+        loop {
+            while be32(tokens, 0)? == NOP {
+                tokens = tokens.get(4..)?;
+            }
+            let (name, value, rest) = property(tokens)?;
+            if has_name(self.tree.strings, name, wanted.as_bytes()) {
+                return Some(value);
+            }
+            tokens = rest;
+        }
+    }
+
+    pub(crate) fn has(self, name: &str) -> bool {
+        self.get(name).is_some()
+    }
+
+    pub(crate) fn u32(self, name: &'static str) -> Result<Option<u32>, Error> {
+        let Some(value) = self.get(name) else {
+            return Ok(None);
+        };
+        match value.len() {
+            4 => Ok(be32(value, 0)),
+            bytes => Err(self.error(name, Problem::Length { bytes, unit: 4 })),
+        }
+    }
+
+    /// A number of one or two cells.
+    pub(crate) fn number(self, name: &'static str) -> Result<Option<u64>, Error> {
+        let Some(value) = self.get(name) else {
+            return Ok(None);
+        };
+        match value.len() {
+            4 => Ok(be32(value, 0).map(u64::from)),
+            8 => Ok(be64(value, 0)),
+            bytes => Err(self.error(name, Problem::Length { bytes, unit: 4 })),
+        }
+    }
+
+    /// All cells of a property; empty when it is not there.
+    pub(crate) fn cells(self, name: &'static str) -> Result<Cells<'a>, Error> {
+        let value = self.get(name).unwrap_or_default();
+        if value.len().is_multiple_of(4) {
+            Ok(Cells(value))
+        } else {
+            let bytes = value.len();
+            Err(self.error(name, Problem::Length { bytes, unit: 4 }))
+        }
+    }
+
+    pub(crate) fn string(self, name: &'static str) -> Result<Option<String>, Error> {
+        self.get(name)
+            .map(|value| {
+                text(value)
+                    .map(ToString::to_string)
+                    .ok_or_else(|| self.error(name, Problem::NotText))
+            })
+            .transpose()
+    }
+
+    /// The strings of a list; empty when it is not there. What is not text is left out.
+    pub(crate) fn strings(self, name: &str) -> impl Iterator<Item = &'a str> {
+        list(self.get(name).unwrap_or_default())
+    }
+
+    pub(crate) fn compatible(self) -> impl Iterator<Item = &'a str> {
+        list(self.data().map_or(&[][..], |data| data.compatible))
+    }
+
+    pub(crate) fn is_compatible(self, wanted: &str) -> bool {
+        self.compatible().any(|compatible| compatible == wanted)
+    }
+
+    pub(crate) fn has_compatible(self) -> bool {
+        self.data().is_some_and(|data| !data.compatible.is_empty())
+    }
+
+    pub(crate) fn is_device_type(self, wanted: &str) -> bool {
+        self.data()
+            .and_then(|data| text(data.device_type))
+            .is_some_and(|kind| kind == wanted)
+    }
+}
+
+fn list(mut bytes: &[u8]) -> impl Iterator<Item = &str> {
+    core::iter::from_fn(move || {
+        let string = text(bytes)?;
+        bytes = bytes.get(string.len().saturating_add(1)..)?;
+        Some(string)
+    })
+}
+
+/// Big-endian 32-bit cells, taken from the front.
+#[derive(Clone, Copy)]
+pub(crate) struct Cells<'a>(&'a [u8]);
+
+impl Cells<'_> {
+    pub(crate) fn is_empty(self) -> bool {
+        self.0.is_empty()
+    }
+
+    pub(crate) fn bytes(self) -> usize {
+        self.0.len()
+    }
+
+    pub(crate) fn next(&mut self) -> Option<u32> {
+        let cell = be32(self.0, 0)?;
+        self.0 = self.0.get(4..)?;
+        Some(cell)
+    }
+
+    /// A number of `cells` cells; the inner `None` when it needs more than 64 bits.
+    pub(crate) fn number(&mut self, cells: u32) -> Option<Option<u64>> {
+        let mut number = Some(0u64);
+        for _ in 0..cells {
+            let cell = self.next()?;
+            number = number
+                .filter(|high| u32::try_from(*high).is_ok())
+                .map(|high| high << 32 | u64::from(cell));
+        }
+        Some(number)
+    }
+}
