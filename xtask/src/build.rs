@@ -1,0 +1,188 @@
+//! Builds the hypervisors.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use serde::Deserialize;
+
+use crate::board::{Arch, Board};
+use crate::cli::BuildOptions;
+use crate::provide::toolchain::{self, Toolchain};
+use crate::{image, say, workspace};
+
+/// How the compiler is asked to work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Profile {
+    /// Unoptimised.
+    Debug,
+    /// Optimised for size.
+    Release,
+}
+
+/// A built hypervisor.
+#[derive(Debug, Clone)]
+pub(crate) struct Built {
+    /// The ELF with its symbols.
+    pub(crate) elf: PathBuf,
+    /// What QEMU or a boot loader loads.
+    pub(crate) load: PathBuf,
+    /// Bytes that are loaded.
+    pub(crate) size: u64,
+}
+
+impl Arch {
+    /// The hypervisor's package.
+    pub(crate) fn package(self) -> &'static str {
+        match self {
+            Self::Aarch64 => "bulkhead-aarch64",
+            Self::Ppc64 => "bulkhead-ppc64",
+        }
+    }
+
+    /// The argument of cargo's `--target`.
+    pub(crate) fn target(self) -> String {
+        match self {
+            Self::Aarch64 => toolchain::ARM_TARGET.to_owned(),
+            Self::Ppc64 => workspace::root()
+                .join("linker/ppc64le-bulkhead.json")
+                .to_string_lossy()
+                .into_owned(),
+        }
+    }
+}
+
+/// `cargo xtask build`.
+///
+/// # Errors
+/// An unknown board, a missing tool, a failed build.
+pub(crate) fn command(options: &BuildOptions) -> Result<u8> {
+    let arches = match &options.board {
+        Some(name) => vec![Board::load(&workspace::root().join("boards"), name)?.arch],
+        None => Arch::ALL.to_vec(),
+    };
+    let toolchain = toolchain::provide()?;
+    for arch in arches {
+        let start = Instant::now();
+        let built = build(&toolchain, arch, options.profile())?;
+        println!(
+            "{arch}: {} ({} KiB loaded, {:.1} s)",
+            built.load.display(),
+            built.size.div_ceil(1024),
+            start.elapsed().as_secs_f64()
+        );
+    }
+    Ok(0)
+}
+
+/// Builds one hypervisor.
+///
+/// # Errors
+/// The compiler's (which it has shown already), or a linked file that cannot be loaded.
+pub(crate) fn build(toolchain: &Toolchain, arch: Arch, profile: Profile) -> Result<Built> {
+    let mut command = cargo(toolchain, arch, "build");
+    command
+        .arg("--message-format=json-render-diagnostics")
+        .args(["-p", arch.package()]);
+    if profile == Profile::Release {
+        command.arg("--release");
+    }
+    let output = command
+        .stdin(Stdio::null())
+        .stderr(Stdio::inherit())
+        .output()
+        .with_context(|| format!("cannot start {}", toolchain.cargo.display()))?;
+    if !output.status.success() {
+        bail!("the hypervisor for {arch} does not build; the compiler's messages are above");
+    }
+    let elf = executable(&output.stdout)
+        .with_context(|| format!("package {} made no program", arch.package()))?;
+    load_file(arch, elf)
+}
+
+/// A cargo command with what the architecture needs to be compiled.
+pub(crate) fn cargo(toolchain: &Toolchain, arch: Arch, verb: &str) -> Command {
+    let mut command = toolchain.command();
+    command
+        .current_dir(workspace::root())
+        .arg(verb)
+        .arg("--locked");
+    command.args(["--target", &arch.target()]);
+    if arch == Arch::Ppc64 {
+        command.arg("-Zjson-target-spec");
+    }
+    if arch == Arch::Ppc64 || toolchain.builds_std_for_arm() {
+        command.args([
+            "-Zbuild-std=core,alloc,compiler_builtins",
+            "-Zbuild-std-features=compiler-builtins-mem",
+        ]);
+        command.env("RUSTC_BOOTSTRAP", "1");
+    }
+    command
+}
+
+fn load_file(arch: Arch, elf: PathBuf) -> Result<Built> {
+    let file = read(&elf)?;
+    let faulty = || format!("{} cannot be loaded", elf.display());
+    match arch {
+        Arch::Aarch64 => {
+            let image = image::arm64_image(&file).with_context(faulty)?;
+            let load = elf.with_extension("img");
+            workspace::write_whole(&load, &image)?;
+            let size = image.len() as u64;
+            Ok(Built { elf, load, size })
+        }
+        Arch::Ppc64 => {
+            let size = image::loaded_size(&file).with_context(faulty)?;
+            Ok(Built {
+                load: elf.clone(),
+                elf,
+                size,
+            })
+        }
+    }
+}
+
+fn read(path: &Path) -> Result<Vec<u8>> {
+    let file = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+    ensure!(!file.is_empty(), "{} is empty", path.display());
+    Ok(file)
+}
+
+/// The program that cargo's messages name.
+fn executable(messages: &[u8]) -> Option<PathBuf> {
+    #[derive(Deserialize)]
+    struct Message {
+        executable: Option<PathBuf>,
+    }
+    String::from_utf8_lossy(messages)
+        .lines()
+        .filter_map(|line| serde_json::from_str::<Message>(line).ok()?.executable)
+        .next_back()
+}
+
+/// Says what a build came to.
+pub(crate) fn report(arch: Arch, built: &Built) {
+    say!(
+        "{arch} hypervisor: {} KiB, {}",
+        built.size.div_ceil(1024),
+        built.load.display()
+    );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_program_is_found_among_cargos_messages() {
+        let messages = br#"{"reason":"compiler-artifact","executable":null}
+not json
+{"reason":"compiler-artifact","executable":"/t/bulkhead"}
+{"reason":"build-finished","success":true}
+"#;
+        assert_eq!(executable(messages), Some(PathBuf::from("/t/bulkhead")));
+        assert_eq!(executable(b""), None);
+    }
+}

@@ -1,0 +1,186 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::build::Profile;
+
+/// Build, run, test and measure Bulkhead, the hypervisor whose business is DMA.
+///
+/// Every command first provides what it needs and the machine lacks (QEMU 9.2 or newer, compiler
+/// parts, guest kernels), with one line for each thing it does. Begin with `cargo xtask run`.
+#[derive(Debug, Parser)]
+#[command(
+    name = "cargo xtask",
+    bin_name = "cargo xtask",
+    disable_help_subcommand = true
+)]
+#[command(max_term_width = 100)]
+pub(crate) struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Build the hypervisor and boot a board under QEMU, its console on this terminal
+    Run(Box<RunOptions>),
+    /// Build the hypervisor for every board, or for one
+    Build(BuildOptions),
+    /// List what is needed, what is here, and how to get the rest
+    Doctor,
+}
+
+/// Options of `run`.
+#[derive(Debug, Clone, Default, Args)]
+#[command(after_help = "\
+Exit status:
+  0    every --expect was seen; or, without any, the machine powered off and nothing went wrong
+  1    hypervisor panic, failed build, QEMU error, or power-off before the last --expect
+  124  time-out
+
+Keys: the console is raw, every key goes to the guest, except
+  Ctrl-C      ends the run
+  Ctrl-A x    ends the run        Ctrl-A c    sends Ctrl-C        Ctrl-A a    sends Ctrl-A
+
+Examples:
+  cargo xtask run                                  Arm, QEMU `virt`
+  cargo xtask run pseries --cpu power10 --smp 4    POWER
+  cargo xtask run --expect 'verdict 0' --timeout 60 --log console.log
+  cargo xtask run virt -- -device edu              one more PCI device")]
+pub(crate) struct RunOptions {
+    /// A folder of `boards/`
+    #[arg(default_value = "virt")]
+    pub(crate) board: String,
+    /// Guest manifest, in place of the board's own
+    #[arg(long, value_name = "FILE")]
+    pub(crate) guest: Option<PathBuf>,
+    /// Kernel of the first VM, in place of the manifest's
+    #[arg(long, value_name = "FILE")]
+    pub(crate) kernel: Option<PathBuf>,
+    /// Initial RAM disk of the first VM, in place of the manifest's
+    #[arg(long, value_name = "FILE")]
+    pub(crate) initrd: Option<PathBuf>,
+    /// Kernel command line of the first VM, in place of the manifest's
+    #[arg(long, value_name = "STRING", allow_hyphen_values = true)]
+    pub(crate) append: Option<String>,
+    /// Number of CPUs of the machine
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) smp: Option<u32>,
+    /// Memory of the machine: a number with M or G
+    #[arg(long, value_name = "SIZE", value_parser = crate::board::parse_size_argument)]
+    pub(crate) memory: Option<String>,
+    /// CPU model, with QEMU's options for it
+    #[arg(long, value_name = "MODEL")]
+    pub(crate) cpu: Option<String>,
+    /// Firmware variant, on boards that have several (pseries: vof, slof)
+    #[arg(long, value_name = "NAME")]
+    pub(crate) firmware: Option<String>,
+    /// Deterministic instruction counting: the same inputs give the same console, byte for byte
+    #[arg(long)]
+    pub(crate) icount: bool,
+    /// A regular expression to wait for on the console, within a line; repeatable, in order. The
+    /// run ends well with the last one
+    #[arg(long, value_name = "REGEX", value_parser = regex::Regex::new, allow_hyphen_values = true)]
+    pub(crate) expect: Vec<regex::Regex>,
+    /// End the run with status 124 after so long
+    #[arg(long, value_name = "SECONDS", value_parser = parse_seconds)]
+    pub(crate) timeout: Option<std::time::Duration>,
+    /// Write the whole console to a file too
+    #[arg(long, value_name = "FILE")]
+    pub(crate) log: Option<PathBuf>,
+    /// Wait for a debugger on port 1234 before the first instruction
+    #[arg(long)]
+    pub(crate) gdb: bool,
+    /// Build everything, then print the exact QEMU line and start nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Build without optimisation
+    #[arg(long)]
+    pub(crate) debug: bool,
+    /// Further arguments for QEMU
+    #[arg(last = true, value_name = "QEMU ARGS")]
+    pub(crate) qemu_args: Vec<String>,
+}
+
+/// Options of `build`.
+#[derive(Debug, Clone, Args)]
+#[command(after_help = "\
+The result is the optimised build unless --debug is given; `run` and `test` use the optimised one too.")]
+pub(crate) struct BuildOptions {
+    /// A folder of `boards/`; every architecture when left out
+    pub(crate) board: Option<String>,
+    /// Build with optimisation (the default)
+    #[arg(long, conflicts_with = "debug")]
+    pub(crate) release: bool,
+    /// Build without optimisation
+    #[arg(long)]
+    pub(crate) debug: bool,
+}
+
+impl RunOptions {
+    /// The profile that the options ask for.
+    pub(crate) fn profile(&self) -> Profile {
+        if self.debug {
+            Profile::Debug
+        } else {
+            Profile::Release
+        }
+    }
+}
+
+impl BuildOptions {
+    /// The profile that the options ask for.
+    pub(crate) fn profile(&self) -> Profile {
+        if self.debug {
+            Profile::Debug
+        } else {
+            Profile::Release
+        }
+    }
+}
+
+fn parse_seconds(text: &str) -> Result<std::time::Duration, String> {
+    let seconds: f64 = text
+        .parse()
+        .map_err(|_| "a number of seconds is wanted".to_owned())?;
+    std::time::Duration::try_from_secs_f64(seconds)
+        .map_err(|_| "a number of seconds, zero or more, is wanted".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn qemu_arguments_come_after_two_dashes() {
+        let cli = Cli::parse_from(["xtask", "run", "virt", "--", "-device", "edu"]);
+        let Command::Run(options) = cli.command else {
+            panic!("not run: {cli:?}")
+        };
+        assert_eq!(options.qemu_args, ["-device", "edu"]);
+    }
+
+    #[test]
+    fn bad_values_are_refused() {
+        for bad in [
+            &["xtask", "run", "--smp", "0"][..],
+            &["xtask", "run", "--memory", "much"],
+            &["xtask", "run", "--expect", "("],
+            &["xtask", "run", "--timeout", "-1"],
+            &["xtask", "run", "--nonsense"],
+            &["xtask", "sing"],
+        ] {
+            assert!(Cli::try_parse_from(bad).is_err(), "accepted: {bad:?}");
+        }
+    }
+}

@@ -1,0 +1,37 @@
+//! `cargo xtask doctor`.
+
+use anyhow::Result;
+
+use crate::board::{self, Arch, Board};
+use crate::{provide, workspace};
+
+/// Lists every need, what was found and the cure. The status is 1 when something is missing.
+///
+/// # Errors
+/// A faulty board.
+pub(crate) fn doctor() -> Result<u8> {
+    let needs = [
+        provide::toolchain::need(),
+        provide::qemu::need(Arch::Aarch64),
+        provide::qemu::need(Arch::Ppc64),
+    ];
+    let mut status = 0;
+    for need in needs {
+        match need.cure {
+            None => println!("ok       {}: {}", need.what, need.found),
+            Some(cure) => {
+                status = 1;
+                println!(
+                    "missing  {}: {}\n         cure: {cure}",
+                    need.what, need.found
+                );
+            }
+        }
+    }
+    println!("\nboards:");
+    let boards = workspace::root().join("boards");
+    for name in board::names(&boards)? {
+        println!("{name:8} {}", Board::load(&boards, &name)?.summary);
+    }
+    Ok(status)
+}

@@ -1,0 +1,325 @@
+//! apt with lists, cache and sources of our own: the machine's configuration is read, never changed.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context as _, Result, anyhow, bail};
+
+use super::{Version, output_of, sources};
+use crate::{say, shell, workspace};
+
+/// Which packages an [`Apt`] is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Scope {
+    /// Packages for this machine, installed on it.
+    Machine,
+    /// Packages of another architecture, downloaded and unpacked, never installed.
+    #[expect(dead_code, reason = "for guest kernels")]
+    Foreign(&'static str),
+}
+
+/// A private view of the machine's package archive.
+#[derive(Debug)]
+pub(crate) struct Apt {
+    scope: Scope,
+    dir: PathBuf,
+    codename: String,
+    sources: Vec<sources::Source>,
+}
+
+impl Apt {
+    /// Derives the view from the machine's own sources.
+    ///
+    /// # Errors
+    /// No apt, no codename, or no source for it, each with what to do instead.
+    pub(crate) fn new(scope: Scope) -> Result<Self> {
+        if workspace::find_program("apt-get").is_none() {
+            bail!("this machine has no apt");
+        }
+        let release = std::fs::read_to_string("/etc/os-release").context("no /etc/os-release")?;
+        let codename =
+            codename(&release).ok_or_else(|| anyhow!("/etc/os-release has no VERSION_CODENAME"))?;
+        let all = sources::read(Path::new("/etc/apt"))?;
+        let mut sources = sources::of_codename(&all, &codename);
+        let backports = sources::backports(&sources, &codename).ok_or_else(|| {
+            anyhow!("the apt sources of this machine have no suite `{codename}` with `main`")
+        })?;
+        let suite = &backports.suites[0];
+        if !sources.iter().any(|source| source.suites.contains(suite)) {
+            sources.push(backports);
+        }
+        let name = match scope {
+            Scope::Machine => "machine",
+            Scope::Foreign(architecture) => architecture,
+        };
+        let dir = workspace::cache_dir()
+            .join("apt")
+            .join(format!("{codename}-{name}"));
+        Ok(Self {
+            scope,
+            dir,
+            codename,
+            sources,
+        })
+    }
+
+    /// The release's backports suite.
+    pub(crate) fn backports(&self) -> String {
+        format!("{}-backports", self.codename)
+    }
+
+    /// Fetches the package lists.
+    ///
+    /// # Errors
+    /// apt's, which it has shown.
+    pub(crate) fn update(&self) -> Result<()> {
+        for folder in ["lists/partial", "cache/archives/partial", "state"] {
+            let folder = self.dir.join(folder);
+            std::fs::create_dir_all(&folder)
+                .with_context(|| format!("cannot create {}", folder.display()))?;
+        }
+        let architecture = match self.scope {
+            Scope::Machine => own_architecture()?,
+            Scope::Foreign(architecture) => architecture.to_owned(),
+        };
+        let text = sources::deb822(&self.sources, &architecture);
+        workspace::write_whole(&self.sources_file(), text.as_bytes())?;
+        if let Scope::Foreign(_) = self.scope {
+            workspace::write_whole(&self.dir.join("state/status"), b"")?;
+        }
+        self.run(
+            &["update", "--error-on=any"],
+            "cannot fetch the package lists",
+        )
+    }
+
+    /// The version that `suite` (or, without one, the preferences) would install.
+    pub(crate) fn candidate(&self, package: &str, suite: Option<&str>) -> Option<String> {
+        let mut command = self.command("apt-cache");
+        if let Some(suite) = suite {
+            command.args(["-t", suite]);
+        }
+        let policy = output_of(command.args(["policy", package]))?;
+        candidate(&policy).map(str::to_owned)
+    }
+
+    /// Installs packages on the machine.
+    ///
+    /// # Errors
+    /// apt's, which it has shown.
+    pub(crate) fn install(&self, packages: &[&str], suite: Option<&str>) -> Result<()> {
+        let mut args = vec!["install", "--yes", "--no-install-recommends"];
+        args.extend(suite.into_iter().flat_map(|suite| ["-t", suite]));
+        args.extend(packages);
+        let failed = "cannot install the packages";
+        if self.run(&args, failed).is_err() {
+            // An earlier installation may have been cut off half-way.
+            let mut configure = Command::new("dpkg");
+            run(configure.args(["--configure", "-a"]), failed)?;
+            self.run(&args, failed)?;
+        }
+        // What is installed need not be kept as a package too.
+        self.run(&["clean"], "cannot empty the package cache")
+    }
+
+    fn run(&self, args: &[&str], failed: &'static str) -> Result<()> {
+        run(self.command("apt-get").args(args), failed)
+    }
+
+    fn sources_file(&self) -> PathBuf {
+        self.dir.join("bulkhead.sources")
+    }
+
+    fn command(&self, program: &str) -> Command {
+        let mut command = Command::new(program);
+        let mut option = |name: &str, value: &str| {
+            command.arg("-o").arg(format!("{name}={value}"));
+        };
+        let path = |name: &str| self.dir.join(name).to_string_lossy().into_owned();
+        option(
+            "Dir::Etc::SourceList",
+            &self.sources_file().to_string_lossy(),
+        );
+        option("Dir::Etc::SourceParts", "/dev/null");
+        option("Dir::State::Lists", &path("lists"));
+        option("Dir::Cache", &path("cache"));
+        option("Acquire::Languages", "none");
+        option("Acquire::Retries", "3");
+        option(
+            "Acquire::IndexTargets::deb::DEP-11::DefaultEnabled",
+            "false",
+        );
+        option("APT::Sandbox::User", "root");
+        option("DPkg::Lock::Timeout", "600");
+        option("Dpkg::Use-Pty", "0");
+        if let Scope::Foreign(architecture) = self.scope {
+            option("Dir::State", &path("state"));
+            option("Dir::State::status", &path("state/status"));
+            option("APT::Architecture", architecture);
+            option("APT::Architectures", architecture);
+        }
+        command
+            .env("DEBIAN_FRONTEND", "noninteractive")
+            .env("LC_ALL", "C.UTF-8");
+        command
+    }
+}
+
+/// Runs apt or dpkg with their own progress on standard error.
+fn run(command: &mut Command, failed: &'static str) -> Result<()> {
+    let status = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::from(std::io::stderr()))
+        .status()
+        .context(failed)?;
+    if !status.success() {
+        bail!("{failed}: apt's reason is above; once it is removed, the same command goes on");
+    }
+    Ok(())
+}
+
+/// Packages from one suite, for the line that a user without the right to install them is given.
+#[derive(Debug)]
+pub(crate) struct Wanted<'a> {
+    /// The packages.
+    pub(crate) packages: &'a [&'a str],
+    /// Whether they come from backports.
+    pub(crate) from: Suite,
+}
+
+/// Where packages come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Suite {
+    /// The machine's own suites.
+    Default,
+    /// The release's backports.
+    Backports,
+}
+
+impl Apt {
+    /// The one command that makes an administrator's apt install the packages.
+    pub(crate) fn command_for_root(&self, wanted: &Wanted<'_>) -> String {
+        let packages = shell::line(wanted.packages.iter().copied());
+        let install = "apt-get install -y --no-install-recommends";
+        let script = match wanted.from {
+            Suite::Default => format!("apt-get update && {install} {packages}"),
+            Suite::Backports => {
+                let suite = self.backports();
+                let uri = sources::backports(&self.sources, &self.codename)
+                    .and_then(|source| source.uris.into_iter().next())
+                    .unwrap_or_default();
+                format!(
+                    "echo deb {uri} {suite} main >/etc/apt/sources.list.d/{suite}.list && \
+                     apt-get update && {install} -t {suite} {packages}"
+                )
+            }
+        };
+        let root = if workspace::find_program("sudo").is_some() {
+            "sudo sh -c"
+        } else {
+            "su -c"
+        };
+        format!("{root} {}", shell::quote(&script))
+    }
+}
+
+/// Whether we may install packages.
+pub(crate) fn may_install() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+/// Says what is installed and why.
+pub(crate) fn announce(packages: &[&str], from: &str, why: &str) {
+    say!("{why}: installing {} from {from}", packages.join(", "));
+}
+
+fn own_architecture() -> Result<String> {
+    output_of(Command::new("dpkg").arg("--print-architecture"))
+        .context("dpkg does not tell this machine's architecture")
+}
+
+fn codename(release: &str) -> Option<String> {
+    let value = release
+        .lines()
+        .find_map(|line| line.strip_prefix("VERSION_CODENAME="))?;
+    let value = value.trim().trim_matches('"');
+    (!value.is_empty()).then(|| value.to_owned())
+}
+
+fn candidate(policy: &str) -> Option<&str> {
+    let version = policy
+        .lines()
+        .find_map(|line| line.trim().strip_prefix("Candidate: "))?;
+    (version != "(none)").then_some(version)
+}
+
+/// Whether a candidate is at least `least`.
+pub(crate) fn new_enough(candidate: Option<&str>, least: Version) -> bool {
+    candidate
+        .and_then(Version::of_debian)
+        .is_some_and(|version| version >= least)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_codename_is_read_with_or_without_quotes() {
+        assert_eq!(
+            codename("ID=debian\nVERSION_CODENAME=trixie\n").as_deref(),
+            Some("trixie")
+        );
+        assert_eq!(
+            codename("VERSION_CODENAME=\"noble\"").as_deref(),
+            Some("noble")
+        );
+        assert_eq!(codename("VERSION_CODENAME=\n"), None);
+        assert_eq!(codename("ID=arch"), None);
+    }
+
+    #[test]
+    fn the_candidate_is_read_from_the_policy() {
+        let policy = "x:\n  Installed: (none)\n  Candidate: 1:10.0.2+ds\n  Version table:\n";
+        assert_eq!(candidate(policy), Some("1:10.0.2+ds"));
+        assert_eq!(candidate("x:\n  Candidate: (none)\n"), None);
+        assert_eq!(candidate(""), None);
+    }
+
+    #[test]
+    fn candidates_are_judged_by_their_upstream_version() {
+        let least = Version::new(9, 2);
+        assert!(new_enough(Some("1:10.0.2+ds-2"), least));
+        assert!(!new_enough(Some("1:7.2+dfsg-7"), least));
+        assert!(!new_enough(None, least));
+    }
+
+    #[test]
+    fn the_line_for_an_administrator_is_one_shell_command() {
+        let source = sources::Source {
+            uris: vec!["http://deb.example.org/debian".into()],
+            suites: vec!["bookworm".into()],
+            components: vec!["main".into()],
+            signed_by: None,
+        };
+        let apt = Apt {
+            scope: Scope::Machine,
+            dir: "/nowhere".into(),
+            codename: "bookworm".into(),
+            sources: vec![source],
+        };
+        let line = apt.command_for_root(&Wanted {
+            packages: &["qemu-system-arm"],
+            from: Suite::Backports,
+        });
+        assert!(
+            line.contains("-t bookworm-backports qemu-system-arm"),
+            "{line}"
+        );
+        assert!(
+            line.contains("deb http://deb.example.org/debian bookworm-backports main"),
+            "{line}"
+        );
+        assert_eq!(line.lines().count(), 1);
+    }
+}

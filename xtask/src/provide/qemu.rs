@@ -1,0 +1,126 @@
+//! The need for QEMU.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::{Context as _, Result, bail};
+
+use super::apt::{self, Apt, Scope, Suite, Wanted};
+use super::{Need, Version, output_of};
+use crate::board::Arch;
+use crate::workspace;
+
+/// The oldest QEMU whose `virt` machine has an SMMU with both stages.
+pub(crate) const LEAST: Version = Version::new(9, 2);
+
+/// Debian's packages for both architectures.
+const PACKAGES: [&str; 2] = ["qemu-system-arm", "qemu-system-ppc"];
+
+/// A QEMU that was found.
+struct Found {
+    path: PathBuf,
+    version: Option<Version>,
+}
+
+fn find(arch: Arch) -> Option<Found> {
+    let path = workspace::find_program(arch.qemu())?;
+    let version =
+        output_of(Command::new(&path).arg("--version")).and_then(|text| Version::find(&text));
+    Some(Found { path, version })
+}
+
+fn good(arch: Arch) -> Option<PathBuf> {
+    let found = find(arch)?;
+    (found.version? >= LEAST).then_some(found.path)
+}
+
+fn describe(arch: Arch) -> String {
+    match find(arch) {
+        None => format!("no {} in PATH", arch.qemu()),
+        Some(Found {
+            path,
+            version: Some(version),
+        }) => format!("{version}, {}", path.display()),
+        Some(Found {
+            path,
+            version: None,
+        }) => {
+            format!("{} that does not tell its version", path.display())
+        }
+    }
+}
+
+/// The need, for `doctor`.
+pub(crate) fn need(arch: Arch) -> Need {
+    let what = format!("QEMU {}.{} or newer for {arch}", LEAST.major, LEAST.minor);
+    if good(arch).is_some() {
+        Need::met(what, describe(arch))
+    } else {
+        Need::unmet(what, describe(arch), cure())
+    }
+}
+
+fn cure() -> String {
+    match Apt::new(Scope::Machine) {
+        Ok(_) if apt::may_install() => "cargo xtask run installs it".to_owned(),
+        Ok(apt) => apt.command_for_root(&Wanted {
+            packages: &PACKAGES,
+            from: Suite::Backports,
+        }),
+        Err(error) => format!(
+            "{error}: install QEMU {}.{} or newer and put it first in PATH",
+            LEAST.major, LEAST.minor
+        ),
+    }
+}
+
+/// QEMU for the architecture; installed first if it is missing.
+///
+/// # Errors
+/// It is missing and cannot be installed; the message holds the cure.
+pub(crate) fn provide(arch: Arch) -> Result<PathBuf> {
+    if let Some(path) = good(arch) {
+        return Ok(path);
+    }
+    let why = format!(
+        "QEMU {}.{} or newer is needed for {arch} and was not found ({})",
+        LEAST.major,
+        LEAST.minor,
+        describe(arch)
+    );
+    let apt = match Apt::new(Scope::Machine) {
+        Ok(apt) if apt::may_install() => apt,
+        _ => bail!("{why}; the cure:\n  {}", cure()),
+    };
+    crate::say!("{why}; asking the package archive");
+    apt.update()?;
+    let backports = apt.backports();
+    let offered = apt.candidate(PACKAGES[0], None);
+    if apt::new_enough(offered.as_deref(), LEAST) {
+        apt::announce(&PACKAGES, "the machine's own suites", &why);
+        apt.install(&PACKAGES, None)?;
+    } else {
+        let better = apt.candidate(PACKAGES[0], Some(&backports));
+        if !apt::new_enough(better.as_deref(), LEAST) {
+            bail!(
+                "{why}; the archive offers {} and, in {backports}, {}; install a newer QEMU and \
+                 put it first in PATH",
+                offered.as_deref().unwrap_or("none"),
+                better.as_deref().unwrap_or("none")
+            );
+        }
+        apt::announce(
+            &PACKAGES,
+            &format!("{backports} (the release's own is too old)"),
+            &why,
+        );
+        apt.install(&PACKAGES, Some(&backports))?;
+    }
+    good(arch).with_context(|| {
+        format!(
+            "the packages are installed, but what PATH finds first is still {}; remove it or \
+             change PATH",
+            describe(arch)
+        )
+    })
+}

@@ -1,0 +1,105 @@
+//! `cargo xtask run`.
+
+use std::path::PathBuf;
+
+use anyhow::{Result, bail};
+
+use crate::board::Board;
+use crate::build::{self, Built};
+use crate::cli::RunOptions;
+use crate::provide::{self, toolchain};
+use crate::qemu::{self, Files, Line, Start, Time, Variation};
+use crate::session::{self, Input, Output, Plan, Until};
+use crate::terminal::Raw;
+use crate::watch::Watch;
+use crate::{say, workspace};
+
+/// Provides, builds and runs a board.
+///
+/// # Errors
+/// An unknown board or firmware, a missing file or tool, a failed build.
+pub(crate) fn run(options: &RunOptions) -> Result<u8> {
+    let board = Board::load(&workspace::root().join("boards"), &options.board)?;
+    let vary = variation(options);
+    // What can be refused is refused before anything is downloaded or built.
+    board.firmware(vary.firmware.as_deref())?;
+    for file in [&options.guest, &options.kernel, &options.initrd]
+        .into_iter()
+        .flatten()
+    {
+        if !file.is_file() {
+            bail!("there is no file {}", file.display());
+        }
+    }
+    let qemu = provide::qemu::provide(board.arch)?;
+    let toolchain = toolchain::provide()?;
+    let built = build::build(&toolchain, board.arch, options.profile())?;
+    build::report(board.arch, &built);
+    let files = files(&board, &built)?;
+    let line = qemu::line(&qemu, &board, &vary, &files)?;
+    if options.dry_run {
+        println!("{line}");
+        return Ok(0);
+    }
+    if options.gdb {
+        say!(
+            "waiting for a debugger: gdb-multiarch {} -ex 'target remote :1234'",
+            built.elf.display()
+        );
+    }
+    start(options, &line)
+}
+
+fn start(options: &RunOptions, line: &Line) -> Result<u8> {
+    let outcome = {
+        let _raw = Raw::enter();
+        session::run(Plan {
+            line,
+            watch: Watch::new(options.expect.clone(), Vec::new()),
+            until: Until::LastExpectation,
+            timeout: options.timeout,
+            input: Input::Standard,
+            output: Output::Standard,
+            log: options.log.as_deref(),
+        })?
+    };
+    // The guest may have left the cursor inside a line.
+    eprintln!();
+    say!("{}", outcome.reason);
+    Ok(outcome.status)
+}
+
+/// What the options change of the board.
+fn variation(options: &RunOptions) -> Variation {
+    Variation {
+        smp: options.smp,
+        memory: options.memory.clone(),
+        cpu: options.cpu.clone(),
+        firmware: options.firmware.clone(),
+        time: if options.icount {
+            Time::Instructions
+        } else {
+            Time::Wall
+        },
+        start: if options.gdb {
+            Start::ByDebugger
+        } else {
+            Start::AtOnce
+        },
+        args: options.qemu_args.clone(),
+    }
+}
+
+/// The files a board is started with; generated ones are made.
+///
+/// # Errors
+/// Those of the file system.
+pub(crate) fn files(board: &Board, built: &Built) -> Result<Files> {
+    let disks: PathBuf = workspace::target_dir().join("boards").join(&board.name);
+    qemu::make_disks(board, &disks)?;
+    Ok(Files {
+        hypervisor: built.load.clone(),
+        bundle: None,
+        disks,
+    })
+}
