@@ -1,0 +1,203 @@
+//! Memory and device registers by physical address, over the identity map.
+
+use core::ptr::with_exposed_provenance_mut;
+
+use hal::{Mmio, NotMemory, PhysMemory};
+use linked_list_allocator::LockedHeap;
+use types::{Address, Pa, PageSize, Span};
+
+use crate::cpu::identity;
+
+/// The hypervisor's own heap: descriptions of the machine and of VMs, never guest memory.
+const HEAP_BYTES: usize = 512 * 1024;
+
+#[repr(C, align(4096))]
+struct HeapSpace([u8; HEAP_BYTES]);
+
+static mut HEAP_SPACE: HeapSpace = HeapSpace([0; HEAP_BYTES]);
+
+#[global_allocator]
+static HEAP: LockedHeap = LockedHeap::empty();
+
+/// Gives the heap its memory. Called once, by the boot CPU, with the MMU on (locks need it).
+pub(crate) fn start_heap() {
+    let space = (&raw mut HEAP_SPACE).cast::<u8>();
+    // SAFETY: the space is used for nothing else, and this is called once.
+    unsafe { HEAP.lock().init(space, HEAP_BYTES) };
+}
+
+/// Bytes of the heap in use, and its size.
+pub(crate) fn heap_use() -> (usize, usize) {
+    (HEAP.lock().used(), HEAP_BYTES)
+}
+
+/// The machine's RAM, readable and writable where it is mapped.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ram {
+    spans: &'static [Span<Pa>],
+}
+
+impl Ram {
+    /// RAM at `spans`.
+    ///
+    /// # Safety
+    /// The spans must be memory, mapped at their physical addresses as normal memory, and no Rust
+    /// reference may cover any of it, for as long as the value lives.
+    pub(crate) const unsafe fn new(spans: &'static [Span<Pa>]) -> Self {
+        Self { spans }
+    }
+
+    fn check(&self, pa: Pa, bytes: usize) -> Result<usize, NotMemory> {
+        let fail = NotMemory { pa, bytes };
+        let access = match bytes {
+            0 => return Ok(identity(pa)),
+            _ => Span::from_len(pa, bytes as u64).ok_or(fail)?,
+        };
+        match self.spans.iter().any(|span| span.contains_span(access)) {
+            true => Ok(identity(pa)),
+            false => Err(fail),
+        }
+    }
+
+    fn check_word(&self, pa: Pa) -> Result<usize, NotMemory> {
+        match pa.bits().is_multiple_of(8) {
+            true => self.check(pa, 8),
+            false => Err(NotMemory { pa, bytes: 8 }),
+        }
+    }
+}
+
+impl PhysMemory for Ram {
+    fn read(&self, pa: Pa, buffer: &mut [u8]) -> Result<(), NotMemory> {
+        let from = with_exposed_provenance_mut::<u8>(self.check(pa, buffer.len())?);
+        // SAFETY: the range is RAM by `check` and the promise of `new`; the buffer is not in it,
+        // because no reference is.
+        unsafe { core::ptr::copy_nonoverlapping(from, buffer.as_mut_ptr(), buffer.len()) };
+        Ok(())
+    }
+
+    fn write(&self, pa: Pa, bytes: &[u8]) -> Result<(), NotMemory> {
+        let to = with_exposed_provenance_mut::<u8>(self.check(pa, bytes.len())?);
+        // SAFETY: as in `read`.
+        unsafe { core::ptr::copy_nonoverlapping(bytes.as_ptr(), to, bytes.len()) };
+        Ok(())
+    }
+
+    fn read_u64(&self, pa: Pa) -> Result<u64, NotMemory> {
+        let word = with_exposed_provenance_mut::<u64>(self.check_word(pa)?);
+        // SAFETY: an aligned word of RAM.
+        Ok(unsafe { word.read_volatile() })
+    }
+
+    fn write_u64(&self, pa: Pa, value: u64) -> Result<(), NotMemory> {
+        let word = with_exposed_provenance_mut::<u64>(self.check_word(pa)?);
+        // SAFETY: an aligned word of RAM.
+        unsafe { word.write_volatile(value) };
+        Ok(())
+    }
+
+    fn zero(&self, pa: Pa, bytes: usize) -> Result<(), NotMemory> {
+        let start = self.check(pa, bytes)?;
+        let block = zva_bytes();
+        if block == 0 || !start.is_multiple_of(block) || !bytes.is_multiple_of(block) {
+            let to = with_exposed_provenance_mut::<u8>(start);
+            // SAFETY: the range is RAM by `check` and the promise of `new`.
+            unsafe { core::ptr::write_bytes(to, 0, bytes) };
+            return Ok(());
+        }
+        for address in (start..start + bytes).step_by(block) {
+            // SAFETY: zeroes one aligned block of the checked range.
+            unsafe {
+                core::arch::asm!("dc zva, {}", in(reg) address, options(nostack, preserves_flags));
+            };
+        }
+        Ok(())
+    }
+}
+
+/// Bytes that `DC ZVA` clears, or 0 where it is prohibited. [DDI 0487 D19.2.29]
+fn zva_bytes() -> usize {
+    let dczid: usize;
+    // SAFETY: reads an identification register.
+    unsafe {
+        core::arch::asm!("mrs {}, dczid_el0", out(reg) dczid, options(nomem, nostack));
+    };
+    if dczid & 0x10 != 0 {
+        0
+    } else {
+        4 << (dczid & 0xf)
+    }
+}
+
+/// The registers of one device.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Registers {
+    base: usize,
+    bytes: usize,
+}
+
+impl Registers {
+    /// The registers at `span`.
+    ///
+    /// # Safety
+    /// The span must be a device's registers, mapped at their physical addresses as device memory,
+    /// and whatever is written through the value must be the owner's right.
+    pub(crate) unsafe fn new(span: Span<Pa>) -> Self {
+        debug_assert!(span.start().is_aligned(PageSize::SIZE_4K));
+        let bytes = span
+            .len()
+            .and_then(|len| usize::try_from(len).ok())
+            .unwrap_or(usize::MAX);
+        Self {
+            base: identity(span.start()),
+            bytes,
+        }
+    }
+
+    fn at<T>(&self, offset: usize) -> *mut T {
+        let width = size_of::<T>();
+        assert!(
+            offset.is_multiple_of(width) && offset <= self.bytes - width,
+            "register offset {offset:#x} is not in the device at {:#x}",
+            self.base
+        );
+        with_exposed_provenance_mut(self.base + offset)
+    }
+}
+
+/// One load or store instruction, of the kind that reports a complete syndrome when a hypervisor
+/// below traps it: no pairs, no write-back.
+macro_rules! accessors {
+    ($($read:ident $write:ident $int:ty, $load:literal, $store:literal;)*) => {
+        impl Mmio for Registers {
+            $(
+                fn $read(&self, offset: usize) -> $int {
+                    let address = self.at::<$int>(offset);
+                    let value: $int;
+                    // SAFETY: an aligned register inside the device, by `at`.
+                    unsafe {
+                        core::arch::asm!($load, value = out(reg) value, address = in(reg) address,
+                            options(nostack, preserves_flags));
+                    };
+                    value
+                }
+
+                fn $write(&self, offset: usize, value: $int) {
+                    let address = self.at::<$int>(offset);
+                    // SAFETY: an aligned register inside the device, by `at`.
+                    unsafe {
+                        core::arch::asm!($store, value = in(reg) value, address = in(reg) address,
+                            options(nostack, preserves_flags));
+                    };
+                }
+            )*
+        }
+    };
+}
+
+accessors! {
+    read8 write8 u8, "ldrb {value:w}, [{address}]", "strb {value:w}, [{address}]";
+    read16 write16 u16, "ldrh {value:w}, [{address}]", "strh {value:w}, [{address}]";
+    read32 write32 u32, "ldr {value:w}, [{address}]", "str {value:w}, [{address}]";
+    read64 write64 u64, "ldr {value:x}, [{address}]", "str {value:x}, [{address}]";
+}

@@ -1,0 +1,33 @@
+//! Register offsets from the base of page 0. All registers are 32 bits wide unless said otherwise.
+//! [IHI 0070 §6.2]
+
+/// Features: stages, tables, attributes.
+pub const IDR0: usize = 0x00;
+/// Sizes of stream IDs, substream IDs and queues.
+pub const IDR1: usize = 0x04;
+/// ATOS page offset.
+pub const IDR2: usize = 0x08;
+/// Features added by later minor versions.
+pub const IDR3: usize = 0x0c;
+/// Implementation defined.
+pub const IDR4: usize = 0x10;
+/// Address sizes and granules.
+pub const IDR5: usize = 0x14;
+/// Implementer, product, revision.
+pub const IIDR: usize = 0x18;
+/// Architecture version: bits 3:0 are the minor of 3.x.
+pub const AIDR: usize = 0x1c;
+/// Enables of the SMMU and its queues.
+pub const CR0: usize = 0x20;
+/// `CR0` as it has taken effect.
+pub const CR0ACK: usize = 0x24;
+/// What the SMMU does with traffic while it is disabled.
+pub const GBPA: usize = 0x44;
+/// Enables of interrupts.
+pub const IRQ_CTRL: usize = 0x50;
+/// `IRQ_CTRL` as it has taken effect.
+pub const IRQ_CTRLACK: usize = 0x54;
+/// Global errors: a bit that differs from [`GERRORN`] is active.
+pub const GERROR: usize = 0x60;
+/// Global errors acknowledged.
+pub const GERRORN: usize = 0x64;
