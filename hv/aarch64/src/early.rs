@@ -4,48 +4,87 @@ use core::fmt::Write;
 
 use boot::Verdict;
 use dtoolkit::fdt::Fdt;
-use types::{Address, Pa, PageSize, Span};
+use types::{Pa, Span};
 
 use crate::console::{self, LastWords};
 use crate::cpu::identity;
+use crate::mmu::{Map, Use};
 use crate::panic;
 
-/// The largest device tree we read; the boot protocol allows 2 MiB.
-const MAX_FDT_BYTES: u64 = 2 * 1024 * 1024;
+/// The largest device tree that is read. The boot protocol allows 2 MiB; more is read as well, as
+/// long as it is plausible.
+const MAX_FDT_BYTES: u32 = 16 * 1024 * 1024;
 
-/// Magic number of a flattened device tree.
+/// Magic number of a flattened device tree. [Devicetree Specification v0.4 §5.2]
 const FDT_MAGIC: u32 = 0xd00d_feed;
 
-pub(crate) extern "C" fn main(fdt: u64) -> ! {
-    let span = match fdt_span(fdt) {
-        Ok(span) => span,
-        // Without a tree there is no console to complain on.
-        Err(()) => panic::power_off(),
+/// What the early code hands on.
+pub(crate) struct Handover {
+    /// The device tree, mapped read-only.
+    pub(crate) fdt: &'static [u8],
+    /// Where it lies.
+    pub(crate) fdt_span: Span<Pa>,
+    /// The map in use.
+    pub(crate) map: Map,
+    /// The counter at entry.
+    pub(crate) entry_ticks: u64,
+}
+
+pub(crate) extern "C" fn main(fdt: u64, entry_ticks: u64) -> ! {
+    // Without a tree there is no console to complain on.
+    let Ok(fdt_span) = fdt_span(fdt) else {
+        panic::power_off()
     };
     // SAFETY: `fdt_span` has seen the header there, and nobody writes to it.
-    let blob = unsafe { blob(span) };
-    let _ = blob;
-    crate::run(span)
+    let fdt = unsafe { blob(fdt_span) };
+    let map = Map::new().and_then(|mut map| {
+        map.identity(fdt_span, Use::Constants)?;
+        Ok(map)
+    });
+    let Ok(map) = map else {
+        complain(fdt, "no room for the first page tables")
+    };
+    // SAFETY: the image is mapped, with the stack and all data in use, and so is the tree.
+    unsafe { map.enable() };
+    map.mark_live();
+    crate::run(Handover {
+        fdt,
+        fdt_span,
+        map,
+        entry_ticks,
+    })
 }
 
 /// Entered at another exception level than EL2: say so and stop.
 pub(crate) extern "C" fn wrong_level(fdt: u64, level: u64) -> ! {
     panic::use_hvc();
-    if let Ok(span) = fdt_span(fdt) {
-        // SAFETY: as in `main`.
-        let blob = unsafe { blob(span) };
-        if let Some(base) = Fdt::new(blob).ok().and_then(console::find) {
-            // SAFETY: the device tree says a PL011 is there, and the MMU is off.
-            let mut out = unsafe { LastWords::at(base) };
-            let _ = writeln!(
-                out,
-                "bulkhead: entered at EL{level}; it must be entered at EL2 \
-                 (QEMU: -M virt,virtualization=on; U-Boot and firmware: do not drop to EL1)"
-            );
-            let _ = writeln!(out, "{}", Verdict::Fatal("not entered at EL2"));
-        }
+    let Ok(span) = fdt_span(fdt) else {
+        panic::power_off()
+    };
+    // SAFETY: as in `main`.
+    let fdt = unsafe { blob(span) };
+    if let Some(mut out) = console_before_map(fdt) {
+        let _ = writeln!(
+            out,
+            "bulkhead: entered at EL{level}, which is not EL2. With QEMU add virtualization=on to \
+             -M virt; with U-Boot or other firmware, let it enter the image at EL2."
+        );
+    }
+    complain(fdt, "not entered at EL2")
+}
+
+/// Ends the run before there is a map.
+fn complain(fdt: &[u8], reason: &str) -> ! {
+    if let Some(mut out) = console_before_map(fdt) {
+        let _ = writeln!(out, "{}", Verdict::Fatal(reason));
     }
     panic::power_off()
+}
+
+fn console_before_map(fdt: &[u8]) -> Option<LastWords> {
+    let base = Fdt::new(fdt).ok().and_then(console::find)?;
+    // SAFETY: the tree says a PL011 is there, and the MMU is off.
+    Some(unsafe { LastWords::at(base) })
 }
 
 /// Where the tree lies, by its header.
@@ -58,7 +97,7 @@ fn fdt_span(fdt: u64) -> Result<Span<Pa>, ()> {
     // SAFETY: whoever entered us promises a tree at x0; reading two aligned words of it is the
     // least that can be done to check.
     let [magic, total] = unsafe { header.read_volatile() }.map(u32::from_be);
-    if magic != FDT_MAGIC || u64::from(total) > MAX_FDT_BYTES {
+    if magic != FDT_MAGIC || total > MAX_FDT_BYTES {
         return Err(());
     }
     Span::from_len(pa, total.into()).ok_or(())

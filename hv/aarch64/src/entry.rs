@@ -34,6 +34,7 @@ _head:
 _start:
     msr     daifset, #0xf
     mov     x19, x0                         // FDT
+    mrs     x20, cntpct_el0                 // when we were entered
 
     adrp    x9, __boot_stack_top
     add     x9, x9, :lo12:__boot_stack_top
@@ -83,6 +84,7 @@ _start:
     adrp    x1, __image_end
     bl      invalidate_range
     mov     x0, x19
+    mov     x1, x20
     bl      {early}
     b       .
 5:

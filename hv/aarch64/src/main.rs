@@ -11,34 +11,76 @@ mod cpu;
 mod early;
 mod entry;
 mod exception;
+mod features;
 mod image;
 mod memory;
+mod mmu;
 mod panic;
+mod self_test;
 mod smp;
+mod survey;
 
-use boot::{Logger, Verdict};
+use boot::{Logger, Options, Verdict};
+use console::{Pl011, SystemCounter};
 use dtoolkit::fdt::Fdt;
-use types::{Pa, Span};
+use early::Handover;
+use machine::Machine;
+use types::{PageSize, Span};
 
-fn run(fdt: Span<Pa>) -> ! {
-    // SAFETY: x
-    let blob = unsafe { early::blob(fdt) };
+static LOGGER: spin::Once<Logger<Pl011, SystemCounter>> = spin::Once::new();
+
+/// Everything after the MMU is on.
+fn run(handover: Handover) -> ! {
+    let Handover {
+        fdt,
+        fdt_span,
+        mut map,
+        entry_ticks,
+    } = handover;
     memory::start_heap();
-    let f = Fdt::new(blob).unwrap();
-    let uart = console::find(f).unwrap();
-    unsafe { console::start(uart) };
-    static LOGGER: Logger<console::Pl011, console::SystemCounter> =
-        Logger::new(console::Pl011, console::SystemCounter, 0);
-    log::set_logger(&LOGGER).unwrap();
+    cpu::adopt(smp::boot_cpu());
+    start_console(fdt, &mut map);
+    let logger = LOGGER.call_once(|| Logger::new(Pl011, SystemCounter, entry_ticks));
+    // Fails only if there is a logger already, and there is none.
+    let _ = log::set_logger(logger);
     log::set_max_level(log::LevelFilter::Info);
-    log::info!("hello");
-    let options =
-        boot::Options::parse(f.chosen().unwrap().bootargs().unwrap().unwrap_or(""), |u| {
-            log::warn!("{u:?}")
-        });
-    if options.self_test.is_some() {
-        unsafe { (0x0 as *const u8).read_volatile() };
-        panic!("test");
+    log::info!("Bulkhead {} on Arm, EL2", env!("CARGO_PKG_VERSION"));
+
+    let machine = match Machine::from_fdt(fdt) {
+        Ok(machine) => machine,
+        Err(error) => {
+            log::error!("device tree: {error}");
+            panic::end(Verdict::Fatal("the device tree cannot be used"));
+        }
+    };
+    let bootargs = machine.chosen.bootargs.as_deref().unwrap_or_default();
+    let options = Options::parse(bootargs, |word| {
+        log::warn!("command line: {} is not an option; ignored", word.0);
+    });
+    log::set_max_level(options.log);
+    if let Some(test) = options.self_test {
+        self_test::provoke(test);
     }
-    panic::end(Verdict::Good("nothing to run"))
+    let holdings = survey::take(&machine, fdt_span, map);
+    log::info!(
+        "report: complete, {} frames free",
+        holdings.frames.free_frames()
+    );
+    if !holdings.all_locked() {
+        panic::end(Verdict::Fatal("an SMMU does not abort any more"));
+    }
+    panic::end(Verdict::Good("report complete, no VM to run"))
+}
+
+/// Makes the PL011 that the tree names the console. Without one the hypervisor runs silently.
+fn start_console(fdt: &[u8], map: &mut mmu::Map) {
+    let Some(base) = Fdt::new(fdt).ok().and_then(console::find) else {
+        return;
+    };
+    let registers = Span::from_len(base, PageSize::SIZE_4K.bytes());
+    if registers.is_some_and(|registers| map.identity(registers, mmu::Use::Device).is_ok()) {
+        // SAFETY: the tree says that a PL011 is there; it is mapped now, and only the console uses
+        // it.
+        unsafe { console::start(base) };
+    }
 }
