@@ -30,6 +30,10 @@ pub(crate) enum Command {
     Run(Box<RunOptions>),
     /// Build the hypervisor for every board, or for one
     Build(BuildOptions),
+    /// Run the tests: on the host, then on the boards
+    Test(TestOptions),
+    /// Check format, lints and documentation; warnings are errors
+    Lint,
     /// List what is needed, what is here, and how to get the rest
     Doctor,
 }
@@ -119,6 +123,26 @@ pub(crate) struct BuildOptions {
     /// Build without optimisation
     #[arg(long)]
     pub(crate) debug: bool,
+}
+
+/// Options of `test`.
+#[derive(Debug, Clone, Args)]
+#[command(after_help = "\
+The last line is `N passed, N failed, N skipped`; the exit status is 0 when none failed.
+A failed board test shows the end of its console and the command that repeats it alone.
+
+Examples:
+  cargo xtask test                       everything, a sample of the large matrices
+  cargo xtask test host smmu             host tests with `smmu` in their name
+  cargo xtask test virt pseries          both boards
+  cargo xtask test virt 'smp 8' --full    every combination with 8 CPUs")]
+pub(crate) struct TestOptions {
+    /// Tiers (`host`, boards) and then, last, a part of the names of the tests to run
+    #[arg(value_name = "host|BOARD|FILTER")]
+    pub(crate) words: Vec<String>,
+    /// Every combination of the large matrices, not a sample in which every pair occurs
+    #[arg(long)]
+    pub(crate) full: bool,
 }
 
 impl RunOptions {

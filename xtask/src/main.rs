@@ -10,11 +10,13 @@ mod child;
 mod cli;
 mod doctor;
 mod image;
+mod lint;
 mod provide;
 mod qemu;
 mod run;
 mod session;
 mod shell;
+mod suite;
 mod terminal;
 mod watch;
 mod workspace;
@@ -34,6 +36,8 @@ fn main() -> ExitCode {
     let result = match cli.command {
         cli::Command::Run(options) => run::run(&options),
         cli::Command::Build(options) => build::command(&options),
+        cli::Command::Test(options) => suite::command(&options),
+        cli::Command::Lint => lint::lint(),
         cli::Command::Doctor => doctor::doctor(),
     };
     match result {

@@ -38,7 +38,6 @@ pub(crate) enum Output {
     /// Our own standard output; QEMU's messages to standard error.
     Standard,
     /// Nowhere.
-    #[cfg_attr(not(test), expect(dead_code, reason = "for the board tests"))]
     Nothing,
 }
 
@@ -48,7 +47,6 @@ pub(crate) enum Until {
     /// With the last expectation; without any, with the power-off.
     LastExpectation,
     /// With the power-off, whose verdict has this status.
-    #[cfg_attr(not(test), expect(dead_code, reason = "for the board tests"))]
     Verdict(u64),
 }
 

@@ -246,6 +246,42 @@ pub(crate) fn provide() -> Result<Toolchain> {
     })
 }
 
+/// Adds clippy and rustfmt where rustup has not installed them.
+///
+/// # Errors
+/// They are missing and cannot be fetched.
+pub(crate) fn provide_lints() -> Result<()> {
+    for (program, component) in [("cargo-clippy", "clippy"), ("cargo-fmt", "rustfmt")] {
+        let works = output_of(Command::new(program).arg("--version")).is_some();
+        if works {
+            continue;
+        }
+        let Some(name) = rustup_toolchain() else {
+            bail!("{component} is missing, and there is no rustup to fetch it");
+        };
+        add(&["component", "add", component], &name)?;
+    }
+    Ok(())
+}
+
+fn add(part: &[&str; 3], name: &str) -> Result<()> {
+    say!(
+        "toolchain {name} has no {}: fetching it with rustup",
+        part[2]
+    );
+    let status = Command::new("rustup")
+        .args(part)
+        .args(["--toolchain", name])
+        .stdin(Stdio::null())
+        .stdout(Stdio::from(std::io::stderr()))
+        .status()
+        .context("cannot start rustup")?;
+    if !status.success() {
+        bail!("rustup could not fetch {}", part[2]);
+    }
+    Ok(())
+}
+
 fn complete_rustup(name: &str) -> Result<Toolchain> {
     let sysroot = Sysroot::of(&rustc()).context("rustc does not run")?;
     if sysroot.version < LEAST {
@@ -255,20 +291,7 @@ fn complete_rustup(name: &str) -> Result<Toolchain> {
         );
     }
     for part in missing_parts(&sysroot) {
-        say!(
-            "toolchain {name} has no {}: fetching it with rustup",
-            part[2]
-        );
-        let status = Command::new("rustup")
-            .args(part)
-            .args(["--toolchain", name])
-            .stdin(Stdio::null())
-            .stdout(Stdio::from(std::io::stderr()))
-            .status()
-            .context("cannot start rustup")?;
-        if !status.success() {
-            bail!("rustup could not fetch {}", part[2]);
-        }
+        add(&part, name)?;
     }
     own().context("rustup has fetched everything, but the toolchain is still not complete")
 }

@@ -1,0 +1,84 @@
+//! `cargo xtask lint`: what is checked of the sources without running them.
+
+use std::process::{Command, Stdio};
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::board::Arch;
+use crate::provide::toolchain::{self, Toolchain};
+use crate::suite::host;
+use crate::{build, say};
+
+/// Checks format, lints and documentation; any warning is an error.
+///
+/// # Errors
+/// A check that fails; its messages are shown.
+pub(crate) fn lint() -> Result<u8> {
+    toolchain::provide_lints()?;
+    let toolchain = toolchain::provide()?;
+    let mut packages = Vec::new();
+    for package in host::packages()? {
+        packages.extend(["-p".to_owned(), package]);
+    }
+    check("format", host::cargo().args(["fmt", "--all", "--check"]))?;
+    check(
+        "clippy, host crates",
+        host::cargo()
+            .args(["clippy", "--quiet", "--locked", "--all-targets"])
+            .args(&packages)
+            .args(["--", "-Dwarnings"]),
+    )?;
+    for arch in Arch::ALL {
+        check(
+            &format!("clippy, {arch}"),
+            clippy(&toolchain, arch).args(["--", "-Dwarnings"]),
+        )?;
+    }
+    check(
+        "documentation, host crates",
+        host::cargo()
+            .args([
+                "doc",
+                "--quiet",
+                "--locked",
+                "--no-deps",
+                "--document-private-items",
+            ])
+            .args(&packages)
+            .env("RUSTDOCFLAGS", "-Dwarnings"),
+    )?;
+    for arch in Arch::ALL {
+        let mut doc = build::cargo(&toolchain, arch, "doc");
+        doc.args([
+            "--quiet",
+            "--no-deps",
+            "--document-private-items",
+            "-p",
+            arch.package(),
+        ]);
+        check(
+            &format!("documentation, {arch}"),
+            doc.env("RUSTDOCFLAGS", "-Dwarnings"),
+        )?;
+    }
+    say!("lint: all clean");
+    Ok(0)
+}
+
+fn clippy(toolchain: &Toolchain, arch: Arch) -> Command {
+    let mut command = build::cargo(toolchain, arch, "clippy");
+    command.args(["--quiet", "--release", "-p", arch.package()]);
+    command
+}
+
+fn check(what: &str, command: &mut Command) -> Result<()> {
+    say!("lint: {what}");
+    let status = command
+        .stdin(Stdio::null())
+        .status()
+        .context("cannot start cargo")?;
+    if !status.success() {
+        bail!("lint: {what}: not clean; the messages are above");
+    }
+    Ok(())
+}

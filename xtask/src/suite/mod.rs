@@ -1,0 +1,189 @@
+//! `cargo xtask test`: host tests, then boards under QEMU.
+
+mod cases;
+pub(crate) mod host;
+mod pairwise;
+mod runner;
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use anyhow::{Result, bail};
+
+use crate::board::{self, Board};
+use crate::cli::TestOptions;
+use crate::{say, workspace};
+
+/// How many tests came to what.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Tally {
+    /// Proved what they are for.
+    pub(crate) passed: u64,
+    /// Did not.
+    pub(crate) failed: u64,
+    /// Not run, with a reason shown.
+    pub(crate) skipped: u64,
+}
+
+impl std::ops::AddAssign for Tally {
+    fn add_assign(&mut self, other: Self) {
+        self.passed += other.passed;
+        self.failed += other.failed;
+        self.skipped += other.skipped;
+    }
+}
+
+impl fmt::Display for Tally {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} passed, {} failed, {} skipped",
+            self.passed, self.failed, self.skipped
+        )
+    }
+}
+
+/// How much of a large matrix is run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Extent {
+    /// A sample in which every pair of values occurs.
+    Pairs,
+    /// Every combination.
+    Full,
+}
+
+/// What of the tests is run.
+#[derive(Debug, PartialEq, Eq)]
+struct Selection {
+    host: bool,
+    boards: Vec<String>,
+    filter: Option<String>,
+}
+
+impl Selection {
+    /// Reads `[host|BOARD…] [FILTER]`.
+    fn parse(words: &[String], known: &[String]) -> Result<Self> {
+        let mut selection = Self {
+            host: false,
+            boards: Vec::new(),
+            filter: None,
+        };
+        for word in words {
+            if let Some(filter) = &selection.filter {
+                bail!(
+                    "`{filter}` is no board, so it is the filter and the last word, but `{word}` \
+                     follows; the boards are: {}",
+                    known.join(", ")
+                );
+            }
+            if word == "host" {
+                selection.host = true;
+            } else if known.contains(word) {
+                selection.boards.push(word.clone());
+            } else {
+                selection.filter = Some(word.clone());
+            }
+        }
+        if !selection.host && selection.boards.is_empty() {
+            selection.host = true;
+            selection.boards = known.to_vec();
+        }
+        Ok(selection)
+    }
+}
+
+/// Runs the tests.
+///
+/// # Errors
+/// A wrong selection, or something missing that the tests need.
+pub(crate) fn command(options: &TestOptions) -> Result<u8> {
+    let folder = workspace::root().join("boards");
+    let known = board::names(&folder)?;
+    let selection = Selection::parse(&options.words, &known)?;
+    let filter = selection.filter.as_deref();
+    let extent = if options.full {
+        Extent::Full
+    } else {
+        Extent::Pairs
+    };
+
+    let mut tally = Tally::default();
+    let mut chosen = Vec::new();
+    let mut boards = BTreeMap::new();
+    for name in &selection.boards {
+        let board = Board::load(&folder, name)?;
+        let cases = cases::of_board(name, extent);
+        if cases.is_empty() {
+            say!("board {name} has no tests");
+        }
+        chosen.extend(
+            cases
+                .into_iter()
+                .filter(|case| filter.is_none_or(|f| case.name.contains(f))),
+        );
+        boards.insert(name.clone(), board);
+    }
+    if selection.host {
+        tally += host::run(filter)?;
+    }
+    if !chosen.is_empty() {
+        tally += runner::run(chosen, &boards)?;
+    }
+    if tally == Tally::default() {
+        let filter = filter.unwrap_or_default();
+        bail!(
+            "no test has `{filter}` in its name; the tiers are: host, {}",
+            known.join(", ")
+        );
+    }
+    println!("{tally}");
+    Ok(u8::from(tally.failed > 0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn select(words: &[&str]) -> Result<Selection> {
+        let owned = |words: &[&str]| {
+            words
+                .iter()
+                .map(|&word| word.to_owned())
+                .collect::<Vec<_>>()
+        };
+        Selection::parse(&owned(words), &owned(&["pseries", "virt"]))
+    }
+
+    #[test]
+    fn bare_means_everything() {
+        let all = select(&[]).unwrap();
+        assert!(all.host && all.boards == ["pseries", "virt"] && all.filter.is_none());
+        let filtered = select(&["report"]).unwrap();
+        assert!(filtered.host && filtered.boards.len() == 2);
+        assert_eq!(filtered.filter.as_deref(), Some("report"));
+    }
+
+    #[test]
+    fn tiers_narrow_and_the_filter_comes_last() {
+        let some = select(&["virt", "8 CPUs"]).unwrap();
+        assert!(!some.host && some.boards == ["virt"]);
+        let host = select(&["host"]).unwrap();
+        assert!(host.host && host.boards.is_empty());
+        assert!(select(&["report", "virt"]).is_err());
+    }
+
+    #[test]
+    fn the_last_line_is_the_contract() {
+        let mut tally = Tally {
+            passed: 3,
+            failed: 0,
+            skipped: 1,
+        };
+        tally += Tally {
+            passed: 1,
+            failed: 2,
+            skipped: 0,
+        };
+        assert_eq!(tally.to_string(), "4 passed, 2 failed, 1 skipped");
+    }
+}

@@ -1,0 +1,320 @@
+//! Runs the board tests, two machines at a time.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::{Mutex, PoisonError, mpsc};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use regex::Regex;
+
+use super::Tally;
+use super::cases::{Case, Check, Company};
+use crate::board::{Arch, Board};
+use crate::build::{self, Built, Profile};
+use crate::provide::{self, toolchain};
+use crate::qemu::{self, Line};
+use crate::session::{self, Input, Outcome, Output, Plan, Until};
+use crate::watch::Watch;
+use crate::{run, say, shell, workspace};
+
+/// Machines at a time.
+const WORKERS: usize = 2;
+/// Lines of the console that are shown of a failed run.
+const TAIL: usize = 30;
+
+/// What the cases of one architecture need.
+struct Tools {
+    qemu: PathBuf,
+    built: Built,
+}
+
+/// Runs the cases.
+///
+/// # Errors
+/// Something that they all need is missing.
+pub(super) fn run(cases: Vec<Case>, boards: &BTreeMap<String, Board>) -> Result<Tally> {
+    let start = Instant::now();
+    let mut tools: BTreeMap<Arch, Tools> = BTreeMap::new();
+    let toolchain = toolchain::provide()?;
+    for board in boards.values() {
+        if tools.contains_key(&board.arch) || cases.iter().all(|case| case.board != board.name) {
+            continue;
+        }
+        let qemu = provide::qemu::provide(board.arch)?;
+        let built = build::build(&toolchain, board.arch, Profile::Release)?;
+        build::report(board.arch, &built);
+        tools.insert(board.arch, Tools { qemu, built });
+    }
+    let bench = Bench { boards, tools };
+    let count = cases.len();
+    say!("{count} board tests, {WORKERS} at a time");
+    let (alone, shared): (Vec<_>, Vec<_>) = cases
+        .into_iter()
+        .partition(|case| case.company == Company::Alone);
+    let mut tally = bench.run_all(shared, WORKERS);
+    tally += bench.run_all(alone, 1);
+    say!(
+        "{count} board tests took {:.0} s",
+        start.elapsed().as_secs_f64()
+    );
+    Ok(tally)
+}
+
+struct Bench<'a> {
+    boards: &'a BTreeMap<String, Board>,
+    tools: BTreeMap<Arch, Tools>,
+}
+
+impl Bench<'_> {
+    fn run_all(&self, cases: Vec<Case>, workers: usize) -> Tally {
+        let queue = Mutex::new(VecDeque::from(cases));
+        let (sender, results) = mpsc::channel();
+        let mut tally = Tally::default();
+        std::thread::scope(|scope| {
+            for _ in 0..workers {
+                let (sender, queue) = (sender.clone(), &queue);
+                scope.spawn(move || {
+                    loop {
+                        let next = queue
+                            .lock()
+                            .unwrap_or_else(PoisonError::into_inner)
+                            .pop_front();
+                        let Some(case) = next else { break };
+                        let start = Instant::now();
+                        let result = self.run_one(&case);
+                        if sender.send((case, start.elapsed(), result)).is_err() {
+                            break;
+                        }
+                    }
+                });
+            }
+            drop(sender);
+            for (case, took, result) in results {
+                report(&case, took, &result);
+                match result {
+                    Ok(()) => tally.passed += 1,
+                    Err(_) => tally.failed += 1,
+                }
+            }
+        });
+        tally
+    }
+
+    fn run_one(&self, case: &Case) -> Result<()> {
+        match &case.check {
+            Check::Run => {
+                let log = log_path(case, "");
+                let outcome = self.boot(case, &log)?;
+                judge(&outcome, &log)
+            }
+            Check::SameTwice => {
+                let logs = [log_path(case, "-1"), log_path(case, "-2")];
+                for log in &logs {
+                    judge(&self.boot(case, log)?, log)?;
+                }
+                same(&logs[0], &logs[1])
+            }
+            Check::Refused {
+                args,
+                qemu_version,
+                message,
+            } => refused(args, *qemu_version, message),
+        }
+    }
+
+    fn boot(&self, case: &Case, log: &Path) -> Result<Outcome> {
+        let board = self
+            .boards
+            .get(case.board)
+            .with_context(|| format!("board `{}` was not loaded", case.board))?;
+        let tools = self
+            .tools
+            .get(&board.arch)
+            .context("its tools were not provided")?;
+        let mut board = board.clone();
+        if case.bare {
+            board.disks.clear();
+        }
+        let files = run::files(&board, &tools.built)?;
+        let line: Line = qemu::line(&tools.qemu, &board, &case.vary, &files)?;
+        session::run(Plan {
+            line: &line,
+            watch: Watch::new(regexes(&case.expects)?, regexes(&case.forbids)?),
+            until: Until::Verdict(case.verdict),
+            timeout: Some(case.timeout),
+            input: Input::Nothing,
+            output: Output::Nothing,
+            log: Some(log),
+        })
+    }
+}
+
+fn regexes(patterns: &[String]) -> Result<Vec<Regex>> {
+    patterns
+        .iter()
+        .map(|pattern| {
+            Regex::new(pattern).with_context(|| format!("faulty expression `{pattern}`"))
+        })
+        .collect()
+}
+
+fn judge(outcome: &Outcome, log: &Path) -> Result<()> {
+    if outcome.status == 0 {
+        return Ok(());
+    }
+    let mut text = outcome.reason.clone();
+    for line in outcome.messages.lines().take(TAIL) {
+        text.push_str(&format!("\n    qemu: {line}"));
+    }
+    let console = fs::read(log).unwrap_or_default();
+    let console = String::from_utf8_lossy(&console);
+    let lines: Vec<&str> = console.lines().collect();
+    for line in lines.iter().skip(lines.len().saturating_sub(TAIL)) {
+        text.push_str(&format!("\n    | {line}"));
+    }
+    text.push_str(&format!("\n    the whole console: {}", log.display()));
+    bail!(text)
+}
+
+fn same(first: &Path, second: &Path) -> Result<()> {
+    let read =
+        |path: &Path| fs::read(path).with_context(|| format!("cannot read {}", path.display()));
+    let (a, b) = (read(first)?, read(second)?);
+    ensure!(!a.is_empty(), "both consoles are empty");
+    if a == b {
+        return Ok(());
+    }
+    let (a, b) = (String::from_utf8_lossy(&a), String::from_utf8_lossy(&b));
+    let pair = a
+        .lines()
+        .zip(b.lines())
+        .enumerate()
+        .find(|(_, (a, b))| a != b);
+    match pair {
+        Some((line, (a, b))) => {
+            bail!(
+                "the consoles differ in line {}:\n    1 {a}\n    2 {b}",
+                line + 1
+            )
+        }
+        None => bail!(
+            "one console is longer: compare {} {}",
+            first.display(),
+            second.display()
+        ),
+    }
+}
+
+/// Runs this very tool with something wrong and wants a refusal that says what.
+fn refused(args: &[String], qemu_version: Option<&str>, message: &str) -> Result<()> {
+    let tool = std::env::current_exe().context("cannot find this program's own file")?;
+    let mut command = Command::new(&tool);
+    command.args(args).stdin(Stdio::null());
+    let stand_in = qemu_version.map(StandIn::new).transpose()?;
+    if let Some(stand_in) = &stand_in {
+        // Nothing else in PATH, apt least of all: it must not cure what we want to see.
+        command.env("PATH", &stand_in.0);
+    }
+    let output = command.output().context("cannot start this program")?;
+    let text = String::from_utf8_lossy(&output.stderr);
+    let code = output.status.code();
+    ensure!(
+        matches!(code, Some(1 | 2)),
+        "the status is {}, not 1 or 2:\n{text}",
+        output.status
+    );
+    ensure!(
+        Regex::new(message)?.is_match(&text),
+        "`{message}` is not in the message:\n{text}"
+    );
+    ensure!(!text.contains("panicked"), "it panicked:\n{text}");
+    Ok(())
+}
+
+/// A folder with a QEMU that only tells a version.
+struct StandIn(PathBuf);
+
+impl StandIn {
+    fn new(version: &str) -> Result<Self> {
+        use std::os::unix::fs::PermissionsExt as _;
+        let dir = workspace::target_dir().join(format!("test/stand-in-{version}"));
+        for arch in Arch::ALL {
+            let path = dir.join(arch.qemu());
+            let script = format!("#!/bin/sh\necho QEMU emulator version {version}\n");
+            workspace::write_whole(&path, script.as_bytes())?;
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o755))
+                .with_context(|| format!("cannot make {} executable", path.display()))?;
+        }
+        Ok(Self(dir))
+    }
+}
+
+fn log_path(case: &Case, suffix: &str) -> PathBuf {
+    let name: String = case
+        .name
+        .chars()
+        .map(|c| {
+            if c.is_ascii_alphanumeric() || c == '.' {
+                c
+            } else {
+                '-'
+            }
+        })
+        .collect();
+    workspace::target_dir()
+        .join("test")
+        .join(case.board)
+        .join(format!("{name}{suffix}.log"))
+}
+
+fn report(case: &Case, took: Duration, result: &Result<()>) {
+    let seconds = took.as_secs_f64();
+    match result {
+        Ok(()) => println!("ok      {}: {} ({seconds:.1} s)", case.board, case.name),
+        Err(error) => {
+            println!(
+                "FAILED  {}: {} ({seconds:.1} s)\n    {error:#}",
+                case.board, case.name
+            );
+            let words = ["cargo", "xtask", "test", case.board, &case.name];
+            let full = if case.only_full { " --full" } else { "" };
+            println!("    again: {}{full}", shell::line(words));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn logs_are_compared_by_content() {
+        let dir = std::env::temp_dir().join(format!("xtask-same-{}", std::process::id()));
+        fs::create_dir_all(&dir).unwrap();
+        let write = |name: &str, text: &str| {
+            let path = dir.join(name);
+            fs::write(&path, text).unwrap();
+            path
+        };
+        let (one, like, other, longer, empty) = (
+            write("1", "a\nb\n"),
+            write("2", "a\nb\n"),
+            write("3", "a\nc\n"),
+            write("4", "a\nb\nc\n"),
+            write("5", ""),
+        );
+        assert!(same(&one, &like).is_ok());
+        assert!(
+            same(&one, &other)
+                .unwrap_err()
+                .to_string()
+                .contains("line 2")
+        );
+        assert!(same(&one, &longer).is_err());
+        assert!(same(&empty, &empty).is_err());
+        fs::remove_dir_all(dir).unwrap();
+    }
+}
