@@ -1,0 +1,124 @@
+//! The POWER binary: Bulkhead as a partition of a PAPR platform.
+//!
+//! Everything runs in real mode, little-endian, with interrupts off: effective addresses are real
+//! addresses, so there is no map of our own to protect and no page to leave out. What other
+//! architectures do with a guard page is done here with a watchpoint and a pattern below each stack.
+#![no_std]
+#![no_main]
+#![feature(asm_experimental_arch)]
+#![expect(
+    unsafe_code,
+    reason = "enters from firmware, calls the platform, owns the memory"
+)]
+
+extern crate alloc;
+
+mod console;
+mod cpu;
+mod entry;
+mod flatten;
+mod hcall;
+mod heap;
+mod memory;
+mod nested;
+mod of;
+mod panic;
+mod rtas;
+mod self_test;
+mod smp;
+mod spr;
+mod survey;
+mod vectors;
+mod windows;
+
+use alloc::vec::Vec;
+
+use boot::{Logger, Options, Verdict};
+use console::{Terminal, TimeBase};
+use machine::{Machine, UartKind};
+use of::Firmware;
+
+static LOGGER: spin::Once<Logger<Terminal, TimeBase>> = spin::Once::new();
+
+/// The end of the low memory that the vectors take.
+pub(crate) const LOW: u64 = 0x4000;
+
+/// The boot CPU, on its own stack. The first three arguments are those that firmware entered with.
+extern "C" fn main(initrd: u64, initrd_bytes: u64, firmware: u64, entry_ticks: u64) -> ! {
+    // SAFETY: the linker script sets this memory apart for it.
+    unsafe { cpu::BOOT_CPU.set_stacks(entry::boot_stacks()) };
+    // SAFETY: this is the one call.
+    unsafe { heap::start() };
+    let logger = LOGGER.call_once(|| Logger::new(Terminal, TimeBase, entry_ticks));
+    // Fails only if there is a logger already, and there is none.
+    let _ = log::set_logger(logger);
+    log::set_max_level(log::LevelFilter::Info);
+    log::info!(
+        "Bulkhead {} on POWER, real mode, PVR {:#010x}",
+        env!("CARGO_PKG_VERSION"),
+        spr::pvr()
+    );
+    // SAFETY: firmware's code there is not used any more: what it left for us to call lives
+    // elsewhere, or in the platform.
+    if let Err(error) = unsafe { vectors::install() } {
+        panic!("vectors: {error}");
+    }
+    if let Err(error) = hcall::watch_stores(cpu::BOOT_CPU.guard()) {
+        log::warn!("no watchpoint below the stack: {error}");
+    }
+    let firmware = Firmware::new(firmware, LOW);
+    log::info!("entered at tick {entry_ticks} by {firmware}");
+    run(&device_tree(firmware, initrd, initrd_bytes))
+}
+
+/// Takes the device tree, and the machine with it, from the firmware.
+fn device_tree(firmware: Firmware, initrd: u64, initrd_bytes: u64) -> Vec<u8> {
+    let mut tree = match flatten::flatten(firmware) {
+        Ok(tree) => tree,
+        Err(error) => {
+            log::error!("device tree: {error}");
+            panic::end(Verdict::Fatal("the device tree cannot be read"));
+        }
+    };
+    if let Err(error) = firmware.quiesce() {
+        log::warn!("quiesce: {error}");
+    }
+    if initrd_bytes != 0 {
+        flatten::add_initrd(&mut tree, initrd, initrd_bytes);
+    }
+    tree.to_dtb()
+}
+
+fn run(blob: &[u8]) -> ! {
+    let machine = match Machine::from_fdt(blob) {
+        Ok(machine) => machine,
+        Err(error) => {
+            log::error!("device tree: {error}");
+            panic::end(Verdict::Fatal("the device tree cannot be used"));
+        }
+    };
+    if let Some(UartKind::Hvterm { unit }) = machine.stdout().map(|uart| uart.kind) {
+        Terminal::select(unit);
+    }
+    if let Some(power) = &machine.power {
+        TimeBase::set_frequency(power.timebase_hz);
+    }
+    let bootargs = machine.chosen.bootargs.as_deref().unwrap_or_default();
+    let options = Options::parse(bootargs, |word| {
+        log::warn!("command line: {} is not an option; ignored", word.0);
+    });
+    log::set_max_level(options.log);
+    log::info!("device tree: {} bytes", blob.len());
+    if let Some(test) = options.self_test {
+        self_test::provoke(test);
+    }
+    let holdings = survey::take(&machine);
+    log::info!(
+        "report: complete, {} frames free",
+        holdings.frames.free_frames()
+    );
+    if holdings.open_windows > 0 {
+        panic::end(Verdict::Fatal("a DMA window may be open"));
+    }
+    panic::end(Verdict::Good("report complete, no VM to run"))
+}

@@ -1,0 +1,141 @@
+//! Run-time abstraction services, called by `H_RTAS`.
+//!
+//! The platform's own RTAS code would do no more than make that call, so it is never instantiated.
+
+use core::sync::atomic::{AtomicU32, Ordering};
+
+use crate::hcall::{self, Hcall, SUCCESS};
+
+/// The most cells of arguments and results together.
+const CELLS: usize = 13;
+
+/// An argument block: token, number of arguments, number of results, then these. All big-endian.
+#[derive(Debug)]
+#[repr(C, align(64))]
+pub(crate) struct Block([AtomicU32; 3 + CELLS]);
+
+/// The block of `power-off`, kept ready for a moment when nothing else works. The token is QEMU's
+/// until the device tree says another; the two arguments say which events may turn the machine on
+/// again: none.
+pub(crate) static POWER_OFF: Block = Block::new([0x2003, 2, 1]);
+
+/// The block of all other calls. RTAS wants one call at a time [LoPAPR §7.2.1], and the image, which
+/// this is part of, lies below 4 GiB, which is as far as RTAS reaches.
+static BLOCK: spin::Mutex<Block> = spin::Mutex::new(Block::new([0; 3]));
+
+impl Block {
+    const fn new(head: [u32; 3]) -> Self {
+        let [token, arguments, results] = head;
+        let mut cells = [const { AtomicU32::new(0) }; _];
+        cells[0] = AtomicU32::new(token.to_be());
+        cells[1] = AtomicU32::new(arguments.to_be());
+        cells[2] = AtomicU32::new(results.to_be());
+        Self(cells)
+    }
+
+    /// # Safety
+    /// The service must not write to memory that is in use, nor start or stop anything
+    /// unexpectedly.
+    unsafe fn call(&self) -> i64 {
+        let address = core::ptr::from_ref(self).expose_provenance() as u64;
+        // SAFETY: the cells may change behind Rust's back, being atomic; the rest is the caller's
+        // promise.
+        unsafe { hcall::call(Hcall::Rtas, [address, 0, 0, 0]) }.status
+    }
+}
+
+/// Turns the machine off.
+pub(crate) fn power_off() -> ! {
+    // SAFETY: the block has room for the one result, and nothing is expected any more.
+    let _ = unsafe { POWER_OFF.call() };
+    crate::smp::park()
+}
+
+/// Why a call did not do what was asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Error {
+    #[error("the platform has no H_RTAS (answer {0})")]
+    NoHcall(i64),
+    #[error("the device tree has no {0}")]
+    NoToken(&'static str),
+    #[error("{call} answers {status}")]
+    Status { call: &'static str, status: i32 },
+}
+
+/// A service.
+#[derive(Clone, Copy, Debug)]
+struct Service {
+    name: &'static str,
+    token: Option<u32>,
+}
+
+impl Service {
+    /// Calls the service and gives its results behind the status.
+    ///
+    /// # Safety
+    /// As [`Block::call`].
+    unsafe fn call<const RESULTS: usize>(self, arguments: &[u32]) -> Result<[u32; RESULTS], Error> {
+        let token = self.token.ok_or(Error::NoToken(self.name))?;
+        let block = BLOCK.lock();
+        let count = |cells| u32::try_from(cells).unwrap_or(u32::MAX);
+        let head = [token, count(arguments.len()), count(RESULTS + 1)];
+        let (inputs, outputs) = block.0.split_at(3 + arguments.len());
+        for (cell, value) in inputs.iter().zip(head.iter().chain(arguments)) {
+            cell.store(value.to_be(), Ordering::Relaxed);
+        }
+        let outputs = &outputs[..=RESULTS];
+        // SAFETY: the results fit, by the slice above; the rest is the caller's promise.
+        match unsafe { block.call() } {
+            SUCCESS => {}
+            status => return Err(Error::NoHcall(status)),
+        }
+        let output = |i: usize| u32::from_be(outputs[i].load(Ordering::Relaxed));
+        match output(0).cast_signed() {
+            0 => Ok(core::array::from_fn(|i| output(i + 1))),
+            status => Err(Error::Status {
+                call: self.name,
+                status,
+            }),
+        }
+    }
+}
+
+/// The services that are used here.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Rtas {
+    start_cpu: Service,
+}
+
+impl Rtas {
+    /// The services, by what the device tree says of them.
+    pub(crate) fn new(tree: &machine::Rtas) -> Self {
+        if let Some(token) = tree.token("power-off") {
+            POWER_OFF.0[0].store(token.to_be(), Ordering::Relaxed);
+        }
+        let service = |name| Service {
+            name,
+            token: tree.token(name),
+        };
+        Self {
+            start_cpu: service("start-cpu"),
+        }
+    }
+
+    /// Starts the CPU with this server number at `entry` in big-endian mode, with `argument` in r3.
+    /// [LoPAPR §7.3.8.2]
+    ///
+    /// # Safety
+    /// The code at `entry` must know what to do.
+    pub(crate) unsafe fn start_cpu(
+        &self,
+        server: u32,
+        entry: u64,
+        argument: u64,
+    ) -> Result<(), Error> {
+        let cell = |value| u32::try_from(value).unwrap_or(u32::MAX);
+        let arguments = [server, cell(entry), cell(argument)];
+        // SAFETY: passed on to the caller.
+        let [] = unsafe { self.start_cpu.call(&arguments) }?;
+        Ok(())
+    }
+}

@@ -1,0 +1,88 @@
+//! The other CPUs: started by RTAS, each on stacks of its own.
+
+use alloc::boxed::Box;
+use core::arch::asm;
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use hal::{Clock, FrameAllocator, OutOfFrames};
+
+use crate::console::TimeBase;
+use crate::cpu::{self, Cpu};
+use crate::hcall::{self, Hcall};
+use crate::rtas::{self, Rtas};
+use crate::{entry, spr};
+
+/// How long a CPU may take from `start-cpu` to its first Rust: the platform may have to schedule
+/// it.
+const START_TIMEOUT_US: u64 = 1_000_000;
+
+/// CPUs that have reached Rust, the boot CPU with them.
+static ONLINE: AtomicU64 = AtomicU64::new(1);
+
+/// Why a CPU is not there.
+#[derive(Clone, Copy, Debug, thiserror::Error)]
+pub(crate) enum Failure {
+    #[error("no stack: {0}")]
+    Frames(#[from] OutOfFrames),
+    #[error("start-cpu: {0}")]
+    Rtas(#[from] rtas::Error),
+    #[error("start-cpu agreed, but it never arrived")]
+    Silent,
+}
+
+/// Starts CPU `number` (1 and up), which the platform calls `server`, and waits until it has
+/// arrived.
+pub(crate) fn start(
+    number: u64,
+    server: u32,
+    rtas: &Rtas,
+    frames: &impl FrameAllocator,
+) -> Result<(), Failure> {
+    let order = (cpu::STACKS / 4096).trailing_zeros();
+    let stacks = frames.alloc_zeroed(u8::try_from(order).unwrap_or(u8::MAX))?;
+    let cpu: &'static Cpu = Box::leak(Box::new(Cpu::new(number, server.into())));
+    // SAFETY: the frames are this CPU's from now on and are never given back.
+    unsafe { cpu.set_stacks(stacks.bits()) };
+    // The heap and the code lie below 4 GiB, which is as far as RTAS reaches.
+    let argument = core::ptr::from_ref(cpu).expose_provenance() as u64;
+    let before = online();
+    // SAFETY: the CPU comes to the entry code with its `Cpu`, as that code expects.
+    unsafe { rtas.start_cpu(server, entry::secondary_address(), argument) }?;
+    let deadline = TimeBase.ticks() + TimeBase.ticks_of_us(START_TIMEOUT_US);
+    while online() == before {
+        if TimeBase.ticks() > deadline {
+            return Err(Failure::Silent);
+        }
+        spr::relax();
+    }
+    Ok(())
+}
+
+/// How many CPUs have arrived.
+pub(crate) fn online() -> u64 {
+    ONLINE.load(Ordering::Acquire)
+}
+
+/// The first Rust of a secondary CPU: on its own stack, SPRG0 set.
+pub(crate) extern "C" fn secondary(cpu: &'static Cpu) -> ! {
+    // What this CPU does not have, the boot CPU has reported for all.
+    let _ = hcall::watch_stores(cpu.guard());
+    ONLINE.fetch_add(1, Ordering::AcqRel);
+    loop {
+        spr::postpone_decrementer();
+        // SAFETY: gives the thread back to the platform until an interrupt. The call returns with
+        // interrupts on; the decrementer's vector postpones it again, and no other interrupt has
+        // been asked for.
+        let _ = unsafe { hcall::call(Hcall::Cede, [0; 4]) };
+        spr::interrupts_off();
+        assert!(cpu.guard_is_whole(), "the stack has overflowed");
+    }
+}
+
+/// Stops this CPU for good, at the lowest priority, so that the other threads of its core get on.
+pub(crate) fn park() -> ! {
+    loop {
+        // SAFETY: sets the thread's priority to very low.
+        unsafe { asm!("or 31, 31, 31", options(nomem, nostack)) };
+    }
+}

@@ -1,0 +1,106 @@
+//! Special purpose registers and the machine state register: every access is here.
+
+use core::arch::asm;
+
+macro_rules! read {
+    ($(#[$doc:meta])* $name:ident, $number:literal) => {
+        $(#[$doc])*
+        pub(crate) fn $name() -> u64 {
+            let value: u64;
+            // SAFETY: reading this register has no side effect.
+            unsafe {
+                asm!(concat!("mfspr {}, ", $number), out(reg) value, options(nomem, nostack));
+            }
+            value
+        }
+    };
+}
+
+read! {
+    /// The processor version.
+    pvr, 287
+}
+read! {
+    /// The time base, which counts from power-on at a fixed rate.
+    timebase, 268
+}
+read! {
+    /// Data address register: what the last data access fault touched.
+    dar, 19
+}
+read! {
+    /// Data storage interrupt status.
+    dsisr, 18
+}
+
+/// SPRG0: where this CPU's `Cpu` is.
+pub(crate) fn sprg0() -> usize {
+    let value: usize;
+    // SAFETY: reading a scratch register has no side effect.
+    unsafe { asm!("mfsprg {}, 0", out(reg) value, options(nomem, nostack)) };
+    value
+}
+
+/// Sets SPRG0.
+///
+/// # Safety
+/// `value` must be the address of a `Cpu` that is never freed.
+pub(crate) unsafe fn set_sprg0(value: usize) {
+    // SAFETY: nothing but `cpu::this` and the vectors read it, and the caller vouches for them.
+    unsafe { asm!("mtsprg 0, {}", in(reg) value, options(nomem, nostack)) };
+}
+
+/// The machine state register.
+pub(crate) fn msr() -> u64 {
+    let value: u64;
+    // SAFETY: reading this register has no side effect.
+    unsafe { asm!("mfmsr {}", out(reg) value, options(nomem, nostack)) };
+    value
+}
+
+/// The stack pointer: the newest frame's back chain.
+pub(crate) fn stack_pointer() -> u64 {
+    let value: u64;
+    // SAFETY: reading a register has no side effect.
+    unsafe { asm!("mr {}, 1", out(reg) value, options(nomem, nostack)) };
+    value
+}
+
+/// Sets the decrementer as far off as 32 bits allow: four seconds or more.
+pub(crate) fn postpone_decrementer() {
+    // SAFETY: nothing counts on the decrementer, and its vector returns.
+    unsafe { asm!("mtdec {}", in(reg) i32::MAX, options(nomem, nostack)) };
+}
+
+/// Turns interrupts off, after a call that turned them on.
+pub(crate) fn interrupts_off() {
+    const RECOVERABLE: u64 = 1 << 1;
+    // SAFETY: this form changes MSR[EE] and MSR[RI] only: interrupts off, state recoverable.
+    unsafe { asm!("mtmsrd {}, 1", in(reg) RECOVERABLE, options(nostack)) };
+}
+
+/// Lets the other threads of the core go first for a moment.
+pub(crate) fn relax() {
+    // SAFETY: these forms of `or` only set the thread's priority: low, then medium.
+    unsafe { asm!("or 1, 1, 1", "or 2, 2, 2", options(nomem, nostack)) };
+}
+
+/// The general registers as they are here: for the report of a panic.
+#[inline(always)]
+pub(crate) fn general_registers() -> [u64; 32] {
+    let mut gpr = [0; 32];
+    macro_rules! store {
+        ($($number:literal)*) => {
+            // SAFETY: writes the registers to the array and changes none.
+            unsafe {
+                asm!(
+                    $(concat!("std ", $number, ", 8*", $number, "({0})"),)*
+                    in(reg_nonzero) gpr.as_mut_ptr(),
+                    options(nostack),
+                );
+            }
+        };
+    }
+    store!(0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30 31);
+    gpr
+}
