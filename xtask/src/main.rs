@@ -11,6 +11,11 @@ mod cli;
 mod doctor;
 mod image;
 mod lint;
+#[cfg_attr(
+    not(test),
+    expect(dead_code, reason = "`run` starts without a bundle so far")
+)]
+mod manifest;
 mod provide;
 mod qemu;
 mod run;

@@ -59,8 +59,8 @@ pub use uart::{Uart, UartKind};
 
 use tree::{Node, Tree};
 
-/// The largest device tree that is read, in bytes: twice what QEMU sets aside for one.
-pub const MAX_BYTES: usize = 2 << 20;
+/// The largest device tree that is read, in bytes: twice the largest that QEMU makes.
+pub const MAX_BYTES: usize = 4 << 20;
 /// The most nodes a device tree may have.
 pub const MAX_NODES: usize = 16_384;
 /// How deep nodes may be nested.
