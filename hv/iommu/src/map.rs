@@ -1,0 +1,533 @@
+//! Mapping, unmapping, copying, looking up.
+
+use core::ops::ControlFlow;
+
+use types::{Address, Iova, Pa, Span};
+
+use crate::area::{Area, Flags, Permissions, span};
+use crate::backend::{Backend, BackendError, MemoryType, PageSizes, Run, TableId, Window};
+use crate::group::Path;
+use crate::ioas::{Ioas, IoasId, PeerToPeer};
+use crate::memory::{Memory, MemoryId};
+use crate::{Error, Iommu};
+
+/// Where a mapping goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Placement {
+    /// Exactly here.
+    Fixed(Iova),
+    /// Wherever there is room.
+    Auto,
+}
+
+/// A request to map.
+#[derive(Clone, Copy, Debug)]
+pub struct Map {
+    /// Where.
+    pub placement: Placement,
+    /// What.
+    pub memory: MemoryId,
+    /// From which byte of it.
+    pub offset: u64,
+    /// How many bytes.
+    pub bytes: u64,
+    /// For what.
+    pub permissions: Permissions,
+}
+
+/// A request to copy mappings from one address space to another.
+#[derive(Clone, Copy, Debug)]
+pub struct Copy {
+    /// From where.
+    pub from: IoasId,
+    /// What; mapped throughout.
+    pub span: Span<Iova>,
+    /// To where.
+    pub to: IoasId,
+    /// At which address there.
+    pub placement: Placement,
+    /// For what; no more than what the source allows.
+    pub permissions: Permissions,
+}
+
+/// The answer to [`Iommu::translate`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Translation {
+    /// Where the address leads.
+    pub pa: Pa,
+    /// For how many bytes the physical addresses go on without a break.
+    pub bytes: u64,
+    /// What is allowed.
+    pub permissions: Permissions,
+    /// How memory is accessed.
+    pub memory: MemoryType,
+}
+
+/// The window that holds all of a range.
+pub(crate) fn window_of(windows: &[Window], span: Span<Iova>) -> Result<&Window, Error> {
+    windows
+        .iter()
+        .find(|window| window.span.contains_span(span))
+        .ok_or(Error::OutsideWindows { span })
+}
+
+/// Shows an area in a table, all or nothing as far as the table goes.
+///
+/// Returns how many bytes from its start a device may have seen and cached when it fails.
+pub(crate) fn show<B: Backend>(
+    backend: &mut B,
+    table: TableId,
+    leaves: PageSizes,
+    memory: &Memory,
+    area: Area,
+) -> Result<(), (BackendError, u64)> {
+    let mut at = area.start;
+    let mut failure = None;
+    let result = memory.runs(area.offset, area.bytes(), |extent| {
+        let run = Run {
+            iova: Iova::truncated(at),
+            pa: extent.pa,
+            bytes: extent.bytes,
+            permissions: area.flags.permissions(),
+            memory: memory.memory_type(),
+            leaves,
+        };
+        backend.map(table, &run).map_err(|error| {
+            failure = Some(error);
+            Error::Backend(error)
+        })?;
+        at = at.saturating_add(extent.bytes);
+        Ok(())
+    });
+    match (result, failure) {
+        (Ok(()), _) => Ok(()),
+        (Err(_), failure) => {
+            let shown = at.saturating_sub(area.start);
+            if let Some(last) = shown.checked_sub(1) {
+                let last = area.start.saturating_add(last);
+                backend.unmap(table, span(area.start, last));
+            }
+            Err((failure.unwrap_or(BackendError::Unsupported), shown))
+        }
+    }
+}
+
+/// Checks that pages of at least `floor` bytes can show an area.
+pub(crate) fn check_pages(memory: &Memory, area: Area, floor: u64) -> Result<(), Error> {
+    let mask = floor.saturating_sub(1);
+    for value in [area.start, area.bytes(), area.offset] {
+        if value & mask != 0 {
+            return Err(Error::Misaligned {
+                value,
+                alignment: floor,
+            });
+        }
+    }
+    memory.runs(area.offset, area.bytes(), |extent| {
+        if (extent.pa.bits() | extent.bytes) & mask == 0 {
+            Ok(())
+        } else {
+            Err(Error::NotContiguous {
+                pa: extent.pa,
+                page: floor,
+            })
+        }
+    })
+}
+
+impl<B: Backend> Iommu<B> {
+    /// The smallest page that any table needs for a range, in bytes.
+    pub(crate) fn floor(&self, ioas: &Ioas, span: Span<Iova>) -> Result<u64, Error> {
+        let mut floor = ioas.base_alignment();
+        for shown in &ioas.domains {
+            let window = window_of(self.backend.windows(shown.table), span)?;
+            floor = floor.max(window.pages.smallest());
+        }
+        Ok(floor)
+    }
+
+    /// What speaks against mapping this memory in this address space at all.
+    fn may_map(
+        &self,
+        ioas: &Ioas,
+        id: MemoryId,
+        memory: &Memory,
+        permissions: Permissions,
+    ) -> Result<(), Error> {
+        let granted = memory.granted(ioas.owner).ok_or(Error::OtherOwner {
+            object: id.any(),
+            owner: memory.owner(),
+        })?;
+        if !granted.covers(permissions) {
+            return Err(Error::PermissionDenied);
+        }
+        let Some(device) = memory.device() else {
+            return Ok(());
+        };
+        if ioas.peer_to_peer == PeerToPeer::Disabled {
+            return Err(Error::PeerToPeerDisabled);
+        }
+        if memory.is_revoked() {
+            return Err(Error::Revoked);
+        }
+        // Both ends must go through the IOMMU: the device that is reached, and all that reach it.
+        if self.devices.need(device)?.path() != Path::Redirected {
+            return Err(Error::PathNotTranslated {
+                device: device.any(),
+            });
+        }
+        for (id, device) in self.devices.iter() {
+            if device.path() != Path::Redirected
+                && self
+                    .ioas_of_device(device)
+                    .and_then(|at| self.ioas.get(at))
+                    .is_some_and(|at| core::ptr::eq(at, ioas))
+            {
+                return Err(Error::PathNotTranslated { device: id.any() });
+            }
+        }
+        Ok(())
+    }
+
+    /// Maps memory for every device attached to the address space, or for none.
+    ///
+    /// # Errors
+    /// In this order: [`Error::NoSuchObject`], [`Error::OtherOwner`],
+    /// [`Error::PermissionDenied`], for BARs [`Error::PeerToPeerDisabled`], [`Error::Revoked`],
+    /// [`Error::PathNotTranslated`]; [`Error::Empty`], [`Error::Overflow`],
+    /// [`Error::OutsideMemory`], [`Error::Reserved`], [`Error::OutsideWindows`],
+    /// [`Error::Misaligned`], [`Error::NotContiguous`], [`Error::Overlaps`], [`Error::NoSpace`],
+    /// [`Error::TooManyAreas`], [`Error::OutOfMemory`], [`Error::Backend`].
+    ///
+    /// Only when the backend does not confirm the rollback of a mapping it failed to make
+    /// ([`BackendError::Timeout`]) a useless area remains; it can be unmapped.
+    pub fn map(&mut self, id: IoasId, request: &Map) -> Result<Span<Iova>, Error> {
+        let ioas = self.ioas.need(id)?;
+        let memory = self.memory.need(request.memory)?;
+        self.may_map(ioas, request.memory, memory, request.permissions)?;
+        let area = self.new_area(ioas, memory, request)?;
+        self.insert_area(id, area)
+    }
+
+    /// The area a request asks for, checked against everything but the backend.
+    fn new_area(&self, ioas: &Ioas, memory: &Memory, request: &Map) -> Result<Area, Error> {
+        let bytes_less_one = request.bytes.checked_sub(1).ok_or(Error::Empty)?;
+        if request.bytes == u64::MAX
+            || request.placement == Placement::Fixed(Iova::truncated(u64::MAX))
+        {
+            return Err(Error::Overflow);
+        }
+        let end = request
+            .offset
+            .checked_add(request.bytes)
+            .ok_or(Error::Overflow)?;
+        if let Placement::Fixed(start) = request.placement {
+            start.checked_add(bytes_less_one).ok_or(Error::Overflow)?;
+        }
+        if end > memory.bytes() {
+            return Err(Error::OutsideMemory {
+                bytes: memory.bytes(),
+            });
+        }
+        let start = match request.placement {
+            Placement::Fixed(start) => start.bits(),
+            Placement::Auto => self.place(ioas, memory, request.offset, request.bytes)?,
+        };
+        let last = start.checked_add(bytes_less_one).ok_or(Error::Overflow)?;
+        let area = Area {
+            start,
+            last,
+            offset: request.offset,
+            memory: request.memory.index(),
+            flags: Flags::new(request.permissions),
+        };
+        if let Some(reserved) = ioas.reserved_overlap(area.span()) {
+            return Err(Error::Reserved { reserved });
+        }
+        check_pages(memory, area, self.floor(ioas, area.span())?)?;
+        if let Some(existing) = ioas.areas.overlapping(start, last) {
+            return Err(Error::Overlaps {
+                existing: existing.span(),
+            });
+        }
+        if u32::try_from(ioas.areas.len()).map_or(true, |len| len >= ioas.max_areas) {
+            return Err(Error::TooManyAreas {
+                limit: ioas.max_areas,
+            });
+        }
+        Ok(area)
+    }
+
+    /// Shows a checked area in every table and records it.
+    fn insert_area(&mut self, id: IoasId, area: Area) -> Result<Span<Iova>, Error> {
+        let ioas = self.ioas.need_mut(id)?;
+        let Some(memory) = self.memory.at_mut(area.memory) else {
+            return Err(Error::NoSuchObject(id.any()));
+        };
+        ioas.areas.reserve(&mut self.budget)?;
+        let is_bar = match memory.shown_mut() {
+            Some(shown) => {
+                self.budget.reserve(shown, 1)?;
+                true
+            }
+            None => false,
+        };
+        let mut area = area;
+        let mut outcome = Ok(area.span());
+        for (at, shown) in ioas.domains.iter().enumerate() {
+            let window = window_of(self.backend.windows(shown.table), area.span())?;
+            let leaves = ioas.leaves(window);
+            let Err((error, seen)) = show(&mut self.backend, shown.table, leaves, memory, area)
+            else {
+                continue;
+            };
+            // Undo: what was visible for a moment may be cached, and must be gone before the
+            // caller hears that the mapping does not exist.
+            let mut undone = Ok(());
+            if let Some(last) = seen.checked_sub(1) {
+                let last = area.start.saturating_add(last);
+                undone = self.backend.invalidate(shown.table, span(area.start, last));
+            }
+            for earlier in ioas.domains.get(..at).unwrap_or_default() {
+                self.backend.unmap(earlier.table, area.span());
+                undone = undone.and(self.backend.invalidate(earlier.table, area.span()));
+            }
+            match undone {
+                Ok(()) => return Err(error.into()),
+                Err(timeout) => {
+                    // A device may still reach the memory: keep it alive under a useless area.
+                    area.flags = area.flags.stale();
+                    outcome = Err(timeout.into());
+                    break;
+                }
+            }
+        }
+        ioas.areas.insert(area);
+        memory.areas = memory.areas.saturating_add(1);
+        if is_bar {
+            ioas.bar_areas = ioas.bar_areas.saturating_add(1);
+        }
+        if let Some(shown) = memory.shown_mut() {
+            shown.push((id, area.start));
+        }
+        outcome
+    }
+
+    /// Checks that a range consists of whole areas.
+    pub(crate) fn whole_areas(ioas: &Ioas, range: Span<Iova>) -> Result<(), Error> {
+        let (start, last) = (range.start().bits(), range.last().bits());
+        let everything = start == 0 && last == u64::MAX;
+        let Some(first) = ioas.areas.overlapping(start, last) else {
+            return if everything {
+                Ok(())
+            } else {
+                Err(Error::NotMapped { at: range.start() })
+            };
+        };
+        if first.start < start {
+            return Err(Error::CutsArea { area: first.span() });
+        }
+        if let Some(end) = ioas.areas.find(last)
+            && end.last > last
+        {
+            return Err(Error::CutsArea { area: end.span() });
+        }
+        Ok(())
+    }
+
+    /// Unmaps the whole areas in a range, for every device, and returns how many bytes that were.
+    /// The range `0..=u64::MAX` unmaps everything and succeeds on an empty address space.
+    ///
+    /// When this returns, no device can reach the memory through these areas any more, caches
+    /// included.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchObject`], [`Error::NotMapped`], [`Error::CutsArea`], [`Error::Pinned`],
+    /// [`Error::UnmapInProgress`]: nothing changed. [`Error::Backend`]: the unit did not confirm
+    /// the invalidation; the areas remain and keep their memory, but serve nobody. Unmap again.
+    pub fn unmap(&mut self, id: IoasId, range: Span<Iova>) -> Result<u64, Error> {
+        let ioas = self.ioas.need(id)?;
+        Self::whole_areas(ioas, range)?;
+        self.remove_areas(id, range)
+    }
+
+    /// Unmaps the areas in a checked range.
+    pub(crate) fn remove_areas(&mut self, id: IoasId, range: Span<Iova>) -> Result<u64, Error> {
+        let ioas = self.ioas.need_mut(id)?;
+        let (start, last) = (range.start().bits(), range.last().bits());
+        let Some(first) = ioas.areas.overlapping(start, last) else {
+            return Ok(0);
+        };
+        let backend = &mut self.backend;
+        if !ioas.domains.is_empty() {
+            let mut end = first.last;
+            ioas.areas.visit(start, last, |area| {
+                for shown in &ioas.domains {
+                    backend.unmap(shown.table, area.span());
+                }
+                end = area.last;
+                ControlFlow::<()>::Continue(())
+            });
+            let cleared = span(first.start, end);
+            let mut outcome = Ok(());
+            for shown in &ioas.domains {
+                outcome = outcome.and(backend.invalidate(shown.table, cleared));
+            }
+            if let Err(error) = outcome {
+                let mut next = Some(first);
+                while let Some(area) = next.filter(|area| area.start <= last) {
+                    ioas.areas.set_flags(area.start, area.flags.stale());
+                    next = area
+                        .last
+                        .checked_add(1)
+                        .and_then(|after| ioas.areas.at_or_after(after));
+                }
+                return Err(error.into());
+            }
+        }
+        let mut bytes = 0_u64;
+        let mut next = Some(first);
+        while let Some(area) = next.filter(|area| area.start <= last) {
+            ioas.areas.remove(area.start);
+            bytes = bytes.saturating_add(area.bytes());
+            if let Some(memory) = self.memory.at_mut(area.memory) {
+                memory.areas = memory.areas.saturating_sub(1);
+                if let Some(shown) = memory.shown_mut() {
+                    shown.retain(|known| *known != (id, area.start));
+                    ioas.bar_areas = ioas.bar_areas.saturating_sub(1);
+                }
+            }
+            next = if area.last < last {
+                ioas.areas.at_or_after(area.last)
+            } else {
+                None
+            };
+        }
+        Ok(bytes)
+    }
+
+    /// Shows what is mapped in one address space in another one as well.
+    ///
+    /// The copy shares the memory objects, not the areas: each side is unmapped on its own.
+    ///
+    /// # Errors
+    /// Those of [`Iommu::map`] for the destination; [`Error::NotMapped`] when the source has a
+    /// hole; [`Error::PermissionDenied`] when more is asked for than the source allows.
+    pub fn copy(&mut self, request: &Copy) -> Result<Span<Iova>, Error> {
+        let source = self.ioas.need(request.from)?;
+        self.ioas.need(request.to)?;
+        let bytes = request.span.len().ok_or(Error::Overflow)?;
+        let start = request.span.start().bits();
+        // First pass: the source must be mapped throughout, and allow what is asked for.
+        let mut at = Some(start);
+        let mut pieces = 0_usize;
+        let refused = source
+            .areas
+            .visit(start, request.span.last().bits(), |area| {
+                if at.is_none_or(|at| area.start > at) || area.flags.is_stale() {
+                    return ControlFlow::Break(None);
+                }
+                if !area.flags.permissions().covers(request.permissions) {
+                    return ControlFlow::Break(Some(Error::PermissionDenied));
+                }
+                pieces = pieces.saturating_add(1);
+                at = area.last.checked_add(1);
+                ControlFlow::Continue(())
+            });
+        let hole = |at: Option<u64>| Error::NotMapped {
+            at: Iova::truncated(at.unwrap_or(start)),
+        };
+        match refused {
+            Some(Some(error)) => return Err(error),
+            Some(None) => return Err(hole(at)),
+            None => {}
+        }
+        if at.is_some_and(|at| at <= request.span.last().bits()) {
+            return Err(hole(at));
+        }
+        // Second pass: one request per source area, taken down before anything changes.
+        let mut requests = self.budget.vec(pieces)?;
+        let source = self.ioas.need(request.from)?;
+        source
+            .areas
+            .visit(start, request.span.last().bits(), |area| {
+                let from = area.start.max(start);
+                let to = area.last.min(request.span.last().bits());
+                if let Some(memory) = self.memory.id_at(area.memory) {
+                    requests.push((
+                        memory,
+                        area.offset.saturating_add(from.saturating_sub(area.start)),
+                        to.saturating_sub(from).saturating_add(1),
+                    ));
+                }
+                ControlFlow::<()>::Continue(())
+            });
+        let (first, offset, _) = requests.first().copied().ok_or(hole(None))?;
+        let target = match request.placement {
+            Placement::Fixed(iova) => iova,
+            Placement::Auto => {
+                let to = self.ioas.need(request.to)?;
+                let memory = self.memory.need(first)?;
+                Iova::truncated(self.place(to, memory, offset, bytes)?)
+            }
+        };
+        let whole = Span::from_len(target, bytes).ok_or(Error::Overflow)?;
+        let mut done = 0_u64;
+        for (memory, offset, bytes) in requests {
+            let placed = target.checked_add(done).ok_or(Error::Overflow)?;
+            let piece = Map {
+                placement: Placement::Fixed(placed),
+                memory,
+                offset,
+                bytes,
+                permissions: request.permissions,
+            };
+            if let Err(error) = self.map(request.to, &piece) {
+                if let Some(mapped) = Span::from_len(target, done) {
+                    self.remove_areas(request.to, mapped)?;
+                }
+                return Err(error);
+            }
+            done = done.saturating_add(bytes);
+        }
+        Ok(whole)
+    }
+
+    /// Where an address of an address space leads.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchObject`], [`Error::NotMapped`], [`Error::Revoked`].
+    #[inline]
+    pub fn translate(&self, ioas: IoasId, iova: Iova) -> Result<Translation, Error> {
+        let ioas = self.ioas.need(ioas)?;
+        let not_mapped = Error::NotMapped { at: iova };
+        let area = ioas.areas.find(iova.bits()).ok_or(not_mapped)?;
+        if area.flags.is_stale() {
+            return Err(not_mapped);
+        }
+        let memory = self.memory.at(area.memory).ok_or(not_mapped)?;
+        if memory.is_revoked() {
+            return Err(Error::Revoked);
+        }
+        let into = iova.bits().saturating_sub(area.start);
+        let extent = memory
+            .at(area.offset.saturating_add(into))
+            .ok_or(not_mapped)?;
+        Ok(Translation {
+            pa: extent.pa,
+            bytes: extent.bytes.min(area.bytes().saturating_sub(into)),
+            permissions: area.flags.permissions(),
+            memory: memory.memory_type(),
+        })
+    }
+
+    /// The area at an address: what span it covers. For callers that unmap what they find.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchObject`], [`Error::NotMapped`].
+    pub fn area_at(&self, ioas: IoasId, iova: Iova) -> Result<Span<Iova>, Error> {
+        let ioas = self.ioas.need(ioas)?;
+        let area = ioas.areas.find(iova.bits());
+        area.map(Area::span).ok_or(Error::NotMapped { at: iova })
+    }
+}

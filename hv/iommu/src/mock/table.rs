@@ -1,0 +1,155 @@
+//! One table of the mock, with its translation cache.
+
+use alloc::collections::BTreeMap;
+use alloc::vec::Vec;
+
+use types::{Iova, Pa, Span};
+
+use crate::area::{Permissions, span};
+use crate::backend::{DirtyRead, DirtyTracking, MemoryType, UnitId, Window};
+
+/// One entry of a table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Leaf {
+    /// Where it leads.
+    pub pa: Pa,
+    /// How many bytes it covers.
+    pub bytes: u64,
+    /// What is allowed.
+    pub permissions: Permissions,
+    /// How memory is accessed.
+    pub memory: MemoryType,
+    /// Written since the last clearing read.
+    pub dirty: bool,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Table {
+    pub(super) unit: UnitId,
+    pub(super) windows: Vec<Window>,
+    leaves: BTreeMap<u64, Leaf>,
+    cache: BTreeMap<u64, Leaf>,
+    tracking: DirtyTracking,
+}
+
+fn covering(map: &BTreeMap<u64, Leaf>, iova: u64) -> Option<(u64, Leaf)> {
+    let (at, leaf) = map.range(..=iova).next_back()?;
+    (iova - at < leaf.bytes).then_some((*at, *leaf))
+}
+
+fn overlapping(map: &BTreeMap<u64, Leaf>, span: Span<Iova>) -> Vec<u64> {
+    let first = covering(map, span.start().bits()).map(|(at, _)| at);
+    let from = first.unwrap_or(span.start().bits());
+    map.range(from..=span.last().bits())
+        .map(|(at, _)| *at)
+        .collect()
+}
+
+impl Table {
+    pub(super) fn new(unit: UnitId, windows: Vec<Window>) -> Self {
+        Self {
+            unit,
+            windows,
+            leaves: BTreeMap::new(),
+            cache: BTreeMap::new(),
+            tracking: DirtyTracking::Off,
+        }
+    }
+
+    pub(super) fn walk(&self) -> Vec<(Iova, Leaf)> {
+        self.leaves
+            .iter()
+            .map(|(at, leaf)| (Iova::truncated(*at), *leaf))
+            .collect()
+    }
+
+    pub(super) fn is_empty(&self, span: Span<Iova>) -> bool {
+        overlapping(&self.leaves, span).is_empty()
+    }
+
+    pub(super) fn insert(&mut self, at: u64, leaf: Leaf) {
+        let covered = span(at, at + (leaf.bytes - 1));
+        assert!(self.is_empty(covered), "{covered} is mapped already");
+        assert!(
+            self.windows
+                .iter()
+                .any(|w| w.span.contains_span(covered) && w.pages.bits() & leaf.bytes != 0),
+            "{covered} is in no window with pages of {:#x}",
+            leaf.bytes
+        );
+        self.leaves.insert(at, leaf);
+    }
+
+    pub(super) fn clear(&mut self, span: Span<Iova>) {
+        for at in overlapping(&self.leaves, span) {
+            if let Some(leaf) = self.leaves.remove(&at) {
+                let whole = crate::area::span(at, at + (leaf.bytes - 1));
+                assert!(span.contains_span(whole), "unmapping {span} splits {whole}");
+            }
+        }
+    }
+
+    pub(super) fn forget(&mut self, span: Span<Iova>) {
+        for at in overlapping(&self.cache, span) {
+            self.cache.remove(&at);
+        }
+    }
+
+    /// What a device gets: a cached translation first, however old.
+    pub(super) fn translate(&mut self, iova: Iova) -> Option<(u64, Leaf)> {
+        if let Some(hit) = covering(&self.cache, iova.bits()) {
+            return Some(hit);
+        }
+        let (at, leaf) = covering(&self.leaves, iova.bits())?;
+        // Translations of overlapping size conflict; hardware may pick either, the mock is strict.
+        self.forget(crate::area::span(at, at + (leaf.bytes - 1)));
+        self.cache.insert(at, leaf);
+        Some((at, leaf))
+    }
+
+    /// A write through a cached clean translation still sets the flag in the table, as hardware
+    /// that updates it does; a write after a clearing read without invalidation is lost.
+    pub(super) fn mark_dirty(&mut self, at: u64) {
+        if self.tracking == DirtyTracking::Off {
+            return;
+        }
+        if self.cache.get(&at).is_some_and(|cached| cached.dirty) {
+            return;
+        }
+        if let Some(leaf) = self.leaves.get_mut(&at) {
+            leaf.dirty = true;
+        }
+        if let Some(cached) = self.cache.get_mut(&at) {
+            cached.dirty = true;
+        }
+    }
+
+    pub(super) fn track(&mut self, tracking: DirtyTracking) {
+        if tracking == DirtyTracking::On {
+            for leaf in self.leaves.values_mut() {
+                leaf.dirty = false;
+            }
+            self.cache.clear();
+        }
+        self.tracking = tracking;
+    }
+
+    pub(super) fn read_dirty(
+        &mut self,
+        span: Span<Iova>,
+        read: DirtyRead,
+        report: &mut dyn FnMut(Span<Iova>),
+    ) {
+        for at in overlapping(&self.leaves, span) {
+            if let Some(leaf) = self.leaves.get_mut(&at)
+                && leaf.dirty
+            {
+                let whole = crate::area::span(at, at + (leaf.bytes - 1));
+                report(whole);
+                if read == DirtyRead::Clear && span.contains_span(whole) {
+                    leaf.dirty = false;
+                }
+            }
+        }
+    }
+}
