@@ -115,7 +115,7 @@ pub(crate) fn cargo(toolchain: &Toolchain, arch: Arch, verb: &str) -> Command {
     if arch == Arch::Ppc64 || toolchain.builds_std_for_arm() {
         command.args([
             "-Zbuild-std=core,alloc,compiler_builtins",
-            "-Zbuild-std-features=compiler-builtins-mem",
+            "-Zbuild-std-features=compiler-builtins-mem,optimize_for_size",
         ]);
         command.env("RUSTC_BOOTSTRAP", "1");
     }

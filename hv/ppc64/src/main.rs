@@ -13,6 +13,8 @@
 
 extern crate alloc;
 
+mod bus;
+mod config;
 mod console;
 mod cpu;
 mod entry;

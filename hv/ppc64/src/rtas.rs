@@ -104,6 +104,8 @@ impl Service {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Rtas {
     start_cpu: Service,
+    read_config: Service,
+    write_config: Service,
 }
 
 impl Rtas {
@@ -118,6 +120,8 @@ impl Rtas {
         };
         Self {
             start_cpu: service("start-cpu"),
+            read_config: service("ibm,read-pci-config"),
+            write_config: service("ibm,write-pci-config"),
         }
     }
 
@@ -138,4 +142,37 @@ impl Rtas {
         let [] = unsafe { self.start_cpu.call(&arguments) }?;
         Ok(())
     }
+
+    /// Reads `bytes` (1, 2 or 4) of the configuration space of the host bridge `buid`.
+    /// [LoPAPR §7.3.5.1]
+    pub(crate) fn read_config(&self, buid: u64, address: u32, bytes: u32) -> Result<u32, Error> {
+        let [high, low] = halves(buid);
+        // SAFETY: reads; what a device does on a read of its configuration is not our memory's.
+        let [value] = unsafe { self.read_config.call(&[address, high, low, bytes]) }?;
+        Ok(value)
+    }
+
+    /// Writes `bytes` (1, 2 or 4) of the configuration space of the host bridge `buid`.
+    /// [LoPAPR §7.3.5.2]
+    ///
+    /// # Safety
+    /// What the write makes the device do must be the caller's right.
+    pub(crate) unsafe fn write_config(
+        &self,
+        buid: u64,
+        address: u32,
+        bytes: u32,
+        value: u32,
+    ) -> Result<(), Error> {
+        let [high, low] = halves(buid);
+        let arguments = [address, high, low, bytes, value];
+        // SAFETY: passed on to the caller.
+        let [] = unsafe { self.write_config.call(&arguments) }?;
+        Ok(())
+    }
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "the halves of a number")]
+fn halves(value: u64) -> [u32; 2] {
+    [(value >> 32) as u32, value as u32]
 }

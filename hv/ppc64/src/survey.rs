@@ -10,7 +10,7 @@ use types::{Pa, Span};
 use crate::memory::Ram;
 use crate::nested::{self, Nested};
 use crate::rtas::Rtas;
-use crate::{LOW, cpu, entry, heap, smp, windows};
+use crate::{LOW, bus, cpu, entry, heap, smp, windows};
 
 /// What the hypervisor holds once stock is taken.
 pub(crate) struct Holdings {
@@ -34,8 +34,16 @@ pub(crate) fn take(machine: &Machine) -> Holdings {
         Nested::V1 => log::info!("nested: {}", Nested::V1),
         other => log::warn!("nested: {other}"),
     }
+    let rtas = rtas.map(Rtas::new);
     let frames = frames(machine);
-    start_cpus(machine, rtas.map(Rtas::new).as_ref(), &frames);
+    start_cpus(machine, rtas.as_ref(), &frames);
+    for bridge in &machine.host_bridges {
+        // SAFETY: the machine is ours, and no guest exists yet.
+        let _ = unsafe { bus::take(bridge, rtas.as_ref()) };
+    }
+    if machine.host_bridges.is_empty() {
+        log::info!("pci: no device");
+    }
     let (used, free) = heap::usage();
     log::info!(
         "heap: {} of {} KiB used",
