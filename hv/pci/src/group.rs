@@ -60,7 +60,7 @@ pub struct Group {
     pub members: Vec<Bdf>,
     /// Requester IDs under which members' requests can appear beside the members' own, ascending.
     pub aliases: Vec<Bdf>,
-    /// The joins that made the group, in the order of their functions; none for a group of one.
+    /// The joins that made the group; none for a group of one.
     pub why: Vec<Join>,
 }
 
@@ -245,20 +245,16 @@ impl<'t> Sets<'t> {
         }
         for (_, group) in &mut groups {
             for &member in &group.members {
-                let ids = requesters(self.topology, member);
-                let new = ids
-                    .into_iter()
-                    .filter(|id| group.members.binary_search(id).is_err());
-                group.aliases.extend(new);
+                for id in requesters(self.topology, member) {
+                    let place = group.aliases.binary_search(&id);
+                    if let (Err(place), Err(_)) = (place, group.members.binary_search(&id)) {
+                        group.aliases.insert(place, id);
+                    }
+                }
             }
-            group.aliases.sort_unstable();
-            group.aliases.dedup();
             let joins = self.joins.iter();
-            group.why = joins
-                .filter(|j| group.contains(j.function))
-                .copied()
-                .collect();
-            group.why.sort_by_key(|join| (join.function, join.with));
+            let ours = joins.filter(|join| group.contains(join.function));
+            group.why = ours.copied().collect();
         }
         groups.into_iter().map(|(_, group)| group).collect()
     }

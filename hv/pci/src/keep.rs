@@ -3,7 +3,8 @@
 use alloc::vec::Vec;
 
 use crate::function::{Bar, BridgeWindow, BridgeWindows};
-use crate::place::{Kept, parent_of};
+use crate::order::ordered;
+use crate::place::{Kept, is_below, parent_of};
 use crate::region::Regions;
 use crate::topology::Topology;
 
@@ -93,17 +94,6 @@ fn keep_below(
     }
 }
 
-fn is_below(topology: &Topology, function: usize, bridge: usize) -> bool {
-    let mut next = parent_of(topology, function);
-    while let Some(parent) = next {
-        if parent == bridge {
-            return true;
-        }
-        next = parent_of(topology, parent);
-    }
-    false
-}
-
 /// Open windows as spans.
 fn spans(windows: BridgeWindows) -> Vec<Used> {
     let span = |io: bool, window: Option<BridgeWindow>| window.map(|w| (io, w.first, w.last));
@@ -135,7 +125,9 @@ fn shelf(
         let windows = open.iter().filter(|&&(other, _)| other == index);
         all.extend(windows.flat_map(|&(_, windows)| spans(windows)));
     }
-    all.sort_unstable();
+    let all = ordered(all, |&(io, first, _)| {
+        u128::from(io) << 64 | u128::from(first)
+    });
     let apart = all.windows(2).all(|pair| match pair {
         [(io, _, last), (next_io, next, _)] => io != next_io || last < next,
         _ => true,

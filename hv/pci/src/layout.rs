@@ -1,15 +1,15 @@
 //! Lays BARs and bridge windows out: sizes from the bottom up, addresses from the top down.
 
-use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
-use core::cmp::Reverse;
+use core::mem::take;
 
+use crate::order::ordered;
 use crate::place::{Demand, Kept, parent_of};
 use crate::region::{Regions, align_up};
 use crate::topology::Topology;
 
 /// Which windows an address can come from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Class {
     /// I/O ports.
     Io,
@@ -31,23 +31,17 @@ impl Class {
     }
 }
 
-/// A BAR by position: function in the topology, BAR in the function.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct BarId {
-    pub(crate) function: usize,
-    pub(crate) bar: usize,
-}
-
 /// What takes up room in a window.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ItemId {
-    Bar(BarId),
+    /// The BAR of the demand with this index.
+    Bar(usize),
     /// The window of the bridge with this index.
     Window(usize),
 }
 
 /// Something that takes up room in a window, and where it is from the window's start.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Item {
     pub(crate) id: ItemId,
     size: u64,
@@ -56,28 +50,31 @@ pub(crate) struct Item {
     offset: u64,
 }
 
-/// An item that found no room on a root bus.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Fit {
-    pub(crate) class: Class,
-    pub(crate) item: Item,
-}
-
-/// Everything below one bridge, or on the root buses.
+/// Everything of one class below one bridge, or on the root buses.
 type Shelf = Vec<Item>;
 
-/// A layout in the making, then the addresses.
+/// The layout of one class in the making, then its addresses.
 #[derive(Debug, Default)]
 pub(crate) struct Layout {
-    /// By class and bridge (`None`: the root buses).
-    shelves: BTreeMap<(Class, Option<usize>), Shelf>,
-    windows: BTreeMap<(Class, usize), (u64, u64)>,
-    bars: BTreeMap<BarId, u64>,
+    roots: Shelf,
+    /// By the bridge above.
+    shelves: Vec<Shelf>,
+    /// By bridge: first address and size.
+    pub(crate) windows: Vec<Option<(u64, u64)>>,
+    /// By demand.
+    pub(crate) bars: Vec<Option<u64>>,
 }
 
-/// Packs items largest alignment first; gives the bytes used and the largest alignment.
+/// Largest alignment first, then largest size.
+fn largest_first(shelf: Shelf) -> Shelf {
+    ordered(shelf, |item| {
+        u128::from(item.align.leading_zeros()) << 64 | u128::from(!item.size)
+    })
+}
+
+/// Packs items; gives the bytes used and the largest alignment.
 fn pack(shelf: &mut Shelf) -> Option<(u64, u64)> {
-    shelf.sort_by_key(|item| (Reverse(item.align), Reverse(item.size), item.id));
+    *shelf = largest_first(take(shelf));
     let mut end = 0;
     let mut largest = 1;
     for item in shelf {
@@ -89,69 +86,87 @@ fn pack(shelf: &mut Shelf) -> Option<(u64, u64)> {
 }
 
 impl Layout {
-    /// Sizes every window.
-    pub(crate) fn new(topology: &Topology, demands: &[Demand], kept: &[Kept]) -> Self {
+    /// Sizes every window of a class.
+    pub(crate) fn new(
+        class: Class,
+        topology: &Topology,
+        demands: &[Demand],
+        kept: &[Kept],
+    ) -> Self {
+        let functions = topology.functions().len();
         let mut layout = Self::default();
-        for demand in demands {
-            let Some(class) = demand.class else { continue };
+        layout.shelves.resize(functions, Shelf::new());
+        layout.windows.resize(functions, None);
+        layout.bars.resize(demands.len(), None);
+        for (index, demand) in demands.iter().enumerate() {
+            if demand.class != Some(class) {
+                continue;
+            }
             let item = Item {
-                id: ItemId::Bar(BarId {
-                    function: demand.function,
-                    bar: demand.bar,
-                }),
+                id: ItemId::Bar(index),
                 size: demand.size,
                 align: demand.size,
                 prefetchable: demand.prefetchable,
                 offset: 0,
             };
-            let shelf = (class, parent_of(topology, demand.function));
-            layout.shelves.entry(shelf).or_default().push(item);
+            layout.shelve(parent_of(topology, demand.function), item);
         }
         // What is below a bridge comes after it, so going backwards sees children first.
-        for bridge in (0..topology.functions().len()).rev() {
-            if kept.get(bridge).is_some_and(|kept| kept.windows.is_some()) {
+        for (bridge, kept) in kept.iter().enumerate().rev() {
+            let Some(shelf) = layout.shelves.get_mut(bridge) else {
+                continue;
+            };
+            if kept.windows.is_some() || shelf.is_empty() {
                 continue;
             }
-            for class in Class::ALL {
-                let Some(shelf) = layout.shelves.get_mut(&(class, Some(bridge))) else {
-                    continue;
-                };
-                let granule = class.granule();
-                // Sizes beyond 64 bits fit nowhere: the largest size says so to the root.
-                let (end, largest) = pack(shelf).unwrap_or((u64::MAX, granule));
-                let item = Item {
-                    id: ItemId::Window(bridge),
-                    size: align_up(end, granule).unwrap_or(u64::MAX),
-                    align: largest.max(granule),
-                    prefetchable: class == Class::High,
-                    offset: 0,
-                };
-                let above = (class, parent_of(topology, bridge));
-                layout.shelves.entry(above).or_default().push(item);
-            }
+            let granule = class.granule();
+            // Sizes beyond 64 bits fit nowhere: the largest size says so to the root.
+            let (end, largest) = pack(shelf).unwrap_or((u64::MAX, granule));
+            let item = Item {
+                id: ItemId::Window(bridge),
+                size: align_up(end, granule).unwrap_or(u64::MAX),
+                align: largest.max(granule),
+                prefetchable: class == Class::High,
+                offset: 0,
+            };
+            layout.shelve(parent_of(topology, bridge), item);
         }
+        layout.roots = largest_first(take(&mut layout.roots));
         layout
     }
 
-    /// Takes room for everything on the root buses and works out all addresses of a class.
-    pub(crate) fn allocate(&mut self, class: Class, free: &mut Regions) -> Result<(), Fit> {
-        let Some(mut roots) = self.shelves.remove(&(class, None)) else {
-            return Ok(());
+    fn shelve(&mut self, above: Option<usize>, item: Item) {
+        let shelf = match above {
+            Some(bridge) => self.shelves.get_mut(bridge),
+            None => Some(&mut self.roots),
         };
-        roots.sort_by_key(|item| (Reverse(item.align), Reverse(item.size), item.id));
+        if let Some(shelf) = shelf {
+            shelf.push(item);
+        }
+    }
+
+    /// Takes room for everything on the root buses and works out all addresses.
+    ///
+    /// # Errors
+    /// What found no room.
+    pub(crate) fn allocate(&mut self, class: Class, free: &mut Regions) -> Result<(), Item> {
         let mut open = Vec::new();
-        for item in roots {
+        for item in take(&mut self.roots) {
             let at = free.take(class, item.prefetchable, item.size, item.align);
-            open.push((item, at.ok_or(Fit { class, item })?));
+            open.push((item, at.ok_or(item)?));
         }
         while let Some((item, at)) = open.pop() {
             match item.id {
-                ItemId::Bar(id) => {
-                    self.bars.insert(id, at);
+                ItemId::Bar(index) => {
+                    if let Some(bar) = self.bars.get_mut(index) {
+                        *bar = Some(at);
+                    }
                 }
                 ItemId::Window(bridge) => {
-                    self.windows.insert((class, bridge), (at, item.size));
-                    let shelf = self.shelves.remove(&(class, Some(bridge)));
+                    if let Some(window) = self.windows.get_mut(bridge) {
+                        *window = Some((at, item.size));
+                    }
+                    let shelf = self.shelves.get_mut(bridge).map(take);
                     for item in shelf.into_iter().flatten() {
                         // The window was found room for as a whole, so this stays inside it.
                         open.push((item, at.saturating_add(item.offset)));
@@ -160,15 +175,5 @@ impl Layout {
             }
         }
         Ok(())
-    }
-
-    /// Address and size of a bridge's window.
-    pub(crate) fn window(&self, class: Class, bridge: usize) -> Option<(u64, u64)> {
-        self.windows.get(&(class, bridge)).copied()
-    }
-
-    /// The address of a BAR.
-    pub(crate) fn bar(&self, function: usize, bar: usize) -> Option<u64> {
-        self.bars.get(&BarId { function, bar }).copied()
     }
 }

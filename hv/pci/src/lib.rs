@@ -35,6 +35,7 @@ mod group;
 mod host;
 mod keep;
 mod layout;
+mod order;
 mod place;
 mod probe;
 mod program;

@@ -8,8 +8,9 @@ use types::{Bdf, PageSize};
 use crate::config::ConfigSpace;
 use crate::error::Error;
 use crate::function::{BarKind, BarPlace, BridgeWindow, BridgeWindows, WindowWidth};
-use crate::host::HostBridge;
-use crate::layout::{Class, Fit, Item, ItemId, Layout};
+use crate::host::{HostBridge, WindowKind};
+use crate::layout::{Class, ItemId, Layout};
+use crate::order::ordered;
 use crate::program;
 use crate::region::Regions;
 use crate::topology::Topology;
@@ -101,6 +102,8 @@ pub(crate) struct Demand {
     pub(crate) class: Option<Class>,
     fallback: Option<Class>,
     why: Why,
+    /// What it got.
+    address: Option<u64>,
 }
 
 /// Gives every BAR below the host bridge an address and opens the bridges' windows for them.
@@ -129,10 +132,12 @@ pub fn place(
         crate::keep::keep(topology, &mut regions, page, &mut kept);
     }
     let mut demands = demands(topology, &regions, page, &kept);
-    let (layout, windows) = settle(topology, &regions, &kept, &mut demands);
-    let mut placement = write_back(host, topology, &kept, &demands, &layout);
+    let windows = settle(topology, &regions, &kept, &mut demands);
+    let mut placement = write_back(host, topology, &kept, &demands);
     program::program(space, topology, &kept, &windows, &mut placement);
-    placement.unplaced.sort_by_key(|u| (u.bdf, u.bar));
+    placement.unplaced = ordered(placement.unplaced, |unplaced| {
+        u128::from(unplaced.bdf.bits()) << 8 | u128::from(unplaced.bar)
+    });
     Ok(placement)
 }
 
@@ -218,6 +223,7 @@ fn demands(topology: &Topology, regions: &Regions, page: u64, kept: &[Kept]) -> 
                     largest if class.is_none() => Why::TooLarge { largest },
                     _ => Why::NoRoom,
                 },
+                address: None,
             });
         }
     }
@@ -225,84 +231,91 @@ fn demands(topology: &Topology, regions: &Regions, page: u64, kept: &[Kept]) -> 
 }
 
 /// Lays everything out; what does not fit moves to another window or is left out, until the rest
-/// fits. Every round takes a choice away from one BAR, so this ends.
+/// fits. Every round takes a choice away from one BAR, so this ends. Gives each bridge's windows,
+/// and leaves each BAR's address in its demand.
 fn settle(
     topology: &Topology,
     regions: &Regions,
     kept: &[Kept],
     demands: &mut [Demand],
-) -> (Layout, Vec<BridgeWindows>) {
+) -> Vec<BridgeWindows> {
     loop {
         let mut free = regions.clone();
-        let mut layout = Layout::new(topology, demands, kept);
-        let failed = Class::ALL
-            .into_iter()
-            .find_map(|class| layout.allocate(class, &mut free).err());
-        let Some(Fit { class, item }) = failed else {
-            let windows = windows(kept, &layout);
-            return (layout, windows);
+        let layouts = Class::ALL.map(|class| {
+            let mut layout = Layout::new(class, topology, demands, kept);
+            let result = layout.allocate(class, &mut free);
+            (class, layout, result)
+        });
+        let failed = layouts.iter().find_map(|(class, _, result)| {
+            let item = result.as_ref().err()?;
+            Some((*class, item.id))
+        });
+        let Some((class, item)) = failed else {
+            return addresses(kept, demands, layouts.map(|(_, layout, _)| layout));
         };
         give_way(topology, demands, class, item);
     }
 }
 
-/// Takes one choice away from the BAR that stands most in the way of `item`.
-fn give_way(topology: &Topology, demands: &mut [Demand], class: Class, item: Item) {
-    let below = |demand: &Demand| match item.id {
-        ItemId::Bar(index) => demand.function == index.function && demand.bar == index.bar,
-        ItemId::Window(bridge) => {
-            let mut next = parent_of(topology, demand.function);
-            while let Some(parent) = next {
-                if parent == bridge {
-                    return true;
-                }
-                next = parent_of(topology, parent);
-            }
-            false
+/// Whether a function is somewhere below a bridge.
+pub(crate) fn is_below(topology: &Topology, function: usize, bridge: usize) -> bool {
+    let mut next = parent_of(topology, function);
+    while let Some(parent) = next {
+        if parent == bridge {
+            return true;
         }
-    };
-    let rank = |index: usize, demand: &Demand| {
-        let movable = demand.fallback.is_some();
-        let inside = below(demand);
+        next = parent_of(topology, parent);
+    }
+    false
+}
+
+/// Takes one choice away from the BAR that stands most in the way of `item`.
+fn give_way(topology: &Topology, demands: &mut [Demand], class: Class, item: ItemId) {
+    let mut victim = None;
+    for (index, demand) in demands.iter().enumerate() {
+        if demand.class != Some(class) {
+            continue;
+        }
+        let inside = match item {
+            ItemId::Bar(bar) => bar == index,
+            ItemId::Window(bridge) => is_below(topology, demand.function, bridge),
+        };
         // First what can go elsewhere, from inside what failed or else from anywhere; only then
         // is the largest inside left out.
-        let order = match (movable, inside) {
+        let order = match (demand.fallback.is_some(), inside) {
             (true, true) => 3,
             (true, false) => 2,
             (false, true) => 1,
-            (false, false) => return None,
+            (false, false) => continue,
         };
-        Some((order, demand.size, core::cmp::Reverse(index)))
-    };
-    let victim = demands
-        .iter()
-        .enumerate()
-        .filter(|(_, demand)| demand.class == Some(class))
-        .filter_map(|(index, demand)| Some((rank(index, demand)?, index)))
-        .max();
+        let rank = (order, demand.size);
+        if victim.is_none_or(|(best, _)| rank > best) {
+            victim = Some((rank, index));
+        }
+    }
     if let Some(demand) = victim.and_then(|(_, index)| demands.get_mut(index)) {
         demand.class = demand.fallback.take();
     }
 }
 
-/// What each bridge's windows become.
-fn windows(kept: &[Kept], layout: &Layout) -> Vec<BridgeWindows> {
+/// Takes the addresses out of finished layouts.
+fn addresses(kept: &[Kept], demands: &mut [Demand], layouts: [Layout; 3]) -> Vec<BridgeWindows> {
+    for (index, demand) in demands.iter_mut().enumerate() {
+        let mut all = layouts.iter();
+        demand.address = all.find_map(|layout| *layout.bars.get(index)?);
+    }
     let mut all = Vec::new();
     for (index, kept) in kept.iter().enumerate() {
-        if let Some(windows) = kept.windows {
-            all.push(windows);
-            continue;
-        }
-        let window = |class| {
-            let (first, size) = layout.window(class, index)?;
+        let [io, memory, prefetchable] = layouts.each_ref().map(|layout| {
+            let (first, size) = (*layout.windows.get(index)?)?;
             let last = first.checked_add(size.checked_sub(1)?)?;
             Some(BridgeWindow { first, last })
-        };
-        all.push(BridgeWindows {
-            io: window(Class::Io),
-            memory: window(Class::Low),
-            prefetchable: window(Class::High),
         });
+        all.push(kept.windows.unwrap_or(BridgeWindows {
+            io,
+            memory,
+            prefetchable,
+        }));
     }
     all
 }
@@ -313,15 +326,13 @@ fn write_back(
     topology: &mut Topology,
     kept: &[Kept],
     demands: &[Demand],
-    layout: &Layout,
 ) -> Placement {
     let mut placement = Placement::default();
     let to_cpu = |kind: BarKind, bus: u64, size: u64| {
-        let same = host
-            .windows
-            .iter()
-            .filter(|w| (w.kind == crate::WindowKind::Io) == kind.is_io());
-        let cpu = same.filter_map(|w| w.to_cpu(bus, size)).next()?;
+        let cpu = host.windows.iter().find_map(|window| {
+            let same = (window.kind == WindowKind::Io) == kind.is_io();
+            window.to_cpu(bus, size).filter(|_| same)
+        })?;
         Some(BarPlace { bus, cpu })
     };
     for (function, keeps) in topology.functions_mut().iter_mut().zip(kept) {
@@ -341,8 +352,9 @@ fn write_back(
         let Some(bar) = function.bars.get_mut(demand.bar) else {
             continue;
         };
-        let bus = layout.bar(demand.function, demand.bar);
-        bar.place = bus.and_then(|bus| to_cpu(bar.kind, bus, bar.size));
+        bar.place = demand
+            .address
+            .and_then(|bus| to_cpu(bar.kind, bus, bar.size));
         if bar.place.is_some() {
             placement.placed = placement.placed.saturating_add(1);
         } else {

@@ -104,18 +104,17 @@ impl Regions {
         size: u64,
         align: u64,
     ) -> Option<u64> {
-        let usable = self
-            .0
-            .iter_mut()
-            .filter(|region| region.class == class && (prefetchable || !region.prefetchable_only));
         // Windows for prefetchable memory only are of no use to others: they go first.
-        let mut usable: Vec<_> = usable.collect();
-        usable.sort_by_key(|region| (!region.prefetchable_only, region.first));
-        for region in usable {
-            let start = region.free.iter().find_map(|&span| fit(span, size, align));
-            if let Some(start) = start {
-                let last = start.checked_add(size.checked_sub(1)?)?;
-                return region.carve(start, last).then_some(start);
+        for only in [true, false] {
+            let same = |region: &&mut Region| {
+                region.class == class && region.prefetchable_only == only && (prefetchable || !only)
+            };
+            for region in self.0.iter_mut().filter(same) {
+                let start = region.free.iter().find_map(|&span| fit(span, size, align));
+                if let Some(start) = start {
+                    let last = start.checked_add(size.checked_sub(1)?)?;
+                    return region.carve(start, last).then_some(start);
+                }
             }
         }
         None

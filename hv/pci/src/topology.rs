@@ -6,6 +6,7 @@ use types::Bdf;
 
 use crate::function::Function;
 use crate::host::BusRange;
+use crate::order::ordered;
 
 /// Every function below one host bridge, in the order of their bus numbers.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,16 +24,15 @@ impl Topology {
         segment: u16,
         buses: BusRange,
         roots: Vec<u8>,
-        mut functions: Vec<Function>,
+        functions: Vec<Function>,
         not_ready: Vec<Bdf>,
         ignored: usize,
     ) -> Self {
-        functions.sort_by_key(|function| function.bdf);
         Self {
             segment,
             buses,
             roots,
-            functions,
+            functions: ordered(functions, |function| function.bdf.bits().into()),
             not_ready,
             ignored,
         }
