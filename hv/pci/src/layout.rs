@@ -65,10 +65,14 @@ pub(crate) struct Layout {
     pub(crate) bars: Vec<Option<u64>>,
 }
 
-/// Largest alignment first, then largest size.
+/// Largest alignment first, then largest size, then in the order of the functions.
 fn largest_first(shelf: Shelf) -> Shelf {
     ordered(shelf, |item| {
-        u128::from(item.align.leading_zeros()) << 64 | u128::from(!item.size)
+        let index = match item.id {
+            ItemId::Bar(index) | ItemId::Window(index) => index,
+        };
+        let index = u128::try_from(index).unwrap_or(0) & 0x3ff_ffff;
+        u128::from(item.align.leading_zeros()) << 90 | u128::from(!item.size) << 26 | index
     })
 }
 

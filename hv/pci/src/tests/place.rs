@@ -105,6 +105,18 @@ fn below_bridges_windows_open_for_what_is_there_and_no_more() {
 }
 
 #[test]
+fn equal_windows_are_placed_in_the_order_of_their_bridges() {
+    let mut pci = FakePci::new();
+    for device in 0..3 {
+        let port = pci.add(ROOT, device, 0, FakeFunction::root_port());
+        pci.add(Below::Bridge(port), 0, 0, narrow(4096));
+    }
+    let (topology, _) = placed(&pci, &virt(), PlacePolicy::default());
+    let at = ["01:00.0", "02:00.0", "03:00.0"].map(|bdf| address(&topology, bdf, 0).unwrap());
+    assert_eq!(at, [0x1000_0000, 0x1010_0000, 0x1020_0000]);
+}
+
+#[test]
 fn a_bar_larger_than_every_window_is_reported_and_the_others_are_placed() {
     let mut pci = FakePci::new();
     let big = pci.add(ROOT, 1, 0, wide(1 << 40));
