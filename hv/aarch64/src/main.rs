@@ -24,6 +24,7 @@ use boot::{Logger, Options, Verdict};
 use console::{Pl011, SystemCounter};
 use dtoolkit::fdt::Fdt;
 use early::Handover;
+use hal::Clock;
 use machine::Machine;
 use types::{PageSize, Span};
 
@@ -61,7 +62,8 @@ fn run(handover: Handover) -> ! {
     if let Some(test) = options.self_test {
         self_test::provoke(test);
     }
-    let holdings = survey::take(&machine, fdt_span, map);
+    let mut holdings = survey::take(&machine, fdt_span, map);
+    let bundle = survey::bundle(&machine, &mut holdings.map);
     log::info!(
         "report: complete, {} frames free",
         holdings.frames.free_frames()
@@ -69,7 +71,11 @@ fn run(handover: Handover) -> ! {
     if !holdings.all_locked() {
         panic::end(Verdict::Fatal("an SMMU does not abort any more"));
     }
-    panic::end(Verdict::Good("report complete, no VM to run"))
+    match bundle {
+        Err(()) => panic::end(Verdict::Fatal("the boot bundle cannot be used")),
+        Ok(None) => panic::end(Verdict::Good("report complete, no VM to run")),
+        Ok(Some(_)) => panic::end(Verdict::Good("report complete, VMs are not run yet")),
+    }
 }
 
 /// Makes the PL011 that the tree names the console. Without one the hypervisor runs silently.

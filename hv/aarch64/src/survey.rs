@@ -3,15 +3,19 @@
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
+use core::fmt;
 
-use boot::Frames;
+use boot::{Devices, Frames};
+use bundle::Bundle;
 use hal::Mmio;
-use machine::{CpuStatus, InterruptController, Machine, Mapping, ReservationSource};
+use machine::{ConfigAccess, CpuStatus, InterruptController, Machine, Mapping, ReservationSource};
+use pci::{BusRange, Ecam, GroupPolicy};
 use smmuv3::Locked;
 use types::{Pa, Span};
 
 use crate::console::SystemCounter;
 use crate::cpu::{self, MAX_CPUS};
+use crate::early;
 use crate::features::Features;
 use crate::memory::{self, Ram, Registers};
 use crate::mmu::{self, Map, Use};
@@ -23,6 +27,10 @@ pub(crate) struct Holdings {
     pub(crate) frames: Frames<Ram>,
     /// SMMUs, locked.
     pub(crate) smmus: Vec<Locked<Registers>>,
+    /// What is behind each host bridge, none of it mastering the bus.
+    pub(crate) devices: Vec<Devices>,
+    /// The map.
+    pub(crate) map: Map,
 }
 
 impl Holdings {
@@ -47,10 +55,16 @@ pub(crate) fn take(machine: &Machine, fdt: Span<Pa>, mut map: Map) -> Holdings {
     let frames = frames(machine, fdt, &mut map);
     start_cpus(machine, &frames, &mut map);
     report_gic(machine, &features, &mut map);
+    let devices = take_devices(machine, &mut map);
 
     let (used, size) = memory::heap_use();
     log::info!("heap: {} of {} KiB used", used.div_ceil(1024), size / 1024);
-    Holdings { frames, smmus }
+    Holdings {
+        frames,
+        smmus,
+        devices,
+        map,
+    }
 }
 
 fn lock_smmus(machine: &Machine, map: &mut Map) -> Vec<Locked<Registers>> {
@@ -58,7 +72,7 @@ fn lock_smmus(machine: &Machine, map: &mut Map) -> Vec<Locked<Registers>> {
     for (index, smmu) in machine.smmus.iter().enumerate() {
         let span = smmu.registers;
         if let Err(error) = map.identity(span, Use::Device) {
-            log::error!("smmu{index} at {span}: cannot be mapped: {error:?}");
+            log::error!("smmu{index} at {span}: cannot be mapped: {error}");
             continue;
         }
         // SAFETY: the tree says that an SMMU is there; it is mapped now, and this is its driver.
@@ -101,6 +115,7 @@ fn frames(machine: &Machine, fdt: Span<Pa>, map: &mut Map) -> Frames<Ram> {
         })
         .map(|reservation| reservation.span)
         .chain([fdt])
+        .chain(machine.chosen.initrd)
         .collect();
     let mapped: &'static [Span<Pa>] = Box::leak(mmu::without(&machine.memory, &unmapped).into());
     let mut lost = 0;
@@ -110,14 +125,13 @@ fn frames(machine: &Machine, fdt: Span<Pa>, map: &mut Map) -> Frames<Ram> {
             log::error!("memory {span} cannot be mapped; not used");
         }
     }
-    // SAFETY: RAM by the tree, mapped just now, without the image, the tree itself and what
-    // firmware forbids; Rust objects live in the image and the heap inside it.
+    // SAFETY: RAM by the tree, mapped just now, without the image, the tree itself, the bundle and
+    // what firmware forbids; Rust objects live in the image and the heap inside it.
     let ram = unsafe { Ram::new(if lost == 0 { mapped } else { &[] }) };
     let taken: Vec<Span<Pa>> = machine
         .reservations
         .iter()
         .map(|reservation| reservation.span)
-        .chain(machine.chosen.initrd)
         .collect();
     let free = boot::usable(mapped, &taken);
     let frames = Frames::new(ram, &free);
@@ -154,6 +168,67 @@ fn start_cpus(machine: &Machine, frames: &Frames<Ram>, map: &mut Map) {
         index += 1;
     }
     log::info!("cpus: {} online of {}", smp::online(), machine.cpus.len());
+}
+
+/// The boot bundle, if the boot loader brought one that can be read.
+pub(crate) fn bundle(machine: &Machine, map: &mut Map) -> Result<Option<Bundle<'static>>, ()> {
+    let Some(span) = machine.chosen.initrd else {
+        log::info!("bundle: none (no initrd)");
+        return Ok(None);
+    };
+    let in_memory = machine
+        .memory
+        .iter()
+        .any(|memory| memory.contains_span(span));
+    if !in_memory || map.identity(span, Use::Constants).is_err() {
+        log::error!("bundle: initrd {span} is not all in memory");
+        return Err(());
+    }
+    // SAFETY: mapped read-only just now; nobody writes to it, as it is left out of RAM.
+    let bytes = unsafe { early::blob(span) };
+    match Bundle::parse(bytes) {
+        Ok(bundle) => {
+            bundle.report(&mut |line| log::info!("{line}"));
+            Ok(Some(bundle))
+        }
+        Err(error) => {
+            log::error!("bundle: {error}");
+            Err(())
+        }
+    }
+}
+
+fn take_devices(machine: &Machine, map: &mut Map) -> Vec<Devices> {
+    if machine.host_bridges.is_empty() {
+        log::info!("pci: no host bridge");
+    }
+    let mut found = Vec::new();
+    for bridge in &machine.host_bridges {
+        let ConfigAccess::Ecam(span) = bridge.config else {
+            log::warn!(
+                "pci {:04x}: configuration space is not in memory",
+                bridge.segment
+            );
+            continue;
+        };
+        let buses = BusRange::new(bridge.buses.0, bridge.buses.1);
+        let (Ok(buses), Ok(())) = (buses, map.identity(span, Use::Device)) else {
+            log::error!(
+                "pci {:04x}: ECAM at {span} cannot be mapped",
+                bridge.segment
+            );
+            continue;
+        };
+        // SAFETY: the tree says that configuration space is there; it is mapped now, and only this
+        // code uses it.
+        let ecam = Ecam::new(unsafe { Registers::new(span) }, buses);
+        let mut line = |text: fmt::Arguments<'_>| log::info!("pci {text}");
+        match boot::devices(machine, bridge, &ecam, GroupPolicy::Acs, &mut line) {
+            Ok(devices) => found.push(devices),
+            Err(error) => log::error!("pci {:04x}: {error}", bridge.segment),
+        }
+    }
+    found
 }
 
 fn report_gic(machine: &Machine, features: &Features, map: &mut Map) {

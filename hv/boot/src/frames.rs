@@ -18,7 +18,9 @@ const ORDERS: usize = 32;
 pub fn usable(memory: &[Span<Pa>], reserved: &[Span<Pa>]) -> Vec<Span<Pa>> {
     // Frame numbers, ends excluded, so that the last frame of the space needs no special case.
     let frames = |span: &Span<Pa>| (span.start().bits() >> 12, (span.last().bits() >> 12) + 1);
-    let mut free: Vec<(u64, u64)> = memory
+    let mut memory = memory.to_vec();
+    memory.sort_unstable();
+    let free = memory
         .iter()
         .map(|span| {
             (
@@ -26,10 +28,8 @@ pub fn usable(memory: &[Span<Pa>], reserved: &[Span<Pa>]) -> Vec<Span<Pa>> {
                 (span.last().bits() + 1) >> 12,
             )
         })
-        .filter(|(start, end)| start < end)
-        .collect();
-    free.sort_unstable();
-    let mut merged: Vec<(u64, u64)> = Vec::with_capacity(free.len());
+        .filter(|(start, end)| start < end);
+    let mut merged: Vec<(u64, u64)> = Vec::new();
     for (start, end) in free {
         match merged.last_mut() {
             Some(last) if start <= last.1 => last.1 = last.1.max(end),

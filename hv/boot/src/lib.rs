@@ -8,11 +8,13 @@
 
 extern crate alloc;
 
+mod devices;
 mod frames;
 mod logger;
 mod options;
 mod verdict;
 
+pub use devices::{Devices, devices};
 pub use frames::{Frames, usable};
 pub use logger::Logger;
 pub use options::{Options, SelfTest, Unknown};
