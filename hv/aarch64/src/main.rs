@@ -65,7 +65,14 @@ fn run(handover: Handover) -> ! {
     let mut holdings = survey::take(&machine, fdt_span, map);
     let bundle = survey::bundle(&machine, &mut holdings.map);
     log::info!(
-        "report: complete, {} frames free",
+        "report: complete {} ticks after entry at {} Hz, {} functions, {} frames free",
+        SystemCounter.ticks().wrapping_sub(entry_ticks),
+        SystemCounter.frequency(),
+        holdings
+            .devices
+            .iter()
+            .map(|devices| devices.topology.functions().len())
+            .sum::<usize>(),
         holdings.frames.free_frames()
     );
     if !holdings.all_locked() {
