@@ -147,6 +147,30 @@ pub fn build(
     Ok(tree.to_dtb())
 }
 
+/// Writes the device tree of a guest that is told everything by ACPI: `/chosen` alone, because any
+/// further node makes Linux ignore ACPI.
+pub(crate) fn build_for_acpi(
+    platform: &GuestPlatform,
+    initrd: Option<Span<Ipa>>,
+    efi: &crate::acpi::EfiPointers,
+) -> Vec<u8> {
+    let mut tree = DeviceTree::new();
+    let chosen = chosen_common(platform, initrd)
+        .with("linux,uefi-system-table", efi.system_table.bits())
+        .with("linux,uefi-mmap-start", efi.memory_map.bits())
+        .with("linux,uefi-mmap-size", efi.memory_map_bytes)
+        .with("linux,uefi-mmap-desc-size", efi.descriptor_bytes)
+        .with("linux,uefi-mmap-desc-ver", efi.descriptor_version)
+        // 2 is "disabled"; without the property Linux refuses the whole set.
+        .with("linux,uefi-secure-boot", 2u32);
+    tree.root = NodeBuilder::new("")
+        .with("#address-cells", 2u32)
+        .with("#size-cells", 2u32)
+        .child(chosen)
+        .0;
+    tree.to_dtb()
+}
+
 fn chosen_common(platform: &GuestPlatform, initrd: Option<Span<Ipa>>) -> NodeBuilder {
     let mut node = NodeBuilder::new("chosen").with("bootargs", platform.bootargs.as_str());
     if let Some(initrd) = initrd {

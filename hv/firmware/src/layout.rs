@@ -9,9 +9,9 @@ use alloc::vec::Vec;
 
 use types::{Address, Ipa, PageSize, Span};
 
-use crate::dt;
 use crate::kernel::{FLAT_OFFSET, IMAGE_ALIGNMENT, Kernel, KernelError, KernelFormat};
 use crate::platform::{GuestPlatform, PlatformError};
+use crate::{acpi, dt};
 
 /// How far above the base of RAM the start-up data goes when it fits. Kernels map little more than
 /// this before they know their memory.
@@ -23,6 +23,8 @@ pub enum FirmwareKind {
     /// A device tree.
     #[default]
     DeviceTree,
+    /// ACPI tables, found by the EFI tables an EFI stub would have left.
+    Acpi,
 }
 
 /// What a guest starts with.
@@ -47,6 +49,8 @@ pub enum Item {
     Initrd,
     /// The device tree.
     DeviceTree,
+    /// The EFI and ACPI tables.
+    Acpi,
 }
 
 /// Bytes and where they go. Memory no placement covers is zero.
@@ -144,6 +148,20 @@ pub fn plan<'a>(
     }
     let tree = match payload.firmware {
         FirmwareKind::DeviceTree => dt::build(platform, initrd)?,
+        FirmwareKind::Acpi => {
+            // The length does not depend on the address.
+            let item = Item::Acpi;
+            let bytes = acpi::Blob::bytes_needed(platform).ok_or(PlatformError::Memory)?;
+            let span = ram.take(item, bytes, PageSize::SIZE_64K)?;
+            let blob = acpi::Blob::new(platform, span).ok_or(PlatformError::Memory)?;
+            let tree = dt::build_for_acpi(platform, initrd, &blob.efi);
+            placements.push(Placement {
+                item,
+                at: span.start(),
+                bytes: Cow::Owned(blob.bytes),
+            });
+            tree
+        }
     };
     if tree.len() > dt::MAX_BYTES {
         return Err(FirmwareError::DeviceTreeTooLarge(tree.len()));

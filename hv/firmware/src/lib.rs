@@ -2,7 +2,7 @@
 //!
 //! Key types: [`GuestPlatform`] (a guest's machine, described once), [`Payload`] (what it starts
 //! with), [`plan`] and the [`Layout`] it returns: bytes, where they go, and the entry registers.
-//! [`dt`] writes the device tree, [`kernel`] reads kernel files.
+//! [`dt`] writes the device tree, [`acpi`] the EFI and ACPI tables, [`kernel`] reads kernel files.
 //! The crate of VMs calls it when it builds one; it must not know how guest memory is reached, nor
 //! what devices really are behind the addresses.
 //!
@@ -22,6 +22,7 @@
 
 extern crate alloc;
 
+pub mod acpi;
 pub mod dt;
 pub mod kernel;
 mod layout;
@@ -30,7 +31,7 @@ mod platform;
 pub use kernel::{KernelError, KernelFormat};
 pub use layout::{Entry, FirmwareError, FirmwareKind, Item, Layout, Payload, Placement, plan};
 pub use platform::{
-    Conduit, DISTRIBUTOR_BYTES, DevicePath, Gic, GuestPlatform, ITS_BYTES, MAX_CPUS, Mpidr,
-    PRIMECELL_BYTES, PciHost, PciWindow, Peripheral, PlatformError, REDISTRIBUTOR_BYTES, Remapping,
-    Rmr, SMMU_BYTES, Seed, Smmu, Spi, WindowKind, map,
+    Conduit, DISTRIBUTOR_BYTES, DevicePath, Gic, GuestPlatform, ITS_BYTES, MAX_CPUS,
+    MAX_MEMORY_SPANS, Mpidr, PRIMECELL_BYTES, PciHost, PciWindow, Peripheral, PlatformError,
+    REDISTRIBUTOR_BYTES, Remapping, Rmr, SMMU_BYTES, Seed, Smmu, Spi, WindowKind, map,
 };

@@ -10,6 +10,9 @@ use types::{Address, Bdf, Ipa, OutOfRange, PageSize, Span, StreamId};
 /// size of every table stay far from their limits.
 pub const MAX_CPUS: usize = 512;
 
+/// The most memory spans a description may have: the EFI memory map has a page.
+pub const MAX_MEMORY_SPANS: usize = 64;
+
 /// Bytes of redistributor frames a GICv3 without GICv4 has for each vCPU [IHI 0069 §12.10].
 pub const REDISTRIBUTOR_BYTES: u64 = 0x2_0000;
 
@@ -287,8 +290,9 @@ pub struct GuestPlatform {
 /// What is wrong with a [`GuestPlatform`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PlatformError {
-    /// No RAM, or spans that are unaligned, overlapping or out of order.
-    #[error("the guest's memory spans are empty, unaligned or out of order")]
+    /// No RAM, more than [`MAX_MEMORY_SPANS`], or spans that are unaligned, overlapping or out of
+    /// order.
+    #[error("the guest's memory spans are none, too many, unaligned or out of order")]
     Memory,
     /// No vCPU, or more than [`MAX_CPUS`].
     #[error("{0} vCPUs")]
@@ -422,7 +426,8 @@ impl GuestPlatform {
             .memory
             .windows(2)
             .all(|pair| matches!(pair, [low, high] if low.last() < high.start()));
-        if self.memory.is_empty() || !aligned || !ascending {
+        let count = self.memory.len();
+        if count == 0 || count > MAX_MEMORY_SPANS || !aligned || !ascending {
             return Err(PlatformError::Memory);
         }
         Ok(())

@@ -53,6 +53,22 @@ impl Function {
             .map(|(bdf, function)| function.node(Bdf::from_bits(*bdf)))
     }
 
+    /// The lowest and the highest bus that anything behind this bridge is on.
+    fn buses(&self, bdf: Bdf) -> [u32; 2] {
+        let range = self
+            .behind
+            .iter()
+            .fold(None, |range: Option<[u32; 2]>, (behind, function)| {
+                let behind = Bdf::from_bits(*behind);
+                let bus = u32::from(behind.bus());
+                let [low, high] = function.buses(behind);
+                let [low, high] = [low.min(bus), high.max(bus)];
+                Some(range.map_or([low, high], |[a, b]| [a.min(low), b.max(high)]))
+            });
+        // Nothing behind it: its own bus bounds nothing.
+        range.unwrap_or([u32::from(bdf.bus()); 2])
+    }
+
     fn node(&self, bdf: Bdf) -> NodeBuilder {
         let kind = if self.behind.is_empty() {
             "device"
@@ -68,6 +84,7 @@ impl Function {
                 .with("device_type", "pci")
                 .with("#address-cells", 3u32)
                 .with("#size-cells", 2u32)
+                .with("bus-range", self.buses(bdf))
                 .flag("ranges");
         }
         if let Some(handle) = self.handle {
