@@ -55,7 +55,8 @@ pub(crate) fn pairs(node: Node<'_, '_>, property: &'static str) -> Result<Vec<(u
                 .flatten()
                 .ok_or_else(|| node.error(property, Problem::TooWide))
         };
-        entries.push((number(address_cells)?, number(size_cells)?));
+        let entry = (number(address_cells)?, number(size_cells)?);
+        node.push(property, &mut entries, entry)?;
     }
     Ok(entries)
 }

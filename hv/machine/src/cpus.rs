@@ -114,6 +114,12 @@ impl PowerCpus {
     }
 }
 
+/// The first `compatible`, when it is no longer than one is; every thread gets a copy.
+fn first_compatible(node: Node<'_, '_>) -> Option<String> {
+    let compatible = node.compatible().next()?;
+    (compatible.len() <= 64).then(|| compatible.to_string())
+}
+
 /// Adds the threads of a child of `/cpus`.
 pub(crate) fn cpu(node: Node<'_, '_>, cpus: &mut Vec<Cpu>) -> Result<(), Error> {
     if !node.is_device_type("cpu") && !node.name().starts_with("cpu@") {
@@ -128,7 +134,7 @@ pub(crate) fn cpu(node: Node<'_, '_>, cpus: &mut Vec<Cpu>) -> Result<(), Error> 
         Status::Disabled => CpuStatus::Disabled,
         Status::Failed => CpuStatus::Failed,
     };
-    let compatible = node.compatible().next().map(ToString::to_string);
+    let compatible = first_compatible(node);
     let mut servers = node.cells("ibm,ppc-interrupt-server#s")?;
     if servers.is_empty() {
         let method = match node.string("enable-method")?.as_deref() {
@@ -140,23 +146,24 @@ pub(crate) fn cpu(node: Node<'_, '_>, cpus: &mut Vec<Cpu>) -> Result<(), Error> 
             },
             _ => EnableMethod::Unknown,
         };
-        cpus.push(Cpu {
+        let cpu = Cpu {
             id: core,
             core,
             compatible,
             enable_method: method,
             status,
-        });
-        return Ok(());
+        };
+        return node.push("reg", cpus, cpu);
     }
     while let Some(server) = servers.next() {
-        cpus.push(Cpu {
+        let cpu = Cpu {
             id: server.into(),
             core,
             compatible: compatible.clone(),
             enable_method: EnableMethod::Rtas,
             status,
-        });
+        };
+        node.push("ibm,ppc-interrupt-server#s", cpus, cpu)?;
     }
     Ok(())
 }

@@ -125,8 +125,8 @@ pub enum Malformed {
     /// A token that no version has, or that has no business here.
     #[error("unexpected token {0:#x}")]
     Token(u32),
-    /// A node name without an end or with bytes that are not printable ASCII.
-    #[error("a node name is not text")]
+    /// A node name without an end, with bytes that are not printable ASCII, or of more than 255.
+    #[error("a node name is not text, or too long")]
     NodeName,
     /// A property name outside the strings block.
     #[error("a property name lies outside the strings block")]
@@ -137,6 +137,9 @@ pub enum Malformed {
     /// More than [`MAX_NODES`](crate::MAX_NODES) nodes.
     #[error("there are too many nodes")]
     Nodes,
+    /// More nodes than the heap has room for.
+    #[error("there are more nodes than the heap has room for")]
+    Heap,
     /// The list of reservations has no end.
     #[error("the reservations have no end")]
     Reservations,
@@ -186,6 +189,12 @@ pub enum Problem {
         address: u64,
         /// The bus whose `ranges` lacks it.
         bus: NodePath,
+    },
+    /// More of something than any machine has.
+    #[error("more than {max} of these")]
+    TooMany {
+        /// The limit.
+        max: usize,
     },
     /// A phandle that no node has.
     #[error("no node has phandle {0:#x}")]

@@ -190,6 +190,9 @@ fn is_xive(node: Node<'_, '_>) -> bool {
     node.is_compatible("ibm,power-ivpe")
 }
 
+/// The most interrupts of a node that are looked at; none that is read here has as many.
+const MAX_INTERRUPTS: usize = 64;
+
 /// One specifier for `controller`, taken from the front of `cells`. The inner `None` is an
 /// interrupt of a controller that is not known.
 pub(crate) fn specifier(
@@ -250,7 +253,7 @@ pub(crate) fn interrupts(node: Node<'_, '_>) -> Result<Vec<Option<Interrupt>>, E
     let mut found = Vec::new();
     if node.has("interrupts-extended") {
         let mut cells = node.cells("interrupts-extended")?;
-        while let Some(phandle) = cells.next() {
+        while let Some(phandle) = cells.next().filter(|_| found.len() < MAX_INTERRUPTS) {
             let controller = node
                 .tree()
                 .by_phandle(phandle)
@@ -269,7 +272,7 @@ pub(crate) fn interrupts(node: Node<'_, '_>) -> Result<Vec<Option<Interrupt>>, E
         return Ok(found);
     }
     let controller = interrupt_parent(node)?;
-    while !cells.is_empty() {
+    while !cells.is_empty() && found.len() < MAX_INTERRUPTS {
         found.push(specifier(node, "interrupts", controller, &mut cells)?);
     }
     Ok(found)
@@ -308,6 +311,9 @@ pub(crate) fn named(
 }
 
 pub(crate) fn controller(node: Node<'_, '_>) -> Result<Option<InterruptController>, Error> {
+    if !node.has_compatible() && !is_xics(node) {
+        return Ok(None);
+    }
     if node.is_compatible(GIC_V3) {
         let mut spans = registers(node)?.into_iter();
         let missing = || node.error("reg", Problem::Missing);

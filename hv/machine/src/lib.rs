@@ -63,6 +63,13 @@ use tree::{Node, Tree};
 pub const MAX_BYTES: usize = 4 << 20;
 /// The most nodes a device tree may have.
 pub const MAX_NODES: usize = 16_384;
+/// The most entries of any list that is kept: spans of memory, reservations, CPUs, maps, masters.
+/// With [`MAX_BYTES`] and [`MAX_NODES`] it bounds what a hostile tree can cost in time and heap.
+pub const MAX_ENTRIES: usize = 4096;
+/// The most SMMUs, the most ITSs, and the most host bridges.
+pub const MAX_UNITS: usize = 128;
+/// The most notes that are kept.
+pub const MAX_NOTES: usize = 64;
 /// How deep nodes may be nested.
 pub const MAX_DEPTH: usize = 32;
 
@@ -154,6 +161,18 @@ pub enum Note {
     /// A serial port whose description is malformed.
     #[error("{0}; ignored")]
     Ignored(Error),
+    /// There was more to note than is kept.
+    #[error("and more that is odd")]
+    More,
+}
+
+/// Adds a note; the last one there is room for says that there are more.
+pub(crate) fn note(notes: &mut Vec<Note>, note: impl FnOnce() -> Note) {
+    match MAX_NOTES.saturating_sub(notes.len()) {
+        0 => {}
+        1 => notes.push(Note::More),
+        _ => notes.push(note()),
+    }
 }
 
 impl Machine {
@@ -258,7 +277,7 @@ impl Machine {
             if self.interrupt_controller.is_none() {
                 self.interrupt_controller = Some(controller);
             } else {
-                self.notes.push(Note::SecondController(node.path()));
+                note(&mut self.notes, || Note::SecondController(node.path()));
             }
         }
         if !node.has_compatible() {
@@ -273,7 +292,13 @@ impl Machine {
         self.itss.extend(interrupts::its(node)?);
         self.smmus.extend(smmu::smmu(node)?);
         if smmu::is_foreign_iommu(node) {
-            self.notes.push(smmu::unsupported(node));
+            note(&mut self.notes, || smmu::unsupported(node));
+        }
+        if [self.itss.len(), self.smmus.len(), bridges.len()]
+            .iter()
+            .any(|units| *units > MAX_UNITS)
+        {
+            return Err(node.error("compatible", Problem::TooMany { max: MAX_UNITS }));
         }
         match pci::host_bridge(node, &mut self.notes)? {
             Some(bridge) => bridges.push(bridge),
@@ -281,13 +306,14 @@ impl Machine {
                 && node.has("bus-range")
                 && parent.is_none_or(|parent| !parent.is_device_type("pci")) =>
             {
-                self.notes.push(smmu::unsupported(node));
+                note(&mut self.notes, || smmu::unsupported(node));
             }
             None => {}
         }
         match uart::uart(node) {
-            Ok(uart) => self.uarts.extend(uart),
-            Err(error) => self.notes.push(Note::Ignored(error)),
+            Ok(uart) if self.uarts.len() < MAX_UNITS => self.uarts.extend(uart),
+            Ok(_) => {}
+            Err(error) => note(&mut self.notes, || Note::Ignored(error)),
         }
         Ok(())
     }

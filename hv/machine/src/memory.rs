@@ -6,8 +6,9 @@ use core::fmt;
 use types::{Address, Pa, Span};
 
 use crate::{
-    Error, NodePath, Note, Problem,
+    Error, MAX_ENTRIES, NodePath, Note, Problem,
     bus::{pairs, registers, translate},
+    note,
     tree::{Node, Tree},
 };
 
@@ -67,7 +68,8 @@ pub(crate) fn memory(node: Node<'_, '_>, spans: &mut Vec<Span<Pa>>) -> Result<()
     if node.has("linux,usable-memory") {
         for (address, bytes) in pairs(node, "linux,usable-memory")? {
             if bytes != 0 {
-                spans.push(translate(node, "linux,usable-memory", address, bytes)?);
+                let span = translate(node, "linux,usable-memory", address, bytes)?;
+                node.push("linux,usable-memory", spans, span)?;
             }
         }
         return Ok(());
@@ -75,7 +77,9 @@ pub(crate) fn memory(node: Node<'_, '_>, spans: &mut Vec<Span<Pa>>) -> Result<()
     if !node.has("reg") {
         return Err(node.error("reg", Problem::Missing));
     }
-    spans.extend(registers(node)?);
+    for span in registers(node)? {
+        node.push("reg", spans, span)?;
+    }
     Ok(())
 }
 
@@ -86,7 +90,7 @@ pub(crate) fn join(mut spans: Vec<Span<Pa>>, notes: &mut Vec<Note>) -> Vec<Span<
     for span in spans {
         if let Some(last) = joined.last_mut() {
             if let Some(both) = last.intersection(span) {
-                notes.push(Note::MemoryTwice(both));
+                note(notes, || Note::MemoryTwice(both));
             }
             let touches = last
                 .last()
@@ -106,7 +110,7 @@ pub(crate) fn join(mut spans: Vec<Span<Pa>>, notes: &mut Vec<Note>) -> Vec<Span<
 
 pub(crate) fn block_reservations(tree: &Tree<'_>, notes: &mut Vec<Note>) -> Vec<Reservation> {
     let mut reservations = Vec::new();
-    for (address, bytes) in tree.reservations() {
+    for (address, bytes) in tree.reservations().take(MAX_ENTRIES) {
         let span = Pa::new(address)
             .ok()
             .and_then(|start| Span::from_len(start, bytes));
@@ -115,7 +119,7 @@ pub(crate) fn block_reservations(tree: &Tree<'_>, notes: &mut Vec<Note>) -> Vec<
                 span,
                 source: ReservationSource::Block,
             }),
-            None => notes.push(Note::ReservationOutside {
+            None => note(notes, || Note::ReservationOutside {
                 start: address,
                 bytes,
             }),
@@ -130,11 +134,11 @@ pub(crate) fn reserved_memory(
     notes: &mut Vec<Note>,
 ) -> Result<(), Error> {
     if !child.has("reg") {
-        notes.push(Note::DynamicReservation(child.path()));
+        note(notes, || Note::DynamicReservation(child.path()));
         return Ok(());
     }
     for span in registers(child)? {
-        reservations.push(Reservation {
+        let reservation = Reservation {
             span,
             source: ReservationSource::Node {
                 path: child.path(),
@@ -144,7 +148,8 @@ pub(crate) fn reserved_memory(
                     Mapping::Allowed
                 },
             },
-        });
+        };
+        child.push("reg", reservations, reservation)?;
     }
     Ok(())
 }
@@ -209,5 +214,8 @@ pub(crate) fn stdout<'t, 'a>(tree: &'t Tree<'a>) -> Option<Node<'t, 'a>> {
 }
 
 pub(crate) fn strings_of(node: Node<'_, '_>, name: &str) -> Vec<alloc::string::String> {
-    node.strings(name).map(ToString::to_string).collect()
+    node.strings(name)
+        .take(MAX_ENTRIES)
+        .map(ToString::to_string)
+        .collect()
 }

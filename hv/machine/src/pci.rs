@@ -9,6 +9,7 @@ use crate::{
     Coherency, Error, Interrupt, Its, NodePath, Note, Problem, Smmu,
     bus::{first_register, reg, translate},
     interrupts::specifier,
+    note,
     tree::Node,
 };
 
@@ -284,7 +285,7 @@ pub(crate) fn resolve(
         match segment {
             Some(segment) => {
                 if bridges.iter().any(|other| other.segment == segment) {
-                    notes.push(Note::SegmentTwice {
+                    note(notes, || Note::SegmentTwice {
                         path: bridge.path.clone(),
                         segment,
                     });
@@ -309,10 +310,10 @@ pub(crate) fn resolve(
             .iter()
             .any(|range| range.unit.is_none())
         {
-            notes.push(Note::UnknownIommu(bridge.path.clone()));
+            note(notes, || Note::UnknownIommu(bridge.path.clone()));
         }
         if bridge.msis.entries.iter().any(|range| range.unit.is_none()) {
-            notes.push(Note::UnknownMsiController(bridge.path.clone()));
+            note(notes, || Note::UnknownMsiController(bridge.path.clone()));
         }
         bridges.push(bridge);
     }
@@ -336,12 +337,13 @@ fn id_map(
     while let (Some(requester), Some(phandle), Some(output), Some(count)) =
         (cells.next(), cells.next(), cells.next(), cells.next())
     {
-        entries.push(IdRange {
+        let range = IdRange {
             requester,
             count,
             output,
             unit: None,
-        });
+        };
+        node.push(property, &mut entries, range)?;
         phandles.push(phandle);
     }
     Ok((IdMap { mask, entries }, phandles))
@@ -382,7 +384,7 @@ fn buses(
         }
         let most = u64::from(first).saturating_add(fit.saturating_sub(1));
         if most < u64::from(last) {
-            notes.push(Note::EcamTooSmall(node.path()));
+            note(notes, || Note::EcamTooSmall(node.path()));
             return Ok((first, u8::try_from(most).unwrap_or(last)));
         }
     }
@@ -436,7 +438,7 @@ fn windows(node: Node<'_, '_>) -> Result<Vec<Window>, Error> {
             };
             return Err(node.error("ranges", problem));
         }
-        windows.push(Window {
+        let window = Window {
             kind,
             prefetch: if flags & 1 << 30 == 0 {
                 Prefetch::Forbidden
@@ -445,7 +447,8 @@ fn windows(node: Node<'_, '_>) -> Result<Vec<Window>, Error> {
             },
             bus,
             cpu: translate(node, "ranges", cpu, size)?,
-        });
+        };
+        node.push("ranges", &mut windows, window)?;
     }
     Ok(windows)
 }
@@ -482,7 +485,8 @@ fn intx(node: Node<'_, '_>) -> Result<IntxMap, Error> {
         cells.number(unit_cells).ok_or_else(short)?;
         let interrupt = specifier(node, "interrupt-map", controller, &mut cells)?;
         if let Some(interrupt) = interrupt {
-            entries.push((address & mask.0, pin & mask.1, interrupt));
+            let entry = (address & mask.0, pin & mask.1, interrupt);
+            node.push("interrupt-map", &mut entries, entry)?;
         }
     }
     Ok(IntxMap { mask, entries })

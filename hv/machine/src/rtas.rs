@@ -7,7 +7,7 @@ use alloc::{
 };
 
 use crate::{
-    Error,
+    Error, MAX_ENTRIES,
     memory::strings_of,
     tree::{Node, be32},
 };
@@ -65,6 +65,7 @@ pub(crate) fn rtas(node: Node<'_, '_>) -> Result<Rtas, Error> {
     let mut tokens = BTreeMap::new();
     for (name, value) in node.properties() {
         if value.len() == 4
+            && tokens.len() < MAX_ENTRIES
             && !NOT_TOKENS.contains(&name)
             && let Some(token) = be32(value, 0)
         {

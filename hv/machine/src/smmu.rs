@@ -1,6 +1,6 @@
 //! SMMUs, and the devices outside PCI that sit behind them.
 
-use alloc::{string::ToString, vec::Vec};
+use alloc::vec::Vec;
 
 use types::{Pa, Span, StreamId};
 
@@ -8,6 +8,7 @@ use crate::{
     Coherency, Error, Interrupt, NodePath, Note, Problem,
     bus::first_register,
     interrupts::{interrupts, named},
+    note,
     tree::Node,
 };
 
@@ -113,12 +114,12 @@ pub(crate) fn masters(
         }
         let smmu = smmus.iter().position(|smmu| smmu.phandle == Some(phandle));
         match (smmu, first.and_then(|stream| StreamId::new(stream).ok())) {
-            (Some(smmu), Some(stream)) => masters.push(Master {
-                path: node.path(),
-                smmu,
-                stream,
-            }),
-            _ => notes.push(Note::UnknownIommu(node.path())),
+            (Some(smmu), Some(stream)) => {
+                let path = node.path();
+                let master = Master { path, smmu, stream };
+                node.push("iommus", masters, master)?;
+            }
+            _ => note(notes, || Note::UnknownIommu(node.path())),
         }
     }
     Ok(())
@@ -128,6 +129,12 @@ pub(crate) fn masters(
 pub(crate) fn unsupported(node: Node<'_, '_>) -> Note {
     Note::Unsupported {
         path: node.path(),
-        compatible: node.compatible().next().unwrap_or_default().to_string(),
+        compatible: node
+            .compatible()
+            .next()
+            .unwrap_or_default()
+            .chars()
+            .take(64)
+            .collect(),
     }
 }

@@ -10,7 +10,9 @@ use alloc::{
     vec::Vec,
 };
 
-use crate::{Block, Error, MAX_BYTES, MAX_DEPTH, MAX_NODES, Malformed, NodePath, Problem};
+use crate::{
+    Block, Error, MAX_BYTES, MAX_DEPTH, MAX_ENTRIES, MAX_NODES, Malformed, NodePath, Problem,
+};
 
 const MAGIC: u32 = 0xd00d_feed;
 const HEADER_BYTES: usize = 40;
@@ -209,6 +211,7 @@ impl<'a> Tree<'a> {
                     }
                     let name = structure
                         .get(at..)
+                        .map(|tail| tail.get(..MAX_NAME_BYTES).unwrap_or(tail))
                         .and_then(text)
                         .ok_or((at, Malformed::NodeName))?;
                     at = at
@@ -217,6 +220,10 @@ impl<'a> Tree<'a> {
                     let parent = open.last().copied();
                     let node = self.node(structure, name, parent, &mut at)?;
                     open.push(self.nodes.len());
+                    // The one list that grows with the tree, on a heap that does not.
+                    self.nodes
+                        .try_reserve(1)
+                        .map_err(|_| (here, Malformed::Heap))?;
                     self.nodes.push(node);
                 }
                 END_NODE if open.pop().is_some() => {}
@@ -289,6 +296,9 @@ impl<'a> Tree<'a> {
         node.properties = structure.get(start..*at).unwrap_or_default();
         node.available &= node.status == Status::Okay;
         if let Some(phandle) = phandle {
+            self.phandles
+                .try_reserve(1)
+                .map_err(|_| (start, Malformed::Heap))?;
             self.phandles.push((phandle, self.nodes.len()));
         }
         Ok(node)
@@ -428,6 +438,21 @@ impl<'t, 'a> Node<'t, 'a> {
         }
     }
 
+    /// Adds to a list, up to [`MAX_ENTRIES`] of them.
+    pub(crate) fn push<T>(
+        self,
+        property: &'static str,
+        list: &mut Vec<T>,
+        item: T,
+    ) -> Result<(), Error> {
+        if list.len() >= MAX_ENTRIES {
+            let max = MAX_ENTRIES;
+            return Err(self.error(property, Problem::TooMany { max }));
+        }
+        list.push(item);
+        Ok(())
+    }
+
     /// Name and value of every property.
     pub(crate) fn properties(self) -> impl Iterator<Item = (&'a str, &'a [u8])> {
         let mut tokens = self.data().map_or(&[][..], |data| data.properties);
@@ -515,7 +540,15 @@ impl<'t, 'a> Node<'t, 'a> {
     }
 
     pub(crate) fn is_compatible(self, wanted: &str) -> bool {
-        self.compatible().any(|compatible| compatible == wanted)
+        // Asked of every node some twenty times: bytes are compared, not made text first.
+        let mut rest = self.data().map_or(&[][..], |data| data.compatible);
+        while let Some(end) = rest.iter().position(|byte| *byte == 0) {
+            if rest.get(..end) == Some(wanted.as_bytes()) {
+                return true;
+            }
+            rest = rest.get(end.saturating_add(1)..).unwrap_or_default();
+        }
+        false
     }
 
     pub(crate) fn has_compatible(self) -> bool {
@@ -524,8 +557,8 @@ impl<'t, 'a> Node<'t, 'a> {
 
     pub(crate) fn is_device_type(self, wanted: &str) -> bool {
         self.data()
-            .and_then(|data| text(data.device_type))
-            .is_some_and(|kind| kind == wanted)
+            .and_then(|data| data.device_type.strip_suffix(&[0]))
+            .is_some_and(|kind| kind == wanted.as_bytes())
     }
 }
 

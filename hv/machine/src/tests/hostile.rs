@@ -3,10 +3,10 @@ use std::{string::String, string::ToString, vec::Vec};
 use dtoolkit::{Node as _, Property as _, fdt::Fdt};
 use proptest::prelude::{Strategy, any, prop, proptest};
 
-use super::samples::{node, pseries, virt};
+use super::samples::{N, SMMU, node, pseries, virt};
 use crate::{
-    Block, Error, MAX_BYTES, MAX_DEPTH, MAX_NODES, Machine, Malformed, UartKind, blob_size,
-    tree::Tree,
+    Block, Error, MAX_BYTES, MAX_DEPTH, MAX_ENTRIES, MAX_NODES, MAX_NOTES, MAX_UNITS, Machine,
+    Malformed, Note, Problem, UartKind, blob_size, tree::Tree,
 };
 
 fn patched(at: usize, value: u32) -> Vec<u8> {
@@ -129,6 +129,97 @@ fn trees_too_large_or_too_deep_are_refused() {
     assert!(matches!(
         Machine::from_fdt(&large.blob()),
         Err(Error::TooLarge { .. })
+    ));
+}
+
+#[test]
+fn lists_without_end_are_refused_or_cut() {
+    let entries = MAX_ENTRIES + 1;
+    let refused = |tree: N, property: &str| {
+        let error = Machine::from_fdt(&tree.blob()).unwrap_err();
+        let Error::Property {
+            property: named,
+            problem,
+            ..
+        } = error
+        else {
+            panic!("{error}");
+        };
+        assert_eq!(
+            (named, problem),
+            (property, Problem::TooMany { max: MAX_ENTRIES })
+        );
+    };
+    let many = |entry: &[u32]| entry.repeat(entries);
+    let map = many(&[0, SMMU, 0, 1]);
+    refused(
+        virt(1).edit(&["pcie@10000000"], |n| n.cells("iommu-map", &map)),
+        "iommu-map",
+    );
+    let streams = many(&[SMMU, 7]);
+    refused(
+        virt(1).child(node("dma").cells("iommus", &streams)),
+        "iommus",
+    );
+    let memory = many(&[0, 0x4000_0000, 0, 0x1000]);
+    refused(
+        virt(1).edit(&["memory@40000000"], |n| n.cells("reg", &memory)),
+        "reg",
+    );
+    let threads = many(&[1]);
+    refused(
+        pseries(1).edit(&["cpus", "PowerPC,POWER9@0"], |n| {
+            n.cells("ibm,ppc-interrupt-server#s", &threads)
+        }),
+        "ibm,ppc-interrupt-server#s",
+    );
+    // One less is read.
+    let fits = [0, SMMU, 0, 1].repeat(MAX_ENTRIES);
+    let tree = virt(1).edit(&["pcie@10000000"], |n| n.cells("iommu-map", &fits));
+    assert!(Machine::from_fdt(&tree.blob()).is_ok());
+}
+
+#[test]
+fn more_smmus_than_any_machine_has_are_refused() {
+    let smmus = |count: usize| {
+        (0..count).fold(virt(1), |tree, index| {
+            tree.child(
+                node(&std::format!("smmu@{index:x}"))
+                    .text("compatible", &["arm,smmu-v3"])
+                    .cells("reg", &[0, 0x1000_0000, 0, 0x2_0000]),
+            )
+        })
+    };
+    // The sample has one already.
+    let machine = Machine::from_fdt(&smmus(MAX_UNITS - 1).blob()).unwrap();
+    assert_eq!(machine.smmus.len(), MAX_UNITS);
+    assert!(Machine::from_fdt(&smmus(MAX_UNITS).blob()).is_err());
+}
+
+#[test]
+fn notes_end_with_word_of_more() {
+    let odd = (0..MAX_NOTES * 2).fold(virt(1), |tree, index| {
+        tree.child(
+            node(&std::format!("mmu@{index}"))
+                .text("compatible", &["arm,mmu-500"])
+                .cells("#iommu-cells", &[1]),
+        )
+    });
+    let machine = Machine::from_fdt(&odd.blob()).unwrap();
+    assert_eq!(machine.notes.len(), MAX_NOTES);
+    assert_eq!(machine.notes.last(), Some(&Note::More));
+}
+
+#[test]
+fn names_without_end_are_refused() {
+    let named = |bytes| Machine::from_fdt(&virt(1).child(node(&"n".repeat(bytes))).blob());
+    assert!(named(255).is_ok());
+    assert!(matches!(
+        named(256),
+        Err(Error::Structure {
+            problem: Malformed::NodeName,
+            ..
+        })
     ));
 }
 
