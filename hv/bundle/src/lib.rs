@@ -28,6 +28,7 @@ extern crate std;
 mod archive;
 mod binding;
 mod builder;
+mod check;
 mod device;
 mod manifest;
 mod report;
@@ -43,11 +44,12 @@ pub use archive::{
 };
 pub use binding::{BindingError, COMPATIBLE, MANIFEST_NAME, VERSION};
 pub use builder::{BuildError, BundleBuilder, PAYLOAD_ALIGNMENT};
+pub use check::{Invalid, ManifestError};
 pub use device::{DeviceAddressError, GuestDevice, HostDevice};
 pub use manifest::{
-    Console, ConsoleUart, Device, Field, Firmware, Invalid, IommuMode, Kernel, KernelFormat,
-    MAX_CPUS, MAX_DEVICES, MAX_VMS, MEMORY_ALIGNMENT, Manifest, ManifestError, MsiPolicy,
-    MsiWindow, PeerToPeer, Place, Restart, Start, TcePolicy, UnsafeDma, VmConfig,
+    Console, ConsoleUart, Device, Field, Firmware, IommuMode, Kernel, KernelFormat, MAX_CPUS,
+    MAX_DEVICES, MAX_VMS, MEMORY_ALIGNMENT, Manifest, MsiPolicy, MsiWindow, PeerToPeer, Place,
+    Restart, Start, TcePolicy, UnsafeDma, VmConfig,
 };
 
 /// A bundle that cannot be used.

@@ -384,3 +384,49 @@ fn the_default_manifests_hold() {
         assert_eq!(read.manifest.vms()[0].name, "linux");
     }
 }
+
+fn documentation() -> String {
+    std::fs::read_to_string(crate::workspace::root().join("docs/manifest.md")).unwrap()
+}
+
+#[test]
+fn the_documentation_has_every_key_and_its_example_holds() {
+    let text = documentation();
+    let example = text.split("```toml\n").nth(1).unwrap();
+    assert_eq!(
+        read(example.split("```").next().unwrap())
+            .unwrap()
+            .vms()
+            .len(),
+        2
+    );
+    // The keys of a table, in the order of the page; those that are known, from the error.
+    let documented = |heading: &str| -> Vec<String> {
+        let table = text.split(heading).nth(1).unwrap();
+        let mut keys: Vec<_> = table
+            .lines()
+            .skip(2)
+            .take_while(|line| line.starts_with('|'))
+            .map(|line| line.split('`').nth(1).unwrap().to_owned())
+            .collect();
+        keys.sort();
+        keys
+    };
+    let known = |line: &str| -> Vec<String> {
+        let error = refused_line(line);
+        let list = error.split("expected one of ").nth(1).unwrap();
+        let mut keys: Vec<_> = list
+            .split('`')
+            .skip(1)
+            .step_by(2)
+            .map(str::to_owned)
+            .collect();
+        keys.sort();
+        keys
+    };
+    assert_eq!(documented("| key of `[[vm]]` |"), known("nonsense = 1"));
+    assert_eq!(
+        documented("| key | value | default |"),
+        known("devices = [{ nonsense = 1 }]")
+    );
+}

@@ -11,7 +11,10 @@ use dtoolkit::{
 use proptest::prelude::{any, prop, proptest};
 
 use super::everything;
-use crate::{BindingError, Manifest};
+use crate::{
+    BindingError, ConsoleUart, Firmware, IommuMode, KernelFormat, Manifest, MsiPolicy, Restart,
+    UnsafeDma,
+};
 
 /// The full manifest's tree, changed.
 fn changed(change: impl FnOnce(&mut DeviceTree)) -> Vec<u8> {
@@ -183,6 +186,34 @@ fn a_property_that_is_there_twice_is_refused() {
 fn values_that_do_not_hold_are_refused_with_their_place() {
     let error = refusal(|tree| set(tree, "/vm@1", "memory", &(3u64 << 20).to_be_bytes()));
     assert_eq!(error, "vm[1].memory: 3 MiB is not a multiple of 2 MiB");
+}
+
+#[test]
+fn every_property_and_word_is_documented() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/manifest.md");
+    let text = std::fs::read_to_string(path).unwrap();
+    let binding = text.split("## The binding").nth(1).unwrap();
+    for line in everything().to_dts().lines() {
+        let line = line.trim();
+        let name = line.split([' ', ';']).next().unwrap();
+        if line.ends_with('{') || line.starts_with('/') || name.is_empty() || name == "}" {
+            continue;
+        }
+        assert!(binding.contains(&std::format!("`{name}`")), "{name}");
+    }
+    let words = [
+        KernelFormat::WORDS,
+        Firmware::WORDS,
+        ConsoleUart::WORDS,
+        IommuMode::WORDS,
+        MsiPolicy::WORDS,
+        Restart::WORDS,
+        UnsafeDma::WORDS,
+    ];
+    for words in words {
+        let list: Vec<_> = words.iter().map(|word| std::format!("`{word}`")).collect();
+        assert!(binding.contains(&list.join(", ")), "{words:?}");
+    }
 }
 
 proptest! {
