@@ -1,0 +1,8 @@
+//! The virtual GIC against virtual CPU interfaces that work as the architecture's do.
+#![expect(
+    clippy::cast_possible_truncation,
+    reason = "a model of registers cuts fields out of words"
+)]
+
+mod behaviour;
+mod machine;
