@@ -14,6 +14,11 @@ pub trait Address: Copy + Ord + fmt::Debug + fmt::Display {
     /// The address with this value, or [`OutOfRange`] beyond [`Address::MAX`].
     fn try_new(bits: u64) -> Result<Self, OutOfRange>;
 
+    /// The address with this value, cut to the width of the space. For values that something has
+    /// already bounded.
+    #[must_use]
+    fn truncated(bits: u64) -> Self;
+
     /// The raw value.
     fn bits(self) -> u64;
 
@@ -103,6 +108,10 @@ macro_rules! address {
 
             fn try_new(bits: u64) -> Result<Self, OutOfRange> {
                 Self::new(bits)
+            }
+
+            fn truncated(bits: u64) -> Self {
+                Self::truncated(bits)
             }
 
             fn bits(self) -> u64 {

@@ -1,0 +1,333 @@
+//! Removing translations and changing their attributes: break, invalidate, make.
+
+use hal::{FrameAllocator, OutOfFrames, PhysMemory};
+use types::{Pa, PageSize, Span};
+
+use crate::descriptor::{self, ADDRESS, ENTRIES, Entry, LAST, Link, VALID, leaf};
+use crate::table::{Chain, Run, input, is_whole, page_size, pieces};
+use crate::{Error, Invalidate, PageTable, Scope, Stage, Stale};
+
+/// What happens to every leaf in a range.
+#[derive(Clone, Copy)]
+enum Edit {
+    Remove,
+    /// The new attribute bits.
+    Set(u64),
+}
+
+impl Edit {
+    /// The descriptor in place of this leaf.
+    fn apply(self, level: u8, old: u64) -> u64 {
+        match self {
+            Self::Remove => 0,
+            Self::Set(attributes) => leaf(level, old, attributes),
+        }
+    }
+}
+
+/// A table that is to be linked in place of a block, once no cache holds the block.
+#[derive(Clone, Copy)]
+struct Replacement {
+    slot: Pa,
+    table: u64,
+    /// The level of the table.
+    level: u8,
+}
+
+/// A change under way.
+#[derive(Default)]
+struct Change {
+    /// Tables that will stand in place of blocks that the range covers in part: one at each end.
+    tables: [Option<Replacement>; 2],
+    /// What must be invalidated: the run, the shift of the smallest leaf, the level.
+    stale: Option<(Run, u8, Option<u8>)>,
+    tables_went: bool,
+    /// Leaves wait, invalid, for their new attributes.
+    parked: bool,
+    freed: Chain,
+    bytes: u64,
+}
+
+impl Change {
+    /// A leaf of `level` that may be cached is no longer what it was.
+    fn note(&mut self, level: u8, run: Run) {
+        let mask = descriptor::mask(level);
+        let (first, last) = (run.0 & !mask, run.1 | mask);
+        let shift = descriptor::shift(level);
+        self.stale = Some(match self.stale {
+            None => ((first, last), shift, Some(level)),
+            Some((old, smallest, same)) => (
+                (old.0.min(first), old.1.max(last)),
+                smallest.min(shift),
+                same.filter(|&same| same == level),
+            ),
+        });
+    }
+
+    /// The table that led to `at` goes. It has an address among the stale ones, for the walk caches,
+    /// even if no leaf went with it.
+    fn note_table(&mut self, at: u64) {
+        self.tables_went = true;
+        match &mut self.stale {
+            None => self.note(LAST, (at, at)),
+            Some(((first, last), smallest, _)) => {
+                let mask = (1 << *smallest) - 1;
+                *first = (*first).min(at & !mask);
+                *last = (*last).max(at | mask);
+            }
+        }
+    }
+}
+
+impl<S: Stage, M: PhysMemory, F: FrameAllocator> PageTable<S, M, F> {
+    /// Removes what is mapped in `span`, which may have holes. Returns the bytes that were mapped.
+    /// When it returns, no cache holds a translation of the span.
+    ///
+    /// # Errors
+    /// Any [`Error`], with nothing changed. Frames are needed only where the span covers a block in
+    /// part: at most two tables an end.
+    pub fn unmap<I>(&mut self, span: Span<S::Input>, caches: &mut I) -> Result<u64, Error<S::Input>>
+    where
+        I: Invalidate<S::Input>,
+    {
+        self.change(span, Edit::Remove, caches)
+    }
+
+    /// Gives all of `span`, every page of which is mapped, other attributes. When it returns, no
+    /// cache holds the old ones.
+    ///
+    /// # Errors
+    /// Any [`Error`], with nothing changed: [`Error::NotMapped`] when there is a hole.
+    pub fn protect<I>(
+        &mut self,
+        span: Span<S::Input>,
+        attributes: S::Attributes,
+        caches: &mut I,
+    ) -> Result<(), Error<S::Input>>
+    where
+        I: Invalidate<S::Input>,
+    {
+        self.change(span, Edit::Set(S::encode(attributes)), caches)?;
+        Ok(())
+    }
+
+    fn change<I>(
+        &mut self,
+        span: Span<S::Input>,
+        edit: Edit,
+        caches: &mut I,
+    ) -> Result<u64, Error<S::Input>>
+    where
+        I: Invalidate<S::Input>,
+    {
+        let run = self.run(span)?;
+        let (root, level) = (self.root_bits(), self.geometry.root_level());
+        let mut change = Change::default();
+        // Everything that can fail comes before the first write to the tree.
+        if let Err(error) = self.prepare(root, level, run, edit, &mut change) {
+            for new in change.tables.into_iter().flatten() {
+                self.discard(new.table, new.level);
+            }
+            return Err(error);
+        }
+        self.break_entries(root, level, run, edit, &mut change)?;
+        self.settle(&change, caches);
+        if change.parked {
+            self.unpark(root, level, run, edit)?;
+        }
+        for new in change.tables.into_iter().flatten() {
+            self.link(new.slot, new.table, caches)?;
+        }
+        if change.parked || change.tables.iter().any(Option::is_some) {
+            caches.publish();
+        }
+        self.free_chain(change.freed)?;
+        Ok(change.bytes)
+    }
+
+    /// Checks the run and builds the tables that will replace blocks it covers in part.
+    fn prepare(
+        &self,
+        table: u64,
+        level: u8,
+        run: Run,
+        edit: Edit,
+        change: &mut Change,
+    ) -> Result<(), Error<S::Input>> {
+        let removing = matches!(edit, Edit::Remove);
+        if removing && level == LAST {
+            return Ok(());
+        }
+        for piece in pieces(level, run) {
+            let at = || input::<S>(piece.0);
+            let slot = self.slot(table, level, piece.0);
+            match self.entry(slot, level)? {
+                Entry::Invalid if removing => {}
+                Entry::Invalid => return Err(Error::NotMapped { at: at() }),
+                Entry::Table(link) if link.is_borrowed() => {
+                    return Err(Error::Borrowed { at: at() });
+                }
+                Entry::Table(link) => {
+                    self.prepare(link.table(), level + 1, piece, edit, change)?;
+                }
+                Entry::Leaf(_) if is_whole(level, piece) => {}
+                Entry::Leaf(old) => {
+                    let table = self.split(level, old, piece, edit)?;
+                    let level = level + 1;
+                    // A contiguous run covers at most two blocks in part, one at each end.
+                    let [first, second] = &mut change.tables;
+                    let free = if first.is_none() { first } else { second };
+                    debug_assert!(free.is_none());
+                    *free = Some(Replacement { slot, table, level });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The table of `level + 1` that translates as the block `old` of `level` does, but for `run`,
+    /// to which `edit` is applied.
+    fn split(&self, level: u8, old: u64, run: Run, edit: Edit) -> Result<u64, OutOfFrames> {
+        let table = self.new_table()?;
+        let level = level + 1;
+        let start = run.0 & !descriptor::mask(level - 1);
+        let whole = (start, start | descriptor::mask(level - 1));
+        for piece in pieces(level, whole) {
+            let output = (old & ADDRESS) + (piece.0 - start);
+            let same = leaf(level, output, old & !ADDRESS);
+            let touched = (piece.0.max(run.0), piece.1.min(run.1));
+            let descriptor = if touched.0 > touched.1 {
+                same
+            } else if touched == piece {
+                edit.apply(level, same)
+            } else {
+                match self.split(level, same, touched, edit) {
+                    Ok(below) => Link::to(below).bits(),
+                    Err(out) => {
+                        self.discard(table, level);
+                        return Err(out);
+                    }
+                }
+            };
+            let slot = self.slot(table, level, piece.0);
+            // A frame just allocated is memory; were it not, the block keeps its translation.
+            if self.write(slot, descriptor).is_err() {
+                self.discard(table, level);
+                return Err(OutOfFrames { frames: 1 });
+            }
+        }
+        Ok(table)
+    }
+
+    /// Frees a table that was never linked, and those below.
+    fn discard(&self, table: u64, level: u8) {
+        let whole = (0, (ENTRIES << descriptor::shift(level)) - 1);
+        self.free_tables(table, level, whole);
+        self.frames.free(Pa::truncated(table), 0);
+    }
+
+    /// Makes entries invalid, or, where that is allowed, changes them in place. Returns whether
+    /// an entry of the run stays in use.
+    fn break_entries(
+        &self,
+        table: u64,
+        level: u8,
+        run: Run,
+        edit: Edit,
+        change: &mut Change,
+    ) -> Result<bool, Error<S::Input>> {
+        let mut stays = false;
+        for piece in pieces(level, run) {
+            let slot = self.slot(table, level, piece.0);
+            match self.entry(slot, level)? {
+                Entry::Invalid => {}
+                Entry::Table(link) => {
+                    let below = level + 1;
+                    let used = self.break_entries(link.table(), below, piece, edit, change)?
+                        || link.shares() > 0
+                        || matches!(edit, Edit::Set(_))
+                        || self.is_used_outside(link.table(), below, piece)?;
+                    if used {
+                        stays = true;
+                    } else {
+                        self.write(slot, 0)?;
+                        self.push(&mut change.freed, link.table())?;
+                        change.note_table(piece.0);
+                    }
+                }
+                Entry::Leaf(_) if !is_whole(level, piece) => {
+                    self.write(slot, 0)?;
+                    change.note(level, piece);
+                    change.bytes += piece.1 - piece.0 + 1;
+                    stays = true;
+                }
+                Entry::Leaf(old) => {
+                    let new = edit.apply(level, old);
+                    if new == old {
+                        continue;
+                    }
+                    let in_place = new == 0 || (new ^ old) & !S::PERMISSIONS == 0;
+                    self.write(slot, if in_place { new } else { old & !VALID })?;
+                    change.parked |= !in_place;
+                    change.note(level, piece);
+                    change.bytes += piece.1 - piece.0 + 1;
+                }
+            }
+        }
+        Ok(stays)
+    }
+
+    /// Whether a table has an entry in use that does not belong to `run`.
+    fn is_used_outside(&self, table: u64, level: u8, run: Run) -> Result<bool, Error<S::Input>> {
+        let index = |at: u64| at >> descriptor::shift(level) & (ENTRIES - 1);
+        let (first, last) = (index(run.0), index(run.1));
+        // From the neighbours outwards: a range is seldom alone.
+        for index in (last + 1..ENTRIES).chain((0..first).rev()) {
+            if self.read(Pa::truncated(table + index * 8))? != 0 {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Returns when no cache holds anything stale.
+    fn settle<I>(&self, change: &Change, caches: &mut I)
+    where
+        I: Invalidate<S::Input>,
+    {
+        let Some((run, smallest, level)) = change.stale else {
+            return;
+        };
+        let Some(span) = Span::new(input::<S>(run.0), input::<S>(run.1)) else {
+            return;
+        };
+        caches.publish();
+        caches.invalidate(&Stale {
+            span,
+            stride: PageSize::from_shift(smallest).unwrap_or(page_size(LAST)),
+            level,
+            scope: if change.tables_went {
+                Scope::Walks
+            } else {
+                Scope::Leaves
+            },
+        });
+        caches.sync();
+    }
+
+    /// Gives parked leaves their new attributes.
+    fn unpark(&self, table: u64, level: u8, run: Run, edit: Edit) -> Result<(), Error<S::Input>> {
+        for piece in pieces(level, run) {
+            let slot = self.slot(table, level, piece.0);
+            let descriptor = self.read(slot)?;
+            match Entry::decode(descriptor, level) {
+                Entry::Table(link) => self.unpark(link.table(), level + 1, piece, edit)?,
+                Entry::Invalid if descriptor != 0 => {
+                    self.write(slot, edit.apply(level, descriptor))?;
+                }
+                Entry::Invalid | Entry::Leaf(_) => {}
+            }
+        }
+        Ok(())
+    }
+}
