@@ -12,6 +12,7 @@ use crate::group::DeviceId;
 use crate::ioas::{IoasId, Reserved, ReservedBy, Shown};
 use crate::map::{check_pages, show, window_of};
 use crate::nested::NestedConfig;
+use crate::viommu::ViommuId;
 use crate::{Error, Feature, Iommu, OwnerId};
 
 /// The name of a [`Domain`].
@@ -52,6 +53,7 @@ pub(crate) enum DomainKind {
     Paging(Paging),
     /// A guest's stage 1 on a nest parent.
     Nested {
+        viommu: ViommuId,
         parent: DomainId,
         config: NestedConfig,
     },
@@ -106,6 +108,25 @@ impl Domain {
             .is_some_and(|paging| paging.options.nest_parent)
     }
 
+    pub(crate) fn nested(
+        owner: OwnerId,
+        unit: UnitId,
+        viommu: ViommuId,
+        parent: DomainId,
+        config: NestedConfig,
+    ) -> Self {
+        Self {
+            owner,
+            unit,
+            kind: DomainKind::Nested {
+                viommu,
+                parent,
+                config,
+            },
+            users: 0,
+        }
+    }
+
     pub(crate) fn paging(&self) -> Option<&Paging> {
         match &self.kind {
             DomainKind::Paging(paging) => Some(paging),
@@ -155,7 +176,7 @@ impl<B: Backend> Iommu<B> {
     pub(crate) fn binding(&self, domain: DomainId) -> Result<Binding, Error> {
         Ok(match &self.domains.need(domain)?.kind {
             DomainKind::Paging(paging) => Binding::Table(paging.table),
-            DomainKind::Nested { parent, config } => Binding::Nested {
+            DomainKind::Nested { parent, config, .. } => Binding::Nested {
                 parent: self
                     .domains
                     .need(*parent)?
@@ -359,7 +380,11 @@ impl<B: Backend> Iommu<B> {
                 }
                 self.backend.destroy_table(paging.table);
             }
-            DomainKind::Nested { parent, .. } => self.release_domain(parent),
+            DomainKind::Nested { viommu, .. } => {
+                if let Some(viommu) = self.viommus.get_mut(viommu) {
+                    viommu.users = viommu.users.saturating_sub(1);
+                }
+            }
             DomainKind::Identity | DomainKind::Blocked => {}
         }
         Ok(())

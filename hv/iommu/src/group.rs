@@ -156,7 +156,9 @@ pub struct Device {
     pub(crate) attached: bool,
     pub(crate) msi_window: MsiWindow,
     pub(crate) msi_start: Option<u64>,
-    /// BARs and virtual devices that depend on it.
+    /// The guest's number for it.
+    pub(crate) vdevice: Option<crate::viommu::VdeviceId>,
+    /// BARs that depend on it.
     pub(crate) users: u32,
 }
 
@@ -332,6 +334,7 @@ impl<B: Backend> Iommu<B> {
             attached: false,
             msi_window: MsiWindow::DEFAULT,
             msi_start: None,
+            vdevice: None,
             users: 0,
         };
         let group = self.groups.need_mut(description.group)?;
@@ -489,6 +492,10 @@ impl<B: Backend> Iommu<B> {
         // The window is the owner's choice, not the device's property.
         device.msi_window = MsiWindow::DEFAULT;
         device.msi_start = None;
+        let vdevice = device.vdevice.take();
+        if let Some(vdevice) = vdevice.and_then(|id| self.vdevices.get_mut(id)) {
+            vdevice.device = None;
+        }
         let group = self.groups.need_mut(group_id)?;
         group.bound = group.bound.saturating_sub(1);
         if group.bound == 0 {

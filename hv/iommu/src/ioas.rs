@@ -5,11 +5,13 @@ use core::ops::ControlFlow;
 
 use types::{Iova, Span};
 
+use crate::access::PinRecord;
 use crate::area::{AreaTree, span};
 use crate::arena::{Id, Kind, Object};
 use crate::backend::{Backend, PageSizes, TableId, Window};
 use crate::domain::DomainId;
 use crate::group::DeviceId;
+use crate::revoke::Revoking;
 use crate::{Error, Iommu, OwnerId, PAGE};
 
 /// The name of an [`Ioas`].
@@ -73,6 +75,9 @@ pub struct Ioas {
     /// Areas that show a BAR.
     pub(crate) bar_areas: u32,
     pub(crate) max_areas: u32,
+    pub(crate) pins: Vec<PinRecord>,
+    /// What is being unmapped under pins.
+    pub(crate) revoking: Option<Revoking>,
     /// Domains and accesses that depend on it.
     pub(crate) users: u32,
 }
@@ -220,6 +225,8 @@ impl<B: Backend> Iommu<B> {
             peer_to_peer: PeerToPeer::Disabled,
             bar_areas: 0,
             max_areas: DEFAULT_MAX_AREAS,
+            pins: Vec::new(),
+            revoking: None,
             users: 0,
         };
         Ok(self.ioas.insert(&mut self.budget, ioas)?)
@@ -256,6 +263,7 @@ impl<B: Backend> Iommu<B> {
             }
             ControlFlow::<()>::Continue(())
         });
+        self.defaults.retain(|(_, known)| *known != ioas);
         self.ioas.remove(ioas);
         Ok(())
     }

@@ -47,20 +47,21 @@
         clippy::arithmetic_side_effects
     )
 )]
-#![expect(dead_code, reason = "the objects that use it follow")]
-
 extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
+mod access;
 mod area;
 mod arena;
 mod attach;
 mod backend;
 mod budget;
 mod codec;
+mod dirty;
 mod domain;
 mod error;
+mod event;
 mod group;
 mod ioas;
 mod map;
@@ -70,11 +71,16 @@ pub mod mock;
 mod msi;
 mod nested;
 mod place;
+mod revoke;
+mod simple;
 #[cfg(test)]
 mod tests;
+mod viommu;
+mod window;
 
 use alloc::vec::Vec;
 
+pub use access::{Access, AccessId, Hold, Intent, MAX_PINS, Pin};
 pub use area::Permissions;
 use arena::Arena;
 pub use arena::{Id, Kind, Object, ObjectId};
@@ -87,6 +93,9 @@ pub use budget::{Budget, OutOfMemory};
 pub use codec::{CodecError, Declared};
 pub use domain::{Domain, DomainId, DomainOptions};
 pub use error::{Error, Feature, InvalidationRefusal};
+pub use event::{
+    Event, EventData, EventKind, EventQueue, EventQueueId, Listener, MAX_DEPTH, PageRequest, Record,
+};
 pub use group::{
     Coherence, Device, DeviceDescription, DeviceId, Group, GroupId, MsiRoute, Path, Region,
     RegionKind, Residence,
@@ -96,6 +105,8 @@ pub use map::{Copy, Map, Placement, Translation};
 pub use memory::{Extent, Memory, MemoryId};
 pub use msi::MsiWindow;
 pub use nested::{Ats, ContextFormat, DefaultSubstream, NestedConfig, StageOne, Translate};
+pub use revoke::{MAX_POLLS, Revocation, Unmapping};
+pub use viommu::{GuestInvalidation, MAX_INVALIDATIONS, Vdevice, VdeviceId, Viommu, ViommuId};
 
 /// The CPU's smallest page, in bytes: the unit of automatic placement and of BARs.
 pub const PAGE: u64 = 4096;
@@ -131,7 +142,14 @@ pub struct Iommu<B> {
     domains: Arena<Domain>,
     groups: Arena<Group>,
     devices: Arena<Device>,
+    accesses: Arena<Access>,
+    viommus: Arena<Viommu>,
+    vdevices: Arena<Vdevice>,
+    queues: Arena<EventQueue>,
     msi_pages: Vec<msi::Doorbell>,
+    defaults: Vec<(OwnerId, IoasId)>,
+    /// Tells pins and unmappings apart.
+    next_serial: u64,
 }
 
 /// How many objects of each kind there are, for the monitor and for tests that look for leaks.
@@ -149,6 +167,16 @@ pub struct Census {
     pub groups: usize,
     /// Devices.
     pub devices: usize,
+    /// Accesses.
+    pub accesses: usize,
+    /// Pins of all address spaces.
+    pub pins: usize,
+    /// Guests' IOMMUs.
+    pub viommus: usize,
+    /// Guests' devices.
+    pub vdevices: usize,
+    /// Event queues.
+    pub queues: usize,
 }
 
 impl<B: Backend> Iommu<B> {
@@ -163,7 +191,13 @@ impl<B: Backend> Iommu<B> {
             domains: Arena::default(),
             groups: Arena::default(),
             devices: Arena::default(),
+            accesses: Arena::default(),
+            viommus: Arena::default(),
+            vdevices: Arena::default(),
+            queues: Arena::default(),
             msi_pages: Vec::new(),
+            defaults: Vec::new(),
+            next_serial: 0,
         }
     }
 
@@ -194,6 +228,11 @@ impl<B: Backend> Iommu<B> {
             domains: self.domains.len(),
             groups: self.groups.len(),
             devices: self.devices.len(),
+            accesses: self.accesses.len(),
+            pins: self.ioas.iter().map(|(_, ioas)| ioas.pins.len()).sum(),
+            viommus: self.viommus.len(),
+            vdevices: self.vdevices.len(),
+            queues: self.queues.len(),
         }
     }
 }

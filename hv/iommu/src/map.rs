@@ -197,7 +197,8 @@ impl<B: Backend> Iommu<B> {
     /// [`Error::PathNotTranslated`]; [`Error::Empty`], [`Error::Overflow`],
     /// [`Error::OutsideMemory`], [`Error::Reserved`], [`Error::OutsideWindows`],
     /// [`Error::Misaligned`], [`Error::NotContiguous`], [`Error::Overlaps`], [`Error::NoSpace`],
-    /// [`Error::TooManyAreas`], [`Error::OutOfMemory`], [`Error::Backend`].
+    /// [`Error::UnmapInProgress`], [`Error::TooManyAreas`], [`Error::OutOfMemory`],
+    /// [`Error::Backend`].
     ///
     /// Only when the backend does not confirm the rollback of a mapping it failed to make
     /// ([`BackendError::Timeout`]) a useless area remains; it can be unmapped.
@@ -245,6 +246,7 @@ impl<B: Backend> Iommu<B> {
             return Err(Error::Reserved { reserved });
         }
         check_pages(memory, area, self.floor(ioas, area.span())?)?;
+        ioas.closed(area.span())?;
         if let Some(existing) = ioas.areas.overlapping(start, last) {
             return Err(Error::Overlaps {
                 existing: existing.span(),
@@ -348,6 +350,10 @@ impl<B: Backend> Iommu<B> {
     pub fn unmap(&mut self, id: IoasId, range: Span<Iova>) -> Result<u64, Error> {
         let ioas = self.ioas.need(id)?;
         Self::whole_areas(ioas, range)?;
+        ioas.closed(range)?;
+        if let Some(pinned) = ioas.pinned_in(range) {
+            return Err(Error::Pinned { pinned });
+        }
         self.remove_areas(id, range)
     }
 

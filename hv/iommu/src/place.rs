@@ -103,8 +103,16 @@ impl<B: Backend> Iommu<B> {
             return None;
         }
         let alignment = useful.max(floor);
-        let start = from.checked_next_multiple_of(alignment)?;
-        let last = start.checked_add(bytes.checked_sub(1)?)?;
+        let mut start = from.checked_next_multiple_of(alignment)?;
+        let mut last = start.checked_add(bytes.checked_sub(1)?)?;
+        if let Some(revoking) = &ioas.revoking
+            && revoking.span.overlaps(span(start, last))
+        {
+            // What is being unmapped is not free yet, holes in it included.
+            let after = revoking.span.last().bits().checked_add(1)?;
+            start = after.checked_next_multiple_of(alignment)?;
+            last = start.checked_add(bytes.checked_sub(1)?)?;
+        }
         (last <= to && self.floor(ioas, span(start, last)).is_ok()).then_some(start)
     }
 }

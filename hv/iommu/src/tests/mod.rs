@@ -1,7 +1,9 @@
 //! Behaviour of the whole core over the mock.
 
+mod access;
 mod address_space;
 mod attach;
+mod bars;
 mod copy;
 mod huge;
 mod msi;

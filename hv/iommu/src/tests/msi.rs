@@ -1,1 +1,359 @@
+//! Interrupt windows and doorbells.
 
+use super::*;
+use crate::{MemoryType, MsiWindow, Region, RegionKind};
+
+const MIB: u64 = 1 << 20;
+const ITS: u64 = 0x1234_5000_0040;
+
+fn doorbell_device(f: &mut Fixture, reserved: &[Region]) -> DeviceId {
+    let group = f.group(SMMU);
+    let source = f.source();
+    let device = f
+        .core
+        .add_device(&DeviceDescription {
+            msi: MsiRoute::Doorbell,
+            reserved,
+            ..Fixture::describe(group, &[source])
+        })
+        .unwrap();
+    f.core.bind(device, VM).unwrap();
+    device
+}
+
+fn forbidden() -> Region {
+    Region {
+        span: upto(0x8000_0000, 0x8fff_ffff),
+        kind: RegionKind::Reserved,
+    }
+}
+
+#[test]
+fn the_default_window_is_one_mebibyte_at_0x0800_0000() {
+    let mut f = Fixture::new();
+    let device = doorbell_device(&mut f, &[]);
+    let window = f.core.msi_window(device).unwrap();
+    assert_eq!(window, MsiWindow::DEFAULT);
+    assert_eq!(window.span(), of(0x0800_0000, MIB));
+}
+
+#[test]
+fn a_window_moves_when_start_and_size_are_set() {
+    let mut f = Fixture::new();
+    let device = doorbell_device(&mut f, &[]);
+    f.core.set_msi_start(device, 0x4000_0000).unwrap();
+    assert_eq!(f.core.msi_window(device), Ok(MsiWindow::DEFAULT));
+    f.core.set_msi_size(device, 2).unwrap();
+    let window = f.core.msi_window(device).unwrap();
+    assert_eq!(window.span(), of(0x4000_0000, 2 * MIB));
+}
+
+#[test]
+fn a_start_that_is_no_multiple_of_a_mebibyte_is_refused() {
+    let mut f = Fixture::new();
+    let device = doorbell_device(&mut f, &[]);
+    for start in [1, PAGE, MIB - 1, MIB + PAGE] {
+        assert_eq!(
+            refused(f.core.set_msi_start(device, start)),
+            Error::Misaligned {
+                value: start,
+                alignment: MIB
+            }
+        );
+    }
+}
+
+#[test]
+fn the_start_comes_before_the_size() {
+    let mut f = Fixture::new();
+    let device = doorbell_device(&mut f, &[]);
+    assert_eq!(refused(f.core.set_msi_size(device, 1)), Error::StartFirst);
+    f.core.set_msi_start(device, MIB).unwrap();
+    assert!(f.core.set_msi_size(device, 1).is_ok());
+}
+
+#[test]
+fn size_zero_goes_back_to_the_default() {
+    let mut f = Fixture::new();
+    let device = doorbell_device(&mut f, &[]);
+    f.core.set_msi_start(device, 0x4000_0000).unwrap();
+    f.core.set_msi_size(device, 1).unwrap();
+    f.core.set_msi_size(device, 0).unwrap();
+    assert_eq!(f.core.msi_window(device), Ok(MsiWindow::DEFAULT));
+    assert_eq!(refused(f.core.set_msi_size(device, 1)), Error::StartFirst);
+}
+
+#[test]
+fn a_window_past_the_physical_addresses_overflows() {
+    let mut f = Fixture::new();
+    let device = doorbell_device(&mut f, &[]);
+    let start = f.core.set_msi_start(device, u64::MAX - MIB + 1);
+    assert_eq!(refused(start), Error::Overflow);
+    let top = Pa::MAX - MIB + 1;
+    f.core.set_msi_start(device, top).unwrap();
+    assert_eq!(refused(f.core.set_msi_size(device, 2)), Error::Overflow);
+    assert_eq!(
+        refused(f.core.set_msi_size(device, u64::MAX)),
+        Error::Overflow
+    );
+    assert!(f.core.set_msi_size(device, 1).is_ok());
+}
+
+#[test]
+fn a_window_over_a_reserved_region_is_refused() {
+    let mut f = Fixture::new();
+    let device = doorbell_device(&mut f, &[forbidden()]);
+    let refusal = Error::WindowOverlaps {
+        region: forbidden().span,
+    };
+    for (start, size) in [
+        (0x8000_0000, 1),
+        (0x8ff0_0000, 1),
+        (0x7ff0_0000, 2),
+        (0x7000_0000, 4096),
+    ] {
+        f.core.set_msi_start(device, start).unwrap();
+        assert_eq!(refused(f.core.set_msi_size(device, size)), refusal);
+    }
+    f.core.set_msi_start(device, 0x7ff0_0000).unwrap();
+    assert!(f.core.set_msi_size(device, 1).is_ok());
+    f.core.set_msi_start(device, 0x9000_0000).unwrap();
+    assert!(f.core.set_msi_size(device, 1).is_ok());
+}
+
+#[test]
+fn a_window_over_a_relaxable_region_is_fine() {
+    let mut f = Fixture::new();
+    let region = Region {
+        kind: RegionKind::DirectRelaxable,
+        ..forbidden()
+    };
+    let device = doorbell_device(&mut f, &[region]);
+    f.core.set_msi_start(device, 0x8000_0000).unwrap();
+    assert!(f.core.set_msi_size(device, 1).is_ok());
+}
+
+#[test]
+fn the_window_is_frozen_while_attached() {
+    let mut f = Fixture::new();
+    let device = doorbell_device(&mut f, &[]);
+    f.core.set_msi_start(device, 0x4000_0000).unwrap();
+    f.core.attach(device, Target::Ioas(f.ioas)).unwrap();
+    let start = f.core.set_msi_start(device, 0x5000_0000);
+    assert_eq!(refused(start), Error::AlreadyAttached);
+    assert_eq!(
+        refused(f.core.set_msi_size(device, 1)),
+        Error::AlreadyAttached
+    );
+    f.core.detach(device).unwrap();
+    assert!(f.core.set_msi_size(device, 1).is_ok());
+}
+
+#[test]
+fn a_dead_device_has_no_window() {
+    let mut f = Fixture::new();
+    let device = doorbell_device(&mut f, &[]);
+    f.core.unbind(device).unwrap();
+    f.core.remove_device(device).unwrap();
+    assert_eq!(
+        refused(f.core.msi_window(device)),
+        Error::NoSuchObject(device.any())
+    );
+    assert!(f.core.set_msi_start(device, MIB).is_err());
+}
+
+#[test]
+fn a_device_whose_bridge_checks_interrupts_has_no_window() {
+    let mut f = Fixture::new();
+    let device = f.attached(TCE);
+    assert_eq!(refused(f.core.msi_window(device)), Error::NoMsiWindow);
+    assert_eq!(
+        refused(f.core.map_doorbell(device, pa(ITS))),
+        Error::NoMsiWindow
+    );
+}
+
+#[test]
+fn the_window_is_the_owners_choice_and_goes_with_it() {
+    let mut f = Fixture::new();
+    let device = doorbell_device(&mut f, &[]);
+    f.core.set_msi_start(device, 0x4000_0000).unwrap();
+    f.core.set_msi_size(device, 1).unwrap();
+    f.core.unbind(device).unwrap();
+    f.core.bind(device, OTHER_VM).unwrap();
+    assert_eq!(f.core.msi_window(device), Ok(MsiWindow::DEFAULT));
+}
+
+#[test]
+fn a_hardware_interrupt_region_contradicts_a_doorbell() {
+    let mut f = Fixture::new();
+    let group = f.group(SMMU);
+    let region = Region {
+        span: of(AT, PAGE),
+        kind: RegionKind::Msi,
+    };
+    let description = DeviceDescription {
+        msi: MsiRoute::Doorbell,
+        reserved: &[region],
+        ..Fixture::describe(group, &[3])
+    };
+    assert_eq!(
+        refused(f.core.add_device(&description)),
+        Error::BadRegion {
+            span: region.span,
+            kind: RegionKind::Msi
+        }
+    );
+}
+
+#[test]
+fn the_window_is_reserved_while_the_device_is_attached() {
+    let mut f = Fixture::new();
+    let device = doorbell_device(&mut f, &[]);
+    f.core.attach(device, Target::Ioas(f.ioas)).unwrap();
+    let reserved = of(0x0800_0000, MIB);
+    assert_eq!(
+        refused(f.map(0x0800_0000, 0, PAGE)),
+        Error::Reserved { reserved }
+    );
+    f.core.detach(device).unwrap();
+    assert!(f.map(0x0800_0000, 0, PAGE).is_ok());
+    assert!(matches!(
+        f.core.attach(device, Target::Ioas(f.ioas)),
+        Err(Error::ReservedCutsArea { .. })
+    ));
+}
+
+#[test]
+fn a_doorbell_appears_in_the_window_as_device_memory() {
+    let mut f = Fixture::new();
+    let device = doorbell_device(&mut f, &[]);
+    f.core.attach(device, Target::Ioas(f.ioas)).unwrap();
+    let at = f.core.map_doorbell(device, pa(ITS)).unwrap();
+    assert_eq!(at, iova(0x0800_0040));
+    let endpoint = f.endpoint(device);
+    let seen = f.core.backend_mut().dma(endpoint, at, Dma::Write);
+    assert_eq!(seen, Ok((pa(ITS), MemoryType::Device)));
+}
+
+#[test]
+fn doorbells_get_successive_pages_and_keep_them() {
+    let mut f = Fixture::new();
+    let device = doorbell_device(&mut f, &[]);
+    f.core.attach(device, Target::Ioas(f.ioas)).unwrap();
+    for (n, page) in [(0, ITS), (1, ITS + 0x10_0000), (2, ITS + 0x20_0000)] {
+        let at = f.core.map_doorbell(device, pa(page)).unwrap();
+        assert_eq!(at, iova(0x0800_0040 + n * PAGE));
+    }
+    let again = f.core.map_doorbell(device, pa(ITS + 0x10_0000)).unwrap();
+    assert_eq!(again, iova(0x0800_1040));
+    assert_eq!(f.walk(device).len(), 6);
+}
+
+#[test]
+fn a_full_window_takes_no_further_doorbell() {
+    let mut f = Fixture::new();
+    let device = doorbell_device(&mut f, &[]);
+    f.core.attach(device, Target::Ioas(f.ioas)).unwrap();
+    for n in 0..MIB / PAGE {
+        f.core.map_doorbell(device, pa(n << 20)).unwrap();
+    }
+    assert_eq!(
+        refused(f.core.map_doorbell(device, pa(1 << 40))),
+        Error::WindowFull
+    );
+    assert!(f.core.map_doorbell(device, pa(5 << 20)).is_ok());
+}
+
+#[test]
+fn a_new_domain_shows_the_doorbells_before_the_switch() {
+    let mut f = Fixture::new();
+    let device = doorbell_device(&mut f, &[]);
+    f.core.attach(device, Target::Ioas(f.ioas)).unwrap();
+    let at = f.core.map_doorbell(device, pa(ITS)).unwrap();
+    let other = f.core.create_ioas(VM).unwrap();
+    f.core.replace(device, Target::Ioas(other)).unwrap();
+    assert_eq!(f.reads(device, at.bits()), Some(ITS));
+    // Nothing but the doorbell is there.
+    assert_eq!(f.walk(device).len(), 2);
+}
+
+#[test]
+fn a_domain_that_cannot_show_the_doorbells_is_not_entered() {
+    let mut f = Fixture::new();
+    let device = doorbell_device(&mut f, &[]);
+    f.core.attach(device, Target::Ioas(f.ioas)).unwrap();
+    let at = f.core.map_doorbell(device, pa(ITS)).unwrap();
+    let other = f.core.create_ioas(VM).unwrap();
+    let installs = f.core.backend().counts.installs;
+    // One allocation for the table, none for the doorbell.
+    f.core.backend_mut().fail_allocations_after(Some(1));
+    assert!(refused(f.core.replace(device, Target::Ioas(other))).is_out_of_memory());
+    f.core.backend_mut().fail_allocations_after(None);
+    assert_eq!(f.core.backend().counts.installs, installs);
+    assert_eq!(f.reads(device, at.bits()), Some(ITS));
+    assert!(f.core.destroy_ioas(other).is_ok());
+}
+
+#[test]
+fn a_failed_switch_takes_the_doorbells_back() {
+    let mut f = Fixture::new();
+    let device = doorbell_device(&mut f, &[]);
+    f.core.attach(device, Target::Ioas(f.ioas)).unwrap();
+    f.core.map_doorbell(device, pa(ITS)).unwrap();
+    let other = f.core.create_ioas(VM).unwrap();
+    let options = crate::DomainOptions::default();
+    let domain = f.core.create_domain(device, other, options).unwrap();
+    let table = f.core.domain(domain).unwrap().table().unwrap();
+    f.core.backend_mut().fail_install_after(Some(0));
+    assert!(f.core.replace(device, Target::Domain(domain)).is_err());
+    assert_eq!(f.core.backend().walk(table), []);
+    f.core.replace(device, Target::Domain(domain)).unwrap();
+    assert_eq!(f.core.backend().walk(table).len(), 2);
+}
+
+#[test]
+fn a_doorbell_needs_an_attached_device_in_a_paging_domain() {
+    let mut f = Fixture::new();
+    let device = doorbell_device(&mut f, &[]);
+    assert_eq!(
+        refused(f.core.map_doorbell(device, pa(ITS))),
+        Error::NotAttached
+    );
+    let blocked = f.core.create_blocked(device).unwrap();
+    f.core.attach(device, Target::Domain(blocked)).unwrap();
+    assert_eq!(
+        refused(f.core.map_doorbell(device, pa(ITS))),
+        Error::NotPaging(blocked.any())
+    );
+}
+
+#[test]
+fn pages_of_the_window_are_used_again_when_nobody_needs_them() {
+    let mut f = Fixture::new();
+    let device = doorbell_device(&mut f, &[]);
+    for n in 0..600 {
+        f.core.attach(device, Target::Ioas(f.ioas)).unwrap();
+        let at = f.core.map_doorbell(device, pa(n << 20)).unwrap();
+        assert_eq!(at, iova(0x0800_0000));
+        f.core.detach(device).unwrap();
+        f.core.unbind(device).unwrap();
+        f.core.bind(device, VM).unwrap();
+    }
+}
+
+#[test]
+fn owners_have_windows_of_their_own() {
+    let mut f = Fixture::new();
+    let a = doorbell_device(&mut f, &[]);
+    f.core.attach(a, Target::Ioas(f.ioas)).unwrap();
+    f.core.map_doorbell(a, pa(1 << 20)).unwrap();
+    let b = doorbell_device(&mut f, &[]);
+    f.core.unbind(b).unwrap();
+    f.core.bind(b, OTHER_VM).unwrap();
+    f.core.attach_default(b).unwrap();
+    let at = f.core.map_doorbell(b, pa(2 << 20)).unwrap();
+    assert_eq!(at, iova(0x0800_0000));
+    assert_eq!(f.reads(a, 0x0800_0000), Some(1 << 20));
+    assert_eq!(f.reads(b, 0x0800_0000), Some(2 << 20));
+}
