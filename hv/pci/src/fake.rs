@@ -131,6 +131,11 @@ impl FakeFunction {
         self.mask[at..at + 4].copy_from_slice(&mask.to_le_bytes());
     }
 
+    /// The registers.
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
+        &mut self.bytes
+    }
+
     /// As [`FakeFunction::set`], while building.
     #[must_use]
     pub fn with(mut self, at: usize, value: u32, mask: u32) -> Self {
@@ -312,6 +317,20 @@ pub struct FakePci {
     roots: BTreeMap<u8, BTreeMap<u8, FakeId>>,
     accesses: Cell<usize>,
     mastered: Cell<bool>,
+    writes: RefCell<Vec<FakeWrite>>,
+}
+
+/// A write that was made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FakeWrite {
+    /// To which function.
+    pub bdf: Bdf,
+    /// To which register.
+    pub offset: u16,
+    /// Bytes.
+    pub width: usize,
+    /// What.
+    pub value: u32,
 }
 
 impl Default for FakePci {
@@ -330,6 +349,7 @@ impl FakePci {
             roots: BTreeMap::new(),
             accesses: Cell::new(0),
             mastered: Cell::new(false),
+            writes: RefCell::default(),
         }
     }
 
@@ -367,6 +387,11 @@ impl FakePci {
     /// Accesses since the last call.
     pub fn take_accesses(&self) -> usize {
         self.accesses.take()
+    }
+
+    /// Writes since the last call.
+    pub fn take_writes(&self) -> Vec<FakeWrite> {
+        self.writes.take()
     }
 
     /// Whether any write has switched bus mastering on.
@@ -430,6 +455,12 @@ impl FakePci {
 
     fn put(&self, bdf: Bdf, offset: u16, width: usize, value: u32) {
         self.accesses.set(self.accesses.get() + 1);
+        self.writes.borrow_mut().push(FakeWrite {
+            bdf,
+            offset,
+            width,
+            value,
+        });
         let at = usize::from(offset);
         assert_eq!(at % width, 0, "misaligned access at {offset:#x}");
         let id = self.route(bdf).filter(|_| offset < self.extent.bytes());

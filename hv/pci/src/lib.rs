@@ -46,6 +46,7 @@ mod scan;
 #[cfg(test)]
 mod tests;
 mod topology;
+pub mod vconfig;
 
 pub use capability::{
     Acs, AdvancedFeatures, Capabilities, Capability, CapabilityId, Express, FunctionReset, InBar,

@@ -15,6 +15,7 @@ pub(crate) const ROM_BRIDGE: u16 = 0x38;
 pub(crate) const COMMAND_IO: u16 = 1 << 0;
 pub(crate) const COMMAND_MEMORY: u16 = 1 << 1;
 pub(crate) const COMMAND_MASTER: u16 = 1 << 2;
+pub(crate) const COMMAND_INTX_OFF: u16 = 1 << 10;
 pub(crate) const COMMAND_DECODE: u16 = COMMAND_IO | COMMAND_MEMORY;
 pub(crate) const STATUS_CAPABILITIES: u16 = 1 << 4;
 
@@ -40,6 +41,7 @@ pub(crate) const ROM_MASK: u32 = !0x7ff;
 
 pub(crate) const CAP_PM: u8 = 0x01;
 pub(crate) const CAP_MSI: u8 = 0x05;
+pub(crate) const CAP_VENDOR: u8 = 0x09;
 pub(crate) const CAP_EXPRESS: u8 = 0x10;
 pub(crate) const CAP_MSIX: u8 = 0x11;
 pub(crate) const CAP_AF: u8 = 0x13;
