@@ -72,7 +72,6 @@ pub(crate) struct Board {
     #[serde(default)]
     pub(crate) args: Vec<String>,
     /// Default guest manifest, from the repository's root.
-    #[expect(dead_code, reason = "for the boot bundle")]
     pub(crate) guest: Option<String>,
 }
 

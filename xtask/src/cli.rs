@@ -32,6 +32,11 @@ pub(crate) enum Command {
     Build(BuildOptions),
     /// Run the tests: on the host, then on the boards
     Test(TestOptions),
+    /// List what is in a boot bundle: its files, and its manifest as device tree source
+    Bundle {
+        /// The bundle
+        file: PathBuf,
+    },
     /// Check format, lints and documentation; warnings are errors
     Lint,
     /// List what is needed, what is here, and how to get the rest

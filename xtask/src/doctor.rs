@@ -14,6 +14,8 @@ pub(crate) fn doctor() -> Result<u8> {
         provide::toolchain::need(),
         provide::qemu::need(Arch::Aarch64),
         provide::qemu::need(Arch::Ppc64),
+        provide::payload::need(Arch::Aarch64, "6.12"),
+        provide::payload::need(Arch::Ppc64, "6.12"),
     ];
     let mut status = 0;
     for need in needs {

@@ -10,11 +10,8 @@ mod child;
 mod cli;
 mod doctor;
 mod image;
+mod initramfs;
 mod lint;
-#[cfg_attr(
-    not(test),
-    expect(dead_code, reason = "`run` starts without a bundle so far")
-)]
 mod manifest;
 mod provide;
 mod qemu;
@@ -42,6 +39,10 @@ fn main() -> ExitCode {
         cli::Command::Run(options) => run::run(&options),
         cli::Command::Build(options) => build::command(&options),
         cli::Command::Test(options) => suite::command(&options),
+        cli::Command::Bundle { file } => manifest::list_bundle(&file).map(|text| {
+            print!("{text}");
+            0
+        }),
         cli::Command::Lint => lint::lint(),
         cli::Command::Doctor => doctor::doctor(),
     };

@@ -88,7 +88,8 @@ impl Source {
     }
 }
 
-/// Builds the boot bundle of a manifest.
+/// Builds the boot bundle of a manifest. `payloads` is given a name and the series of all Debian
+/// kernels that the manifest asks for: an initial RAM disk has modules for each.
 ///
 /// # Errors
 /// A manifest that cannot be read or does not hold, with file, line, column and key; a file that
@@ -96,18 +97,26 @@ impl Source {
 pub(crate) fn build_bundle(
     manifest: &Path,
     overrides: &Overrides,
-    payloads: &dyn Fn(&PayloadName) -> Result<PathBuf>,
+    payloads: &dyn Fn(&PayloadName, &[&'static str]) -> Result<PathBuf>,
 ) -> Result<Vec<u8>> {
     let text = std::fs::read_to_string(manifest)
         .with_context(|| format!("cannot read the manifest {}", manifest.display()))?;
     let read = Reader::new(manifest, &text).read(overrides)?;
+    let series: Vec<&'static str> = read
+        .files
+        .iter()
+        .filter_map(|file| match file.source {
+            Source::Payload(PayloadName::DebianKernel(series)) => Some(series),
+            _ => None,
+        })
+        .collect();
     let mut builder = BundleBuilder::new(&read.manifest);
     for file in &read.files {
         let asks = |why: &str| format!("{}: {why}", file.asked_by);
         let path = match &file.source {
             Source::Path(path) => path.clone(),
             Source::Payload(name) => {
-                payloads(name).with_context(|| asks(&format!("cannot provide {name}")))?
+                payloads(name, &series).with_context(|| asks(&format!("cannot provide {name}")))?
             }
         };
         let data = std::fs::read(&path)

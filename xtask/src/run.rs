@@ -1,12 +1,13 @@
 //! `cargo xtask run`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
 
 use crate::board::Board;
 use crate::build::{self, Built};
 use crate::cli::RunOptions;
+use crate::manifest::{self, Overrides};
 use crate::provide::{self, toolchain};
 use crate::qemu::{self, Files, Line, Start, Time, Variation};
 use crate::session::{self, Input, Output, Plan, Until};
@@ -35,7 +36,8 @@ pub(crate) fn run(options: &RunOptions) -> Result<u8> {
     let toolchain = toolchain::provide()?;
     let built = build::build(&toolchain, board.arch, options.profile())?;
     build::report(board.arch, &built);
-    let files = files(&board, &built)?;
+    let mut files = files(&board, &built)?;
+    files.bundle = bundle(options, &board)?;
     let line = qemu::line(&qemu, &board, &vary, &files)?;
     if options.dry_run {
         println!("{line}");
@@ -88,6 +90,49 @@ fn variation(options: &RunOptions) -> Variation {
         },
         args: options.qemu_args.clone(),
     }
+}
+
+/// The boot bundle of the manifest that the options or the board name.
+fn bundle(options: &RunOptions, board: &Board) -> Result<Option<PathBuf>> {
+    let default = board
+        .guest
+        .as_ref()
+        .map(|path| workspace::root().join(path));
+    let Some(manifest) = options.guest.clone().or(default) else {
+        return Ok(None);
+    };
+    let overrides = Overrides {
+        kernel: options.kernel.clone(),
+        initrd: options.initrd.clone(),
+        append: options.append.clone(),
+    };
+    make_bundle(board, &manifest, &overrides).map(Some)
+}
+
+/// Makes the boot bundle of a manifest.
+///
+/// # Errors
+/// A faulty manifest, or a file that cannot be had.
+pub(crate) fn make_bundle(
+    board: &Board,
+    manifest: &Path,
+    overrides: &Overrides,
+) -> Result<PathBuf> {
+    let bundle = manifest::build_bundle(manifest, overrides, &|name, series| {
+        provide::payload::file(board.arch, name, series)
+    })?;
+    let name = manifest.file_stem().unwrap_or_default().to_string_lossy();
+    let path = workspace::target_dir()
+        .join("boards")
+        .join(&board.name)
+        .join(format!("{name}.bundle"));
+    workspace::write_whole(&path, &bundle)?;
+    say!(
+        "boot bundle: {} KiB, {}",
+        bundle.len().div_ceil(1024),
+        path.display()
+    );
+    Ok(path)
 }
 
 /// The files a board is started with; generated ones are made.

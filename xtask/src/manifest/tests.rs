@@ -37,7 +37,7 @@ impl Drop for Folder {
     }
 }
 
-fn no_payloads(name: &PayloadName) -> Result<PathBuf> {
+fn no_payloads(name: &PayloadName, _series: &[&str]) -> Result<PathBuf> {
     bail!("there is no {name} in this test")
 }
 
@@ -232,10 +232,15 @@ fn files_are_found_beside_the_manifest_and_stored_once() {
         ("built", "made for us"),
     ]);
     let built = folder.path("built");
-    let bytes = build_bundle(&folder.path("m.toml"), &Overrides::default(), &|name| {
-        assert_eq!(*name, PayloadName::Initramfs);
-        Ok(built.clone())
-    })
+    let bytes = build_bundle(
+        &folder.path("m.toml"),
+        &Overrides::default(),
+        &|name, series| {
+            assert_eq!(*name, PayloadName::Initramfs);
+            assert!(series.is_empty());
+            Ok(built.clone())
+        },
+    )
     .unwrap();
     let bundle = Bundle::parse(&bytes).unwrap();
     let files: BTreeMap<_, _> = bundle
@@ -429,4 +434,21 @@ fn the_documentation_has_every_key_and_its_example_holds() {
         documented("| key | value | default |"),
         known("devices = [{ nonsense = 1 }]")
     );
+}
+
+#[test]
+fn an_initial_ram_disk_is_told_which_kernels_there_are() {
+    let text = "[[vm]]\nname = \"a\"\nmemory = \"2M\"\nkernel = \"debian:6.12\"\ninitrd = \"initramfs\"\n\
+                [[vm]]\nname = \"b\"\nmemory = \"2M\"\nkernel = \"debian:6.1\"\nmsi = \"vits\"\n";
+    let folder = Folder::new(&[("m.toml", text), ("built", "made for us")]);
+    let built = folder.path("built");
+    build_bundle(
+        &folder.path("m.toml"),
+        &Overrides::default(),
+        &|_name, series| {
+            assert_eq!(series, ["6.12", "6.1"]);
+            Ok(built.clone())
+        },
+    )
+    .unwrap();
 }

@@ -9,13 +9,12 @@ use super::{Version, output_of, sources};
 use crate::{say, shell, workspace};
 
 /// Which packages an [`Apt`] is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Scope {
     /// Packages for this machine, installed on it.
     Machine,
     /// Packages of another architecture, downloaded and unpacked, never installed.
-    #[expect(dead_code, reason = "for guest kernels")]
-    Foreign(&'static str),
+    Foreign(String),
 }
 
 /// A private view of the machine's package archive.
@@ -48,7 +47,7 @@ impl Apt {
         if !sources.iter().any(|source| source.suites.contains(suite)) {
             sources.push(backports);
         }
-        let name = match scope {
+        let name = match &scope {
             Scope::Machine => "machine",
             Scope::Foreign(architecture) => architecture,
         };
@@ -78,18 +77,49 @@ impl Apt {
             std::fs::create_dir_all(&folder)
                 .with_context(|| format!("cannot create {}", folder.display()))?;
         }
-        let architecture = match self.scope {
+        let architecture = match &self.scope {
             Scope::Machine => own_architecture()?,
-            Scope::Foreign(architecture) => architecture.to_owned(),
+            Scope::Foreign(architecture) => architecture.clone(),
         };
         let text = sources::deb822(&self.sources, &architecture);
         workspace::write_whole(&self.sources_file(), text.as_bytes())?;
         if let Scope::Foreign(_) = self.scope {
             workspace::write_whole(&self.dir.join("state/status"), b"")?;
         }
-        self.run(
-            &["update", "--error-on=any"],
-            "cannot fetch the package lists",
+        let failed = "cannot fetch the package lists";
+        if self.run(&["update"], failed).is_err() {
+            // A mirror may be out of step with one suite for a while. Whether the rest is enough
+            // shows when a package is looked for.
+            say!(
+                "some package lists could not be fetched (apt's reason is above); trying the rest"
+            );
+        }
+        Ok(())
+    }
+
+    /// The packages that a package depends on directly.
+    pub(crate) fn dependencies(&self, package: &str, suite: Option<&str>) -> Vec<String> {
+        let mut command = self.command("apt-cache");
+        if let Some(suite) = suite {
+            command.args(["-t", suite]);
+        }
+        output_of(command.args(["depends", package]))
+            .map(|text| dependencies(&text))
+            .unwrap_or_default()
+    }
+
+    /// Downloads a package into a folder. One that is there already is not fetched again.
+    ///
+    /// # Errors
+    /// apt's, which it has shown.
+    pub(crate) fn download(&self, package: &str, suite: Option<&str>, into: &Path) -> Result<()> {
+        let mut command = self.command("apt-get");
+        if let Some(suite) = suite {
+            command.args(["-t", suite]);
+        }
+        run(
+            command.args(["download", package]).current_dir(into),
+            "cannot fetch a package",
         )
     }
 
@@ -152,7 +182,7 @@ impl Apt {
         option("APT::Sandbox::User", "root");
         option("DPkg::Lock::Timeout", "600");
         option("Dpkg::Use-Pty", "0");
-        if let Scope::Foreign(architecture) = self.scope {
+        if let Scope::Foreign(architecture) = &self.scope {
             option("Dir::State", &path("state"));
             option("Dir::State::status", &path("state/status"));
             option("APT::Architecture", architecture);
@@ -253,6 +283,26 @@ fn candidate(policy: &str) -> Option<&str> {
     (version != "(none)").then_some(version)
 }
 
+fn dependencies(text: &str) -> Vec<String> {
+    text.lines()
+        .filter_map(|line| line.trim().strip_prefix("Depends: "))
+        .map(|name| name.trim_matches(['<', '>']).to_owned())
+        .collect()
+}
+
+/// Whether a candidate is of a series such as `6.12`.
+pub(crate) fn is_of_series(candidate: Option<&str>, series: &str) -> bool {
+    candidate
+        .and_then(Version::of_debian)
+        .is_some_and(|version| {
+            Some(version)
+                .zip(Version::find(series))
+                .is_some_and(|(version, series)| {
+                    (version.major, version.minor) == (series.major, series.minor)
+                })
+        })
+}
+
 /// Whether a candidate is at least `least`.
 pub(crate) fn new_enough(candidate: Option<&str>, least: Version) -> bool {
     candidate
@@ -292,6 +342,20 @@ mod tests {
         assert!(new_enough(Some("1:10.0.2+ds-2"), least));
         assert!(!new_enough(Some("1:7.2+dfsg-7"), least));
         assert!(!new_enough(None, least));
+    }
+
+    #[test]
+    fn a_series_is_two_numbers() {
+        assert!(is_of_series(Some("6.12.95-1~bpo12+1"), "6.12"));
+        assert!(!is_of_series(Some("6.1.176-1"), "6.12"));
+        assert!(!is_of_series(Some("6.12.95-1"), "6.1"));
+        assert!(!is_of_series(None, "6.1"));
+    }
+
+    #[test]
+    fn dependencies_are_read_from_apts_list() {
+        let text = "linux-image-arm64\n  Depends: linux-image-6.1.0-56-arm64\n  Depends: <x>\n";
+        assert_eq!(dependencies(text), ["linux-image-6.1.0-56-arm64", "x"]);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //! get itself; a need that is met costs no network and changes nothing.
 
 pub(crate) mod apt;
+pub(crate) mod payload;
 pub(crate) mod qemu;
 pub(crate) mod sources;
 pub(crate) mod toolchain;

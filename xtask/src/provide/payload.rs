@@ -1,0 +1,324 @@
+//! The need for something that guests can be made of: Debian's kernels and busybox, taken from their
+//! packages without installing anything.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use serde::Deserialize;
+
+use super::Need;
+use super::apt::{self, Apt, Scope};
+use crate::board::Arch;
+use crate::manifest::PayloadName;
+use crate::{initramfs, say, workspace};
+
+/// Debian's package of the static busybox.
+const BUSYBOX: &str = "busybox-static";
+
+/// `qemu/payloads/linux.toml`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Recipe {
+    modules: Vec<String>,
+    init: String,
+    aarch64: Packages,
+    ppc64: Packages,
+}
+
+/// What Debian calls things on one architecture.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Packages {
+    architecture: String,
+    kernel: String,
+}
+
+impl Recipe {
+    fn read() -> Result<Self> {
+        let path = folder().join("linux.toml");
+        let text =
+            fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        toml::from_str(&text).with_context(|| format!("{} is faulty", path.display()))
+    }
+
+    fn packages(&self, arch: Arch) -> &Packages {
+        match arch {
+            Arch::Aarch64 => &self.aarch64,
+            Arch::Ppc64 => &self.ppc64,
+        }
+    }
+}
+
+fn folder() -> PathBuf {
+    workspace::root().join("qemu/payloads")
+}
+
+/// The kernel whose busybox serves when a manifest asks for no kernel of Debian's.
+const DEFAULT_SERIES: &str = "6.12";
+
+/// The file that a manifest's name stands for. An initial RAM disk has modules for the kernels of
+/// all `series`.
+///
+/// # Errors
+/// It cannot be provided; the message holds the cure.
+pub(crate) fn file(arch: Arch, name: &PayloadName, series: &[&str]) -> Result<PathBuf> {
+    match name {
+        PayloadName::DebianKernel(series) => Ok(unpacked(arch, series)?.join(KERNEL)),
+        PayloadName::Initramfs if series.is_empty() => initramfs(arch, &[DEFAULT_SERIES]),
+        PayloadName::Initramfs => initramfs(arch, series),
+        PayloadName::Guest(name) => {
+            bail!("there is no guest `{name}`: this version has no guests of its own yet")
+        }
+    }
+}
+
+/// Made anew each time: it is quick, and the init script is being worked on.
+fn initramfs(arch: Arch, series: &[&str]) -> Result<PathBuf> {
+    let recipe = Recipe::read()?;
+    let init = folder().join(&recipe.init);
+    let init = fs::read(&init).with_context(|| format!("cannot read {}", init.display()))?;
+    let mut kernels = Vec::new();
+    for series in series {
+        kernels.push(unpacked(arch, series)?);
+    }
+    let first = kernels
+        .first()
+        .context("an initial RAM disk needs a kernel's packages")?;
+    let busybox = fs::read(first.join(BUSYBOX)).context("the unpacked busybox is gone")?;
+    let modules: Vec<PathBuf> = kernels.iter().map(|dir| dir.join(MODULES)).collect();
+    let path = workspace::target_dir()
+        .join("payloads")
+        .join(format!("initramfs-{arch}-{}.cpio", series.join("-")));
+    workspace::write_whole(&path, &initramfs::build(&init, &busybox, &modules)?)?;
+    Ok(path)
+}
+
+/// Parts of an unpacked kernel.
+const KERNEL: &str = "kernel";
+const MODULES: &str = "modules";
+
+/// The folder with Debian's kernel of a series; fetched and unpacked first if it is not there.
+fn unpacked(arch: Arch, series: &str) -> Result<PathBuf> {
+    let recipe = Recipe::read()?;
+    let packages = recipe.packages(arch);
+    let debs = debs_dir(packages, series);
+    if !Debs::find(&debs).is_some_and(|debs| debs.unpack_works()) {
+        fetch(packages, series, &debs).with_context(|| {
+            format!(
+                "cannot fetch Debian's Linux {series} for {arch}; another kernel can be given with \
+                 --kernel and --initrd"
+            )
+        })?;
+    }
+    let debs = Debs::find(&debs).context("the packages were fetched but are not there")?;
+    unpack(&recipe, &debs, arch, series)
+}
+
+/// The need, for `doctor`.
+pub(crate) fn need(arch: Arch, series: &str) -> Need {
+    let what = format!("Debian's Linux {series} for guests on {arch}");
+    let found = Recipe::read().ok().and_then(|recipe| {
+        Debs::find(&debs_dir(recipe.packages(arch), series)).map(|debs| debs.kernel)
+    });
+    match found {
+        Some(kernel) => Need::met(what, kernel.display().to_string()),
+        None => {
+            let cure = if workspace::find_program("apt-get").is_some() {
+                "cargo xtask run fetches it (no root needed)"
+            } else {
+                "this machine has no apt: give --kernel and --initrd"
+            };
+            Need::unmet(what, "not in the cache", cure)
+        }
+    }
+}
+
+fn debs_dir(packages: &Packages, series: &str) -> PathBuf {
+    workspace::cache_dir().join(format!(
+        "payloads/debian-{series}-{}",
+        packages.architecture
+    ))
+}
+
+/// The packages in the cache.
+struct Debs {
+    kernel: PathBuf,
+    busybox: PathBuf,
+}
+
+impl Debs {
+    fn find(dir: &Path) -> Option<Self> {
+        let one = |prefix: &str| {
+            fs::read_dir(dir)
+                .ok()?
+                .filter_map(Result::ok)
+                .map(|entry| entry.path())
+                .find(|path| {
+                    let name = path.file_name().unwrap_or_default().to_string_lossy();
+                    name.starts_with(prefix) && name.ends_with(".deb")
+                })
+        };
+        Some(Self {
+            kernel: one("linux-image-")?,
+            busybox: one(BUSYBOX)?,
+        })
+    }
+
+    /// Whether both are packages from the first byte to the last.
+    fn unpack_works(&self) -> bool {
+        [&self.kernel, &self.busybox]
+            .into_iter()
+            .all(|deb| super::output_of(Command::new("dpkg-deb").arg("--info").arg(deb)).is_some())
+    }
+}
+
+fn fetch(packages: &Packages, series: &str, into: &Path) -> Result<()> {
+    say!(
+        "guests need Debian's Linux {series} for {}: fetching {} and {BUSYBOX} (nothing is installed)",
+        packages.architecture,
+        packages.kernel
+    );
+    let apt = Apt::new(Scope::Foreign(packages.architecture.clone()))?;
+    apt.update()?;
+    let backports = apt.backports();
+    let own = apt.candidate(&packages.kernel, None);
+    let newer = apt.candidate(&packages.kernel, Some(&backports));
+    let suite = if apt::is_of_series(own.as_deref(), series) {
+        None
+    } else if apt::is_of_series(newer.as_deref(), series) {
+        Some(backports.as_str())
+    } else {
+        bail!(
+            "this release offers Linux {} and, in {backports}, {}, but no {series}",
+            own.as_deref().unwrap_or("none"),
+            newer.as_deref().unwrap_or("none")
+        );
+    };
+    // The name above is a pointer to the newest build.
+    let kernel = apt
+        .dependencies(&packages.kernel, suite)
+        .into_iter()
+        .find(|name| name.starts_with("linux-image-"))
+        .with_context(|| format!("{} depends on no kernel", packages.kernel))?;
+    // The folder takes its final name only when everything is in it.
+    let partial = into.with_extension("part");
+    fs::create_dir_all(&partial).with_context(|| format!("cannot create {}", partial.display()))?;
+    apt.download(&kernel, suite, &partial)?;
+    apt.download(BUSYBOX, None, &partial)?;
+    if into.exists() {
+        fs::remove_dir_all(into).with_context(|| format!("cannot remove {}", into.display()))?;
+    }
+    fs::rename(&partial, into).with_context(|| format!("cannot rename {}", partial.display()))
+}
+
+fn unpack(recipe: &Recipe, debs: &Debs, arch: Arch, series: &str) -> Result<PathBuf> {
+    let build = debs
+        .kernel
+        .file_stem()
+        .unwrap_or_default()
+        .to_string_lossy()
+        .into_owned();
+    let dir = workspace::target_dir().join("payloads").join(&build);
+    if dir.join(KERNEL).is_file() && dir.join(MODULES).is_dir() {
+        return Ok(dir);
+    }
+    say!("unpacking Linux {series} for {arch}");
+    let mut partial = dir.as_os_str().to_owned();
+    partial.push(format!(".{}.part", std::process::id()));
+    let partial = PathBuf::from(partial);
+    unpack_into(recipe, debs, arch, &partial)
+        .with_context(|| format!("cannot unpack {}", debs.kernel.display()))?;
+    if dir.exists() {
+        fs::remove_dir_all(&dir).with_context(|| format!("cannot remove {}", dir.display()))?;
+    }
+    fs::rename(&partial, &dir).with_context(|| format!("cannot rename {}", partial.display()))?;
+    Ok(dir)
+}
+
+fn unpack_into(recipe: &Recipe, debs: &Debs, arch: Arch, dir: &Path) -> Result<()> {
+    let whole = dir.join("whole");
+    for deb in [&debs.kernel, &debs.busybox] {
+        fs::create_dir_all(&whole)?;
+        let status = Command::new("dpkg-deb")
+            .arg("-x")
+            .arg(deb)
+            .arg(&whole)
+            .status()
+            .context("cannot start dpkg-deb")?;
+        ensure!(status.success(), "dpkg-deb ended with {status}");
+    }
+    let kernel = fs::read_dir(whole.join("boot"))?
+        .filter_map(Result::ok)
+        .map(|entry| entry.path())
+        .find(|path| {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            name.starts_with("vmlinu")
+        })
+        .context("the package has no kernel")?;
+    check_kernel(&fs::read(&kernel)?, arch)?;
+    fs::rename(&kernel, dir.join(KERNEL))?;
+    // Newer releases keep both below /usr.
+    let modules = ["lib/modules", "usr/lib/modules"].map(|path| whole.join(path));
+    let modules = modules
+        .iter()
+        .find(|path| path.is_dir())
+        .context("it has no modules")?;
+    initramfs::select_modules(modules, &recipe.modules, &dir.join(MODULES))?;
+    let busybox = ["bin/busybox", "usr/bin/busybox"].map(|path| whole.join(path));
+    let busybox = busybox
+        .iter()
+        .find(|path| path.is_file())
+        .context("it has no busybox")?;
+    fs::rename(busybox, dir.join(BUSYBOX))?;
+    fs::remove_dir_all(&whole)?;
+    Ok(())
+}
+
+/// Refuses a kernel that our loader would not take, where the reason can still be told.
+fn check_kernel(kernel: &[u8], arch: Arch) -> Result<()> {
+    match arch {
+        Arch::Aarch64 => ensure!(
+            kernel.get(56..60) == Some(b"ARM\x64"),
+            "the kernel is no plain arm64 Image (a compressed one is not supported)"
+        ),
+        Arch::Ppc64 => ensure!(kernel.starts_with(b"\x7fELF"), "the kernel is no ELF"),
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_recipe_of_the_repository_is_good() {
+        let recipe = Recipe::read().unwrap();
+        assert_eq!(recipe.packages(Arch::Aarch64).architecture, "arm64");
+        assert!(folder().join(recipe.init).is_file());
+    }
+
+    #[test]
+    fn only_kernels_that_can_be_loaded_pass() {
+        let mut image = vec![0; 64];
+        assert!(check_kernel(&image, Arch::Aarch64).is_err());
+        image[56..60].copy_from_slice(b"ARM\x64");
+        assert!(check_kernel(&image, Arch::Aarch64).is_ok());
+        assert!(check_kernel(&image, Arch::Ppc64).is_err());
+        assert!(check_kernel(b"\x7fELF\x02", Arch::Ppc64).is_ok());
+        assert!(check_kernel(b"", Arch::Aarch64).is_err());
+    }
+
+    #[test]
+    fn packages_count_only_when_both_are_there() {
+        let dir = std::env::temp_dir().join(format!("xtask-debs-{}", std::process::id()));
+        fs::create_dir_all(&dir).unwrap();
+        fs::write(dir.join("linux-image-6.1.0-arm64_1_arm64.deb"), b"").unwrap();
+        assert!(Debs::find(&dir).is_none());
+        fs::write(dir.join("busybox-static_1_arm64.deb"), b"").unwrap();
+        let debs = Debs::find(&dir).unwrap();
+        assert!(!debs.unpack_works(), "an empty file is no package");
+        fs::remove_dir_all(dir).unwrap();
+    }
+}
