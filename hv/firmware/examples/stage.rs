@@ -84,7 +84,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let initrd = fs::read(initrd)?;
     let payload = Payload {
         kernel: &kernel,
-        format: KernelFormat::Detect,
+        format: KernelFormat::Auto,
         initrd: Some(&initrd),
         firmware,
     };

@@ -24,7 +24,7 @@ pub const MAX_SEGMENTS: usize = 64;
 pub enum KernelFormat {
     /// By its magic numbers; a file with none of them is [`KernelFormat::Flat`].
     #[default]
-    Detect,
+    Auto,
     /// An arm64 `Image`.
     Image,
     /// An AArch64 ELF executable.
@@ -125,7 +125,7 @@ impl<'a> Kernel<'a> {
                 refuse_packed(file)?;
                 parse_elf(file)
             }
-            KernelFormat::Detect => {
+            KernelFormat::Auto => {
                 refuse_packed(file)?;
                 if file.starts_with(b"\x7fELF") {
                     parse_elf(file)

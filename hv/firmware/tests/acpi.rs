@@ -258,7 +258,7 @@ fn image(image_size: u64) -> Vec<u8> {
 fn boot<'a>(platform: &GuestPlatform, kernel: &'a [u8], initrd: &'a [u8]) -> Layout<'a> {
     let payload = Payload {
         kernel,
-        format: KernelFormat::Detect,
+        format: KernelFormat::Auto,
         initrd: Some(initrd),
         firmware: FirmwareKind::Acpi,
     };

@@ -74,7 +74,7 @@ fn load(at: u64, memory_size: u64) -> Load {
 fn payload(kernel: &[u8]) -> Payload<'_> {
     Payload {
         kernel,
-        format: KernelFormat::Detect,
+        format: KernelFormat::Auto,
         initrd: None,
         firmware: FirmwareKind::DeviceTree,
     }
@@ -317,7 +317,7 @@ proptest! {
                 assert!(platform.memory[0].contains_span(*span));
                 assert!(spans[..index].iter().all(|other| !other.overlaps(*span)));
             }
-            if let Kernel::Image(image) = Kernel::parse(&kernel, KernelFormat::Detect).unwrap() {
+            if let Kernel::Image(image) = Kernel::parse(&kernel, KernelFormat::Auto).unwrap() {
                 let kept = Span::from_len(layout.entry.pc, image.image_size).unwrap();
                 assert!(platform.memory[0].contains_span(kept));
                 assert!(spans[1..].iter().all(|span| !span.overlaps(kept)));
@@ -329,7 +329,7 @@ proptest! {
     fn no_file_makes_the_parser_panic(
         mut file in proptest::collection::vec(any::<u8>(), 0..400),
         format in prop_oneof![
-            Just(KernelFormat::Detect), Just(KernelFormat::Image), Just(KernelFormat::Elf)
+            Just(KernelFormat::Auto), Just(KernelFormat::Image), Just(KernelFormat::Elf)
         ],
     ) {
         let _ = Kernel::parse(&file, format);
