@@ -172,7 +172,7 @@ impl<S: Stage, M: PhysMemory, F: FrameAllocator> PageTable<S, M, F> {
                 }
                 Entry::Leaf(_) if is_whole(level, piece) => {}
                 Entry::Leaf(old) => {
-                    let table = self.split(level, old, piece, edit)?;
+                    let table = self.split(level, old, piece.0, Some((piece, edit)))?;
                     let level = level + 1;
                     // A contiguous run covers at most two blocks in part, one at each end.
                     let [first, second] = &mut change.tables;
@@ -185,29 +185,35 @@ impl<S: Stage, M: PhysMemory, F: FrameAllocator> PageTable<S, M, F> {
         Ok(())
     }
 
-    /// The table of `level + 1` that translates as the block `old` of `level` does, but for `run`,
-    /// to which `edit` is applied.
-    fn split(&self, level: u8, old: u64, run: Run, edit: Edit) -> Result<u64, OutOfFrames> {
+    /// The table of `level + 1` that translates as the block `old` of `level`, which maps `at`, does,
+    /// but for a run to which an edit is applied.
+    fn split(
+        &self,
+        level: u8,
+        old: u64,
+        at: u64,
+        edit: Option<(Run, Edit)>,
+    ) -> Result<u64, OutOfFrames> {
         let table = self.new_table()?;
         let level = level + 1;
-        let start = run.0 & !descriptor::mask(level - 1);
+        let start = at & !descriptor::mask(level - 1);
         let whole = (start, start | descriptor::mask(level - 1));
         for piece in pieces(level, whole) {
             let output = (old & ADDRESS) + (piece.0 - start);
             let same = leaf(level, output, old & !ADDRESS);
-            let touched = (piece.0.max(run.0), piece.1.min(run.1));
-            let descriptor = if touched.0 > touched.1 {
-                same
-            } else if touched == piece {
-                edit.apply(level, same)
-            } else {
-                match self.split(level, same, touched, edit) {
+            let touched = edit
+                .map(|((first, last), edit)| ((piece.0.max(first), piece.1.min(last)), edit))
+                .filter(|((first, last), _)| first <= last);
+            let descriptor = match touched {
+                None => same,
+                Some((run, edit)) if run == piece => edit.apply(level, same),
+                Some(part) => match self.split(level, same, piece.0, Some(part)) {
                     Ok(below) => Link::to(below).bits(),
                     Err(out) => {
                         self.discard(table, level);
                         return Err(out);
                     }
-                }
+                },
             };
             let slot = self.slot(table, level, piece.0);
             // A frame just allocated is memory; were it not, the block keeps its translation.
@@ -217,6 +223,29 @@ impl<S: Stage, M: PhysMemory, F: FrameAllocator> PageTable<S, M, F> {
             }
         }
         Ok(table)
+    }
+
+    /// Puts a table in place of the block `old` of `level` at `slot`, which maps `at`. It translates
+    /// the same.
+    pub(crate) fn unfold<I>(
+        &self,
+        slot: Pa,
+        level: u8,
+        old: u64,
+        at: u64,
+        caches: &mut I,
+    ) -> Result<(), Error<S::Input>>
+    where
+        I: Invalidate<S::Input>,
+    {
+        let table = self.split(level, old, at, None)?;
+        let mut change = Change::default();
+        self.write(slot, 0)?;
+        change.note(level, (at, at));
+        self.settle(&change, caches);
+        self.link(slot, table, caches)?;
+        caches.publish();
+        Ok(())
     }
 
     /// Frees a table that was never linked, and those below.

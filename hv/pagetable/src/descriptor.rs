@@ -19,6 +19,8 @@ pub(crate) const LAST: u8 = 3;
 /// Software bits of a table entry, which walkers ignore: how many other trees use the table.
 const SHARES: u64 = 7 << SHARES_SHIFT;
 const SHARES_SHIFT: u32 = 55;
+/// Borrowers that the bits can count.
+pub(crate) const MAX_SHARES: u64 = SHARES >> SHARES_SHIFT;
 /// Software bit of a table entry: the table belongs to another tree.
 const BORROWED: u64 = 1 << 58;
 
@@ -62,6 +64,11 @@ impl Link {
         Self(table & ADDRESS | TABLE | VALID)
     }
 
+    /// A link to a table of another tree.
+    pub(crate) fn borrowed(table: u64) -> Self {
+        Self(Self::to(table).0 | BORROWED)
+    }
+
     pub(crate) fn bits(self) -> u64 {
         self.0
     }
@@ -72,6 +79,11 @@ impl Link {
 
     pub(crate) fn is_borrowed(self) -> bool {
         self.0 & BORROWED != 0
+    }
+
+    /// The link with another number of borrowers, at most [`MAX_SHARES`].
+    pub(crate) fn with_shares(self, shares: u64) -> Self {
+        Self(self.0 & !SHARES | shares << SHARES_SHIFT & SHARES)
     }
 
     /// Trees, other than its owner, that use the table.

@@ -33,9 +33,11 @@ extern crate alloc;
 
 mod change;
 mod descriptor;
+mod dirty;
 mod geometry;
 mod invalidate;
 mod map;
+mod share;
 mod stage1;
 mod stage2;
 mod table;

@@ -177,7 +177,7 @@ impl<S: Stage, M: PhysMemory, F: FrameAllocator> PageTable<S, M, F> {
     }
 
     /// A table from the chain, which was counted beforehand.
-    fn take(&self, spare: &mut Chain) -> Result<u64, NotMemory> {
+    pub(crate) fn take(&self, spare: &mut Chain) -> Result<u64, NotMemory> {
         let table = self.pop(spare)?;
         debug_assert!(table.is_some(), "tables were miscounted");
         match table {

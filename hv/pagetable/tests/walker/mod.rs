@@ -139,7 +139,7 @@ impl<A: Address> Invalidate<A> for &Walker {
 /// Memory under the walker's eyes.
 pub(crate) struct Watched<'a> {
     pub(crate) memory: &'a FakeMemory,
-    pub(crate) walker: &'a Walker,
+    pub(crate) walkers: [&'a Walker; 2],
 }
 
 impl PhysMemory for Watched<'_> {
@@ -154,8 +154,10 @@ impl PhysMemory for Watched<'_> {
     }
     fn write_u64(&self, pa: Pa, value: u64) -> Result<(), NotMemory> {
         self.memory.write_u64(pa, value)?;
-        self.walker.writes.set(self.walker.writes.get() + 1);
-        self.walker.observe(self.memory);
+        for walker in self.walkers {
+            walker.writes.set(walker.writes.get() + 1);
+            walker.observe(self.memory);
+        }
         Ok(())
     }
     fn zero(&self, pa: Pa, bytes: usize) -> Result<(), NotMemory> {
@@ -166,7 +168,7 @@ impl PhysMemory for Watched<'_> {
 /// Frames under the walker's eyes.
 pub(crate) struct WatchedFrames<'a> {
     pub(crate) frames: FakeFrames<'a>,
-    pub(crate) walker: &'a Walker,
+    pub(crate) walkers: [&'a Walker; 2],
 }
 
 impl FrameAllocator for WatchedFrames<'_> {
@@ -174,7 +176,9 @@ impl FrameAllocator for WatchedFrames<'_> {
         self.frames.alloc_zeroed(order)
     }
     fn free(&self, block: Pa, order: u8) {
-        self.walker.freed(block);
+        for walker in self.walkers {
+            walker.freed(block);
+        }
         self.frames.free(block, order);
     }
 }
@@ -183,6 +187,8 @@ impl FrameAllocator for WatchedFrames<'_> {
 pub(crate) struct Machine {
     pub(crate) memory: FakeMemory,
     pub(crate) walker: Walker,
+    /// A second one, for a device's tree.
+    pub(crate) device: Walker,
 }
 
 impl Machine {
@@ -190,20 +196,21 @@ impl Machine {
         Self {
             memory: FakeMemory::new(Pa::truncated(TABLES), 256 << 12),
             walker: Walker::default(),
+            device: Walker::default(),
         }
     }
 
     pub(crate) fn frames(&self) -> WatchedFrames<'_> {
         WatchedFrames {
             frames: FakeFrames::new(&self.memory),
-            walker: &self.walker,
+            walkers: [&self.walker, &self.device],
         }
     }
 
     pub(crate) fn watched(&self) -> Watched<'_> {
         Watched {
             memory: &self.memory,
-            walker: &self.walker,
+            walkers: [&self.walker, &self.device],
         }
     }
 
@@ -219,7 +226,9 @@ impl Machine {
     }
 
     pub(crate) fn assert_clean(&self) {
-        let violations = self.walker.violations.borrow();
-        assert!(violations.is_empty(), "{violations:#?}");
+        for walker in [&self.walker, &self.device] {
+            let violations = walker.violations.borrow();
+            assert!(violations.is_empty(), "{violations:#?}");
+        }
     }
 }
