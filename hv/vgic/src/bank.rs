@@ -29,6 +29,15 @@ pub(crate) struct Bank {
     drop_active: u32,
 }
 
+/// Whether the hypervisor has to know when the guest deactivates an interrupt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum AtEnd {
+    /// No: nothing is left to do.
+    Nothing,
+    /// Yes: it is pending again then.
+    Again,
+}
+
 /// What to put in a list register for an interrupt.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Load {
@@ -38,8 +47,6 @@ pub(crate) struct Load {
     pub(crate) active: bool,
     /// The pending state came from the latch, so it goes back there when it was not taken.
     pub(crate) from_latch: bool,
-    /// There is more to do once the guest has deactivated the interrupt.
-    pub(crate) more: bool,
 }
 
 /// What a list register said about an interrupt when it was read back.
@@ -142,7 +149,15 @@ impl Bank {
             pending,
             active,
             from_latch,
-            more: self.pending() & bit != 0,
+        }
+    }
+
+    /// What the end of the interrupt `bit`, loaded now, is to bring about.
+    pub(crate) const fn at_end(&self, bit: u32) -> AtEnd {
+        if self.pending() & bit == 0 {
+            AtEnd::Nothing
+        } else {
+            AtEnd::Again
         }
     }
 

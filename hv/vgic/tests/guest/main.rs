@@ -6,3 +6,4 @@
 
 mod behaviour;
 mod machine;
+mod model;
