@@ -94,6 +94,12 @@ impl VcpuInterface {
         self.deactivate = deactivate;
     }
 
+    /// PPIs whose kind the guest may choose. Hardware PPIs are level-sensitive, as their physical
+    /// ones; for those the choice is the implementation's [IHI 0069 §12.11].
+    pub(crate) const fn configurable(&self) -> u32 {
+        !(SGIS | self.hardware)
+    }
+
     /// Whether the distributor has a part in taking out and filling the list registers.
     pub(crate) fn needs_spis(&self, image: &LrImage) -> bool {
         self.spi_backlog
@@ -127,7 +133,7 @@ impl VcpuInterface {
         let was_high = self.bank.line & mask != 0;
         self.physical_active |= mask & self.hardware;
         self.bank.raise(mask);
-        !was_high || self.hardware & mask != 0
+        !was_high
     }
 
     /// An input line of a PPI went down. Says whether that changes anything.
@@ -366,8 +372,8 @@ impl VcpuInterface {
                 .copied()
                 .unwrap_or(0);
             // Pending and active together only if what becomes pending at the end of the active
-            // one then competes as it should; and never with a physical interrupt behind it.
-            both = terms.room == Room::Enough && level == priority && hardware == 0;
+            // one then competes as it should.
+            both = terms.room == Room::Enough && level == priority;
         }
         let enabled = self.bank.enabled & self.bank.group1 & mask != 0;
         let load = self.bank.load(mask, both && terms.group1 && enabled);
