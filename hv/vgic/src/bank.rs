@@ -124,6 +124,7 @@ impl Bank {
 
     /// Takes the interrupt `bit` into a list register. `signalled` says whether its pending state
     /// may go along (enabled, and meant for this vCPU).
+    #[inline]
     pub(crate) const fn load(&mut self, bit: u32, signalled: bool) -> Load {
         let active = self.active & bit != 0;
         // A level-sensitive interrupt is not put in as pending and active: whether it is pending
@@ -162,6 +163,7 @@ impl Bank {
     }
 
     /// Takes the interrupt `bit` out of its list register again.
+    #[inline]
     pub(crate) const fn fold(&mut self, bit: u32, lr: Readback) {
         if lr.pending && lr.from_latch && self.drop_pending & bit == 0 {
             self.latch |= bit;

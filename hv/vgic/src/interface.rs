@@ -42,6 +42,8 @@ pub(crate) struct VcpuInterface {
     shadows: [Shadow; MAX_LIST_REGISTERS],
     live: usize,
     list_registers: usize,
+    /// An SPI is in a list register.
+    holds_spis: bool,
     /// SPIs wait for a free list register.
     spi_backlog: bool,
     pub(crate) asleep: bool,
@@ -78,6 +80,7 @@ impl VcpuInterface {
             shadows: [Shadow::default(); MAX_LIST_REGISTERS],
             live: 0,
             list_registers,
+            holds_spis: false,
             spi_backlog: false,
             asleep: true,
             propbaser: 0,
@@ -101,14 +104,9 @@ impl VcpuInterface {
     }
 
     /// Whether the distributor has a part in taking out and filling the list registers.
+    #[inline]
     pub(crate) fn needs_spis(&self, image: &LrImage) -> bool {
-        self.spi_backlog
-            || image.eoi_count() != 0
-            || self
-                .shadows
-                .iter()
-                .take(self.live)
-                .any(|shadow| shadow.intid >= FIRST_SPI)
+        self.spi_backlog || self.holds_spis || image.eoi_count() != 0
     }
 
     /// Whether any list register is in use.
@@ -210,12 +208,14 @@ impl VcpuInterface {
             }
         }
         self.live = 0;
+        self.holds_spis = false;
         image.stale = image.stale.max(image.live);
         image.live = 0;
         image.hcr = HCR_EN;
         kicks
     }
 
+    #[inline]
     fn fold_private(&mut self, shadow: Shadow, lr: Readback) {
         let mask = bit(shadow.intid);
         self.bank.fold(mask, lr);
@@ -262,6 +262,10 @@ impl VcpuInterface {
     ) {
         let mut active = self.bank.active & !self.bank.held;
         let mut pending = if group1 { self.bank.deliverable() } else { 0 };
+        if active == 0 && spis.is_none() {
+            self.fill_with_private_pending(vcpu, pending, image);
+            return;
+        }
         let spis_active = spis.as_deref().and_then(|spis| spis.first_active(vcpu));
         let spis_pending = spis.as_deref().and_then(|spis| spis.first_pending(vcpu));
         let wanted = ((active | pending).count_ones() as usize)
@@ -316,6 +320,44 @@ impl VcpuInterface {
         if let Some(spis) = spis {
             self.spi_backlog = spis.waiting(vcpu) != 0;
         }
+        self.finish(used, hcr, image);
+    }
+
+    /// The plain case, for speed: nothing is active, no SPI is in play.
+    fn fill_with_private_pending(&mut self, vcpu: usize, pending: u32, image: &mut LrImage) {
+        let terms = Terms {
+            vcpu,
+            group1: true,
+            room: Room::Enough,
+        };
+        let mut left = pending;
+        let mut used = 0_usize;
+        let mut hcr = HCR_EN;
+        while left != 0 {
+            if used >= self.list_registers {
+                hcr |= HCR_NPIE;
+                break;
+            }
+            let intid = if left.is_power_of_two() {
+                left.trailing_zeros()
+            } else {
+                best(left, &self.priorities).map_or(0, |(_, intid)| intid)
+            };
+            left &= !bit(intid);
+            let (shadow, load, end) = self.take_private(intid, terms);
+            self.place(
+                used,
+                shadow,
+                ListRegister::new(intid, shadow.priority, load, end),
+                image,
+            );
+            used = used.saturating_add(1);
+        }
+        self.finish(used, hcr, image);
+    }
+
+    #[inline]
+    fn finish(&mut self, used: usize, hcr: u64, image: &mut LrImage) {
         let live = u8::try_from(used).unwrap_or(0);
         self.live = used;
         image.live = live;
@@ -323,6 +365,16 @@ impl VcpuInterface {
         image.stale = 0;
         image.hcr = hcr;
         image.deactivate = core::mem::take(&mut self.deactivate);
+    }
+
+    #[inline]
+    fn place(&mut self, index: usize, shadow: Shadow, lr: ListRegister, image: &mut LrImage) {
+        if let (Some(slot), Some(register)) =
+            (self.shadows.get_mut(index), image.registers.get_mut(index))
+        {
+            *slot = shadow;
+            *register = lr;
+        }
     }
 
     /// Puts one interrupt into list register `index`.
@@ -336,29 +388,28 @@ impl VcpuInterface {
     ) {
         let loaded = match choice {
             Choice::Private(intid) => Some(self.take_private(intid, terms)),
-            Choice::Spi(spi) => spis
-                .and_then(|spis| spis.take(spi, terms.vcpu, terms.room))
-                .map(|taken| {
-                    let shadow = Shadow {
-                        intid: taken.intid,
-                        priority: taken.priority,
-                        from_latch: taken.load.from_latch,
-                        from_line: false,
-                        hardware: false,
-                    };
-                    (shadow, taken.load, taken.at_end.into())
-                }),
+            Choice::Spi(spi) => {
+                self.holds_spis = true;
+                spis.and_then(|spis| spis.take(spi, terms.vcpu, terms.room))
+                    .map(|taken| {
+                        let shadow = Shadow {
+                            intid: taken.intid,
+                            priority: taken.priority,
+                            from_latch: taken.load.from_latch,
+                            from_line: false,
+                            hardware: false,
+                        };
+                        (shadow, taken.load, taken.at_end.into())
+                    })
+            }
         };
-        if let (Some((shadow, load, end)), Some(slot), Some(lr)) = (
-            loaded,
-            self.shadows.get_mut(index),
-            image.registers.get_mut(index),
-        ) {
-            *slot = shadow;
-            *lr = ListRegister::new(shadow.intid, shadow.priority, load, end);
+        if let Some((shadow, load, end)) = loaded {
+            let lr = ListRegister::new(shadow.intid, shadow.priority, load, end);
+            self.place(index, shadow, lr, image);
         }
     }
 
+    #[inline]
     fn take_private(&mut self, intid: u32, terms: Terms) -> (Shadow, Load, End) {
         let mask = bit(intid);
         let hardware = self.hardware & mask;

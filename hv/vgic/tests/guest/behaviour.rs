@@ -166,6 +166,19 @@ fn a_new_priority_counts_for_what_is_pending_and_not_for_what_is_active() {
         assert_eq!(m.acknowledge(0), intid);
         m.end(0, intid);
     }
+    // The same for a private one.
+    let _ = m.sgi(0, 1 << 24 | 1);
+    assert_eq!(m.acknowledge(0), 1);
+    m.write_private(0, 0, SGI_FRAME + 0x400, 0x8080_c080);
+    for sgi in [1, 2] {
+        let _ = m.sgi(0, sgi << 24 | 1);
+    }
+    assert_eq!(m.cores[0].image.live()[0].priority(), 0x80);
+    m.end(0, 1);
+    for intid in [2, 1] {
+        assert_eq!(m.acknowledge(0), intid);
+        m.end(0, intid);
+    }
 }
 
 #[test]
