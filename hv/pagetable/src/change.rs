@@ -195,34 +195,50 @@ impl<S: Stage, M: PhysMemory, F: FrameAllocator> PageTable<S, M, F> {
         edit: Option<(Run, Edit)>,
     ) -> Result<u64, OutOfFrames> {
         let table = self.new_table()?;
+        let start = at & !format::mask(level);
+        let whole = (start, start | format::mask(level));
         let level = level + 1;
-        let start = at & !format::mask(level - 1);
-        let whole = (start, start | format::mask(level - 1));
-        for piece in pieces(level, whole) {
-            let output = (old & S::Format::ADDRESS) + (piece.0 - start);
-            let same = S::Format::leaf(level, output, old & !S::Format::ADDRESS);
-            let touched = edit
-                .map(|((first, last), edit)| ((piece.0.max(first), piece.1.min(last)), edit))
-                .filter(|((first, last), _)| first <= last);
-            let descriptor = match touched {
-                None => same,
-                Some((run, edit)) if run == piece => edit.apply::<S::Format>(level, same),
-                Some(part) => match self.split(level, same, piece.0, Some(part)) {
-                    Ok(below) => S::Format::link(Link::to(below)),
-                    Err(out) => {
-                        self.discard(table, level);
-                        return Err(out);
-                    }
-                },
-            };
-            let slot = self.slot(table, level, piece.0);
-            // A frame just allocated is memory; were it not, the block keeps its translation.
-            if self.write(slot, descriptor).is_err() {
+        match self.write_split(table, level, old, whole, edit) {
+            Ok(()) => Ok(table),
+            Err(out) => {
                 self.discard(table, level);
-                return Err(OutOfFrames { frames: 1 });
+                Err(out)
             }
         }
-        Ok(table)
+    }
+
+    /// Fills the table of [`PageTable::split`]; what it links is freed with it on failure.
+    fn write_split(
+        &self,
+        table: u64,
+        level: u8,
+        old: u64,
+        whole: Run,
+        edit: Option<(Run, Edit)>,
+    ) -> Result<(), OutOfFrames> {
+        // A frame just allocated is memory; were it not, the block keeps its translation.
+        let out = |_| OutOfFrames { frames: 1 };
+        let same = |at: u64| {
+            let output = (old & S::Format::ADDRESS) + (at - whole.0);
+            S::Format::leaf(level, output, old & !S::Format::ADDRESS)
+        };
+        self.write_leaves(table, level, whole, same(whole.0))
+            .map_err(out)?;
+        let Some((run, edit)) = edit else {
+            return Ok(());
+        };
+        for piece in pieces(level, run) {
+            let same = same(piece.0 & !format::mask(level));
+            let descriptor = if is_whole(level, piece) {
+                edit.apply::<S::Format>(level, same)
+            } else {
+                let below = self.split(level, same, piece.0, Some((piece, edit)))?;
+                S::Format::link(Link::to(below))
+            };
+            self.write(self.slot(table, level, piece.0), descriptor)
+                .map_err(out)?;
+        }
+        Ok(())
     }
 
     /// Puts a table in place of the block `old` of `level` at `slot`, which maps `at`. It translates

@@ -141,12 +141,14 @@ impl<S: Stage, M: PhysMemory, F: FrameAllocator> PageTable<S, M, F> {
     where
         I: Invalidate<S::Input>,
     {
+        // Nothing to be found at the last level: it is known to be free.
+        if level == LAST {
+            self.write_leaves(table, level, run, mapping.leaf(level, run.0))?;
+            return Ok(());
+        }
         for piece in pieces(level, run) {
             let slot = self.slot(table, level, piece.0);
-            // Nothing to be found at the last level: it is known to be free.
-            if level != LAST
-                && let Entry::Table(link) = self.entry(slot, level)?
-            {
+            if let Entry::Table(link) = self.entry(slot, level)? {
                 self.fill(link.table, level + 1, piece, mapping, spare, caches)?;
             } else if mapping.fits(level, piece) {
                 self.write(slot, mapping.leaf(level, piece.0))?;
@@ -167,6 +169,10 @@ impl<S: Stage, M: PhysMemory, F: FrameAllocator> PageTable<S, M, F> {
         spare: &mut Chain,
     ) -> Result<u64, Error<S::Input>> {
         let table = self.take(spare)?;
+        if level == LAST {
+            self.write_leaves(table, level, run, mapping.leaf(level, run.0))?;
+            return Ok(table);
+        }
         for piece in pieces(level, run) {
             let slot = self.slot(table, level, piece.0);
             let descriptor = if mapping.fits(level, piece) {

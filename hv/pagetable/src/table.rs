@@ -262,6 +262,26 @@ impl<S: Stage, M: PhysMemory, F: FrameAllocator> PageTable<S, M, F> {
         Ok(S::Format::decode(self.read(slot)?, level))
     }
 
+    /// Writes the leaves of `run` side by side, each like the `first` but for its output.
+    #[inline]
+    pub(crate) fn write_leaves(
+        &self,
+        table: u64,
+        level: u8,
+        run: Run,
+        first: u64,
+    ) -> Result<(), NotMemory> {
+        let step = 1 << format::shift(level);
+        let mut slot = self.slot(table, level, run.0).bits();
+        let mut descriptor = first;
+        for _ in 0..=(run.1 - run.0) >> format::shift(level) {
+            self.write(Pa::truncated(slot), descriptor)?;
+            slot += 8;
+            descriptor += step;
+        }
+        Ok(())
+    }
+
     /// Checks alignment and input range of a change.
     pub(crate) fn run(&self, span: Span<S::Input>) -> Result<Run, Error<S::Input>> {
         let (first, last) = (span.start().bits(), span.last().bits());
