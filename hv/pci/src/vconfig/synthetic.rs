@@ -10,9 +10,6 @@ use super::paint::{Cell, Cells};
 
 /// Where the PCI Express capability of a port is.
 const EXPRESS: u16 = 0x40;
-const BRIDGE_CONTROL: u16 = 0x3e;
-/// Bit 6 of the bridge control register.
-const SECONDARY_RESET: u16 = 1 << 6;
 
 /// Registers without a device behind them.
 #[derive(Clone, Debug)]
@@ -51,7 +48,7 @@ impl Synthetic {
         port.put(regs::PREFETCH_BASE, 0x0001_fff1, 0xfff0_fff0);
         port.put(regs::PREFETCH_BASE_UPPER, 0, u32::MAX);
         port.put(regs::PREFETCH_LIMIT_UPPER, 0, u32::MAX);
-        port.put(BRIDGE_CONTROL & !3, 0, 0x0043_00ff);
+        port.put(regs::BRIDGE_CONTROL & !3, 0, 0x0043_00ff);
         let [pointer, _] = EXPRESS.to_le_bytes();
         port.put(regs::CAPABILITIES, pointer.into(), 0);
         let command = port.word(regs::COMMAND);
@@ -106,7 +103,7 @@ impl Synthetic {
 
     /// Whether the guest holds what is below in reset.
     pub(crate) fn in_reset(&self) -> bool {
-        self.half(BRIDGE_CONTROL) & SECONDARY_RESET != 0
+        self.half(regs::BRIDGE_CONTROL) & regs::BRIDGE_RESET != 0
     }
 
     /// Whether requests from below go up.
