@@ -2,7 +2,7 @@
 
 use core::ptr::NonNull;
 
-use arm_pl011_uart::{PL011Registers, Uart, UniqueMmioPointer};
+use arm_pl011_uart::{Interrupts, PL011Registers, Uart, UniqueMmioPointer};
 use dtoolkit::fdt::Fdt;
 use dtoolkit::standard::NodeStandard;
 use hal::{Clock, Console};
@@ -43,6 +43,20 @@ impl Console for Pl011 {
 
     fn read(&self) -> Option<u8> {
         UART.lock().as_mut()?.read_word().ok().flatten()
+    }
+}
+
+/// Bytes of a guest, which ends its lines itself.
+pub(crate) fn write_raw(bytes: &[u8]) {
+    if let Some(uart) = UART.lock().as_mut() {
+        bytes.iter().for_each(|byte| write_byte(uart, *byte));
+    }
+}
+
+/// Lets typed bytes interrupt.
+pub(crate) fn enable_input() {
+    if let Some(uart) = UART.lock().as_mut() {
+        uart.set_interrupt_masks(Interrupts::RXI | Interrupts::RTI);
     }
 }
 

@@ -45,6 +45,14 @@ global_asm!(
     b       report_on_emergency_stack
     .endm
 
+    // From a guest: its x0 and x1 go to the stack, the kind to x1.
+    .macro guest kind
+    .align 7
+    stp     x0, x1, [sp, #-16]!
+    mov     x1, #\kind
+    b       leave_guest
+    .endm
+
     .section .text.vectors, "ax"
     .align 11
     .global vectors
@@ -57,10 +65,10 @@ vectors:
     entry   5
     entry   6
     entry   7
-    entry   8
-    entry   9
-    entry   10
-    entry   11
+    guest   0
+    guest   1
+    guest   2
+    guest   3
     entry   12
     entry   13
     entry   14

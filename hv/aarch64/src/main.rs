@@ -12,7 +12,10 @@ mod early;
 mod entry;
 mod exception;
 mod features;
+mod gic;
+mod guest;
 mod image;
+mod launch;
 mod memory;
 mod mmu;
 mod panic;
@@ -81,7 +84,7 @@ fn run(handover: Handover) -> ! {
     match bundle {
         Err(()) => panic::end(Verdict::Fatal("the boot bundle cannot be used")),
         Ok(None) => panic::end(Verdict::Good("report complete, no VM to run")),
-        Ok(Some(_)) => panic::end(Verdict::Good("report complete, VMs are not run yet")),
+        Ok(Some(bundle)) => launch::vms(&machine, &bundle, holdings),
     }
 }
 

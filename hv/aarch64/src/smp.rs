@@ -9,8 +9,8 @@ use types::{Pa, Span};
 
 use crate::console::SystemCounter;
 use crate::cpu::{self, Cpu, STACK_BYTES};
+use crate::entry;
 use crate::mmu::Map;
-use crate::{entry, panic};
 
 /// How long a CPU may take from `CPU_ON` to its first Rust: firmware may have to power a cluster.
 const START_TIMEOUT_US: u64 = 1_000_000;
@@ -111,7 +111,7 @@ pub(crate) fn online() -> u32 {
 /// The first Rust of a secondary CPU: MMU on, own stack, `TPIDR_EL2` set.
 pub(crate) extern "C" fn secondary(cpu: &'static Cpu) -> ! {
     ONLINE.fetch_or(1 << cpu.index, Ordering::AcqRel);
-    panic::park()
+    crate::guest::serve(cpu.index)
 }
 
 /// The boot CPU's data.

@@ -25,6 +25,10 @@ use crate::smp;
 pub(crate) struct Holdings {
     /// Free memory.
     pub(crate) frames: Frames<Ram>,
+    /// All RAM that is mapped.
+    pub(crate) ram: Ram,
+    /// The affinities of the CPUs that run, by their numbers.
+    pub(crate) affinities: Vec<u64>,
     /// SMMUs, locked.
     pub(crate) smmus: Vec<Locked<Registers>>,
     /// What is behind each host bridge, none of it mastering the bus.
@@ -52,14 +56,16 @@ pub(crate) fn take(machine: &Machine, fdt: Span<Pa>, mut map: Map) -> Holdings {
     let features = Features::read();
     log::info!("boot cpu: mpidr {:#x}, {features}", cpu::mpidr());
 
-    let frames = frames(machine, fdt, &mut map);
-    start_cpus(machine, &frames, &mut map);
+    let (frames, ram) = frames(machine, fdt, &mut map);
+    let affinities = start_cpus(machine, &frames, &mut map);
     report_gic(machine, &features, &mut map);
     let devices = take_devices(machine, &mut map);
 
     let (used, size) = memory::heap_use();
     log::info!("heap: {} of {} KiB used", used.div_ceil(1024), size / 1024);
     Holdings {
+        ram,
+        affinities,
         frames,
         smmus,
         devices,
@@ -100,7 +106,7 @@ fn lock_smmus(machine: &Machine, map: &mut Map) -> Vec<Locked<Registers>> {
     locked
 }
 
-fn frames(machine: &Machine, fdt: Span<Pa>, map: &mut Map) -> Frames<Ram> {
+fn frames(machine: &Machine, fdt: Span<Pa>, map: &mut Map) -> (Frames<Ram>, Ram) {
     let unmapped: Vec<Span<Pa>> = machine
         .reservations
         .iter()
@@ -140,20 +146,21 @@ fn frames(machine: &Machine, fdt: Span<Pa>, map: &mut Map) -> Frames<Ram> {
         frames.free_frames() / 256,
         free.len()
     );
-    frames
+    (frames, ram)
 }
 
-fn start_cpus(machine: &Machine, frames: &Frames<Ram>, map: &mut Map) {
+fn start_cpus(machine: &Machine, frames: &Frames<Ram>, map: &mut Map) -> Vec<u64> {
     let me = cpu::mpidr();
     if !machine.cpus.iter().any(|cpu| cpu.id == me) {
         log::warn!("boot cpu: mpidr {me:#x} is not in the device tree");
     }
     let others = machine.cpus.iter().filter(|cpu| cpu.id != me);
-    let mut index = 1;
+    let mut running = Vec::from([me]);
     for other in others {
         if other.status == CpuStatus::Failed {
             continue;
         }
+        let index = running.len();
         if index >= MAX_CPUS {
             log::warn!(
                 "cpu {:#x} and later ones: not started, {MAX_CPUS} is the most",
@@ -162,12 +169,15 @@ fn start_cpus(machine: &Machine, frames: &Frames<Ram>, map: &mut Map) {
             break;
         }
         match smp::start(index, other.id, frames, map) {
-            Ok(()) => log::info!("cpu{index}: mpidr {:#x} online", other.id),
+            Ok(()) => {
+                log::info!("cpu{index}: mpidr {:#x} online", other.id);
+                running.push(other.id);
+            }
             Err(error) => log::error!("cpu{index}: mpidr {:#x}: {error}", other.id),
         }
-        index += 1;
     }
     log::info!("cpus: {} online of {}", smp::online(), machine.cpus.len());
+    running
 }
 
 /// The boot bundle, if the boot loader brought one that can be read.

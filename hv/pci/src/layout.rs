@@ -149,17 +149,15 @@ impl Layout {
         }
     }
 
-    /// Takes room for everything on the root buses and works out all addresses. Gives back what
-    /// found no room.
-    pub(crate) fn allocate(&mut self, class: Class, free: &mut Regions) -> Vec<ItemId> {
+    /// Takes room for everything on the root buses and works out all addresses.
+    ///
+    /// # Errors
+    /// What found no room.
+    pub(crate) fn allocate(&mut self, class: Class, free: &mut Regions) -> Result<(), Item> {
         let mut open = Vec::new();
-        let mut failed = Vec::new();
         for item in take(&mut self.roots) {
             let at = free.take(class, item.prefetchable, item.size, item.align);
-            match at {
-                Some(at) => open.push((item, at)),
-                None => failed.push(item.id),
-            }
+            open.push((item, at.ok_or(item)?));
         }
         while let Some((item, at)) = open.pop() {
             match item.id {
@@ -180,6 +178,6 @@ impl Layout {
                 }
             }
         }
-        failed
+        Ok(())
     }
 }

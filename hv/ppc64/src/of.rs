@@ -110,9 +110,9 @@ pub(crate) enum Firmware {
 pub(crate) enum Error {
     #[error("the platform's hypervisor does not serve the client interface (answer {0})")]
     NoHcall(i64),
-    #[error("firmware refuses {} (answer {answer:#x})", name(service))]
+    #[error("firmware refuses {service:?} (answer {answer:#x})")]
     Refused { service: &'static CStr, answer: u32 },
-    #[error("what is passed to {} lies above 4 GiB", name(service))]
+    #[error("what is passed to {service:?} lies above 4 GiB")]
     OutOfReach { service: &'static CStr },
 }
 
@@ -269,10 +269,6 @@ impl Firmware {
         debug_assert!(cpu::this().guard_is_whole());
         Ok(())
     }
-}
-
-fn name(service: &CStr) -> &str {
-    service.to_str().unwrap_or_default()
 }
 
 fn some(node: u32) -> Option<Node> {

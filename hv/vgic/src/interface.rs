@@ -2,10 +2,10 @@
 
 use crate::{
     Kicks, LrImage, MAX_LIST_REGISTERS,
-    bank::{AtEnd, Bank, Load, Readback},
+    bank::{Bank, Readback},
     bits::{Bits, bit},
-    distributor::{Distributor, FIRST_SPI, Room},
-    lr::{End, HCR_EN, HCR_LRENPIE, HCR_NPIE, HCR_TDIR, ListRegister},
+    distributor::{Distributor, FIRST_SPI},
+    lr::{HCR_EN, HCR_LRENPIE, HCR_NPIE, HCR_TDIR, ListRegister},
     priority::level_of,
 };
 
@@ -42,22 +42,11 @@ pub(crate) struct VcpuInterface {
     shadows: [Shadow; MAX_LIST_REGISTERS],
     live: usize,
     list_registers: usize,
-    /// An SPI is in a list register.
-    holds_spis: bool,
     /// SPIs wait for a free list register.
     spi_backlog: bool,
     pub(crate) asleep: bool,
     pub(crate) propbaser: u64,
     pub(crate) pendbaser: u64,
-}
-
-/// What a fill goes by.
-#[derive(Clone, Copy)]
-struct Terms {
-    vcpu: usize,
-    /// Group 1 is enabled in the distributor.
-    group1: bool,
-    room: Room,
 }
 
 /// Where the next interrupt for a list register comes from.
@@ -80,7 +69,6 @@ impl VcpuInterface {
             shadows: [Shadow::default(); MAX_LIST_REGISTERS],
             live: 0,
             list_registers,
-            holds_spis: false,
             spi_backlog: false,
             asleep: true,
             propbaser: 0,
@@ -97,16 +85,15 @@ impl VcpuInterface {
         self.deactivate = deactivate;
     }
 
-    /// PPIs whose kind the guest may choose. Hardware PPIs are level-sensitive, as their physical
-    /// ones; for those the choice is the implementation's [IHI 0069 §12.11].
-    pub(crate) const fn configurable(&self) -> u32 {
-        !(SGIS | self.hardware)
-    }
-
     /// Whether the distributor has a part in taking out and filling the list registers.
-    #[inline]
     pub(crate) fn needs_spis(&self, image: &LrImage) -> bool {
-        self.spi_backlog || self.holds_spis || image.eoi_count() != 0
+        self.spi_backlog
+            || image.eoi_count() != 0
+            || self
+                .shadows
+                .iter()
+                .take(self.live)
+                .any(|shadow| shadow.intid >= FIRST_SPI)
     }
 
     /// Whether any list register is in use.
@@ -208,14 +195,12 @@ impl VcpuInterface {
             }
         }
         self.live = 0;
-        self.holds_spis = false;
         image.stale = image.stale.max(image.live);
         image.live = 0;
         image.hcr = HCR_EN;
         kicks
     }
 
-    #[inline]
     fn fold_private(&mut self, shadow: Shadow, lr: Readback) {
         let mask = bit(shadow.intid);
         self.bank.fold(mask, lr);
@@ -260,45 +245,30 @@ impl VcpuInterface {
         mut spis: Option<&mut Distributor>,
         image: &mut LrImage,
     ) {
-        let mut active = self.bank.active & !self.bank.held;
-        let mut pending = if group1 { self.bank.deliverable() } else { 0 };
-        if active == 0 && spis.is_none() {
-            self.fill_with_private_pending(vcpu, pending, image);
-            return;
-        }
-        let spis_active = spis.as_deref().and_then(|spis| spis.first_active(vcpu));
-        let spis_pending = spis.as_deref().and_then(|spis| spis.first_pending(vcpu));
-        let wanted = ((active | pending).count_ones() as usize)
-            .saturating_add(spis.as_deref().map_or(0, |spis| spis.waiting(vcpu)));
-        let terms = Terms {
-            vcpu,
-            group1,
-            room: if wanted <= self.list_registers {
-                Room::Enough
-            } else {
-                Room::Tight
-            },
-        };
         let mut hcr = HCR_EN;
         let mut used = 0_usize;
-        if active != 0 || spis_active.is_some() {
-            let mut limit = self.list_registers;
-            if pending != 0 || spis_pending.is_some() {
-                limit = limit.saturating_sub(1);
+        let mut active = self.bank.active & !self.bank.held;
+        let mut pending = if group1 { self.bank.deliverable() } else { 0 };
+        let first_spi = spis.as_deref().and_then(|spis| spis.first_pending(vcpu));
+        let first_active = spis.as_deref().and_then(|spis| spis.first_active(vcpu));
+        if active != 0 || first_active.is_some() {
+            let mut room = self.list_registers;
+            if pending != 0 || first_spi.is_some() {
+                room = room.saturating_sub(1);
             }
             loop {
                 let spi = spis.as_deref().and_then(|spis| spis.first_active(vcpu));
                 let Some((choice, _)) = pick(best(active, &self.active_priorities), spi) else {
                     break;
                 };
-                if used >= limit {
+                if used == room {
                     hcr |= HCR_LRENPIE | HCR_TDIR;
                     break;
                 }
                 if let Choice::Private(intid) = choice {
                     active &= !bit(intid);
                 }
-                self.put(used, terms, choice, spis.as_deref_mut(), image);
+                self.put(used, vcpu, group1, choice, spis.as_deref_mut(), image);
                 used = used.saturating_add(1);
             }
         }
@@ -307,57 +277,20 @@ impl VcpuInterface {
             let Some((choice, _)) = pick(best(pending, &self.priorities), spi) else {
                 break;
             };
-            if used >= self.list_registers {
+            if used == self.list_registers {
                 hcr |= HCR_NPIE;
                 break;
             }
             if let Choice::Private(intid) = choice {
                 pending &= !bit(intid);
             }
-            self.put(used, terms, choice, spis.as_deref_mut(), image);
+            self.put(used, vcpu, group1, choice, spis.as_deref_mut(), image);
             used = used.saturating_add(1);
         }
         if let Some(spis) = spis {
-            self.spi_backlog = spis.waiting(vcpu) != 0;
+            self.spi_backlog =
+                spis.first_pending(vcpu).is_some() || spis.first_active(vcpu).is_some();
         }
-        self.finish(used, hcr, image);
-    }
-
-    /// The plain case, for speed: nothing is active, no SPI is in play.
-    fn fill_with_private_pending(&mut self, vcpu: usize, pending: u32, image: &mut LrImage) {
-        let terms = Terms {
-            vcpu,
-            group1: true,
-            room: Room::Enough,
-        };
-        let mut left = pending;
-        let mut used = 0_usize;
-        let mut hcr = HCR_EN;
-        while left != 0 {
-            if used >= self.list_registers {
-                hcr |= HCR_NPIE;
-                break;
-            }
-            let intid = if left.is_power_of_two() {
-                left.trailing_zeros()
-            } else {
-                best(left, &self.priorities).map_or(0, |(_, intid)| intid)
-            };
-            left &= !bit(intid);
-            let (shadow, load, end) = self.take_private(intid, terms);
-            self.place(
-                used,
-                shadow,
-                ListRegister::new(intid, shadow.priority, load, end),
-                image,
-            );
-            used = used.saturating_add(1);
-        }
-        self.finish(used, hcr, image);
-    }
-
-    #[inline]
-    fn finish(&mut self, used: usize, hcr: u64, image: &mut LrImage) {
         let live = u8::try_from(used).unwrap_or(0);
         self.live = used;
         image.live = live;
@@ -367,83 +300,67 @@ impl VcpuInterface {
         image.deactivate = core::mem::take(&mut self.deactivate);
     }
 
-    #[inline]
-    fn place(&mut self, index: usize, shadow: Shadow, lr: ListRegister, image: &mut LrImage) {
-        if let (Some(slot), Some(register)) =
-            (self.shadows.get_mut(index), image.registers.get_mut(index))
-        {
-            *slot = shadow;
-            *register = lr;
-        }
-    }
-
     /// Puts one interrupt into list register `index`.
     fn put(
         &mut self,
         index: usize,
-        terms: Terms,
+        vcpu: usize,
+        group1: bool,
         choice: Choice,
         spis: Option<&mut Distributor>,
         image: &mut LrImage,
     ) {
-        let loaded = match choice {
-            Choice::Private(intid) => Some(self.take_private(intid, terms)),
+        let (Some(shadow), Some(lr)) =
+            (self.shadows.get_mut(index), image.registers.get_mut(index))
+        else {
+            return;
+        };
+        match choice {
             Choice::Spi(spi) => {
-                self.holds_spis = true;
-                spis.and_then(|spis| spis.take(spi, terms.vcpu, terms.room))
-                    .map(|taken| {
-                        let shadow = Shadow {
-                            intid: taken.intid,
-                            priority: taken.priority,
-                            from_latch: taken.load.from_latch,
-                            from_line: false,
-                            hardware: false,
-                        };
-                        (shadow, taken.load, taken.at_end.into())
-                    })
+                let Some(taken) = spis.and_then(|spis| spis.take(spi, vcpu)) else {
+                    return;
+                };
+                *shadow = Shadow {
+                    intid: taken.intid,
+                    priority: taken.priority,
+                    from_latch: taken.load.from_latch,
+                    from_line: false,
+                    hardware: false,
+                };
+                *lr = ListRegister::new(taken.intid, taken.priority, taken.load, None);
             }
-        };
-        if let Some((shadow, load, end)) = loaded {
-            let lr = ListRegister::new(shadow.intid, shadow.priority, load, end);
-            self.place(index, shadow, lr, image);
+            Choice::Private(intid) => {
+                let mask = bit(intid);
+                let was_active = self.bank.active & mask != 0;
+                // Pending and active is not allowed with a physical interrupt behind it.
+                let signalled = group1
+                    && self.bank.enabled & self.bank.group1 & mask != 0
+                    && !(was_active && self.hardware & mask != 0);
+                let load = self.bank.load(mask, signalled);
+                let priorities = if was_active {
+                    &self.active_priorities
+                } else {
+                    &self.priorities
+                };
+                let priority = priorities.get(intid as usize).copied().unwrap_or(0);
+                // With its line as the reason to be pending, a hardware PPI has nothing more to
+                // do when it ends; only a pending state set by software asks for more.
+                let again = was_active && self.bank.latch & mask != 0;
+                let hardware = self.physical_active & mask != 0 && !again;
+                let from_line = load.pending && self.bank.line & self.hardware & mask != 0;
+                if from_line {
+                    self.bank.lower(mask);
+                }
+                *shadow = Shadow {
+                    intid,
+                    priority,
+                    from_latch: load.from_latch,
+                    from_line,
+                    hardware,
+                };
+                *lr = ListRegister::new(intid, priority, load, hardware.then_some(intid));
+            }
         }
-    }
-
-    #[inline]
-    fn take_private(&mut self, intid: u32, terms: Terms) -> (Shadow, Load, End) {
-        let mask = bit(intid);
-        let hardware = self.hardware & mask;
-        let priority = self.priorities.get(intid as usize).copied().unwrap_or(0);
-        let mut both = true;
-        let mut level = priority;
-        if self.bank.active & mask != 0 {
-            level = self
-                .active_priorities
-                .get(intid as usize)
-                .copied()
-                .unwrap_or(0);
-            // Pending and active together only if what becomes pending at the end of the active
-            // one then competes as it should.
-            both = terms.room == Room::Enough && level == priority;
-        }
-        let enabled = self.bank.enabled & self.bank.group1 & mask != 0;
-        let load = self.bank.load(mask, both && terms.group1 && enabled);
-        let from_line = load.pending && self.bank.line & hardware != 0;
-        if from_line {
-            self.bank.lower(mask);
-        }
-        let end = match self.bank.at_end(mask) {
-            AtEnd::Nothing if self.physical_active & mask != 0 => End::Physical(intid),
-            at_end => at_end.into(),
-        };
-        let shadow = Shadow {
-            intid,
-            priority: level,
-            from_latch: load.from_latch,
-            from_line,
-            hardware: matches!(end, End::Physical(_)),
-        };
-        (shadow, load, end)
     }
 
     /// The most urgent private interrupt that waits to be signalled: its level.

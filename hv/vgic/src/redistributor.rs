@@ -166,7 +166,7 @@ impl VcpuInterface {
             }
             (ICFGR1, Width::Word) => {
                 let edges = gather_edges(value) << 16;
-                self.bank.edge = replace(self.bank.edge, self.configurable(), edges);
+                self.bank.edge = replace(self.bank.edge, 0xffff_0000, edges);
                 Effect::Refill
             }
             (_, Width::Word) => match BitRegister::at(offset) {

@@ -1,6 +1,5 @@
 //! `cargo xtask test`: host tests, then boards under QEMU.
 
-mod bundles;
 mod cases;
 pub(crate) mod host;
 mod pairwise;

@@ -4,17 +4,12 @@ mod access;
 mod address_space;
 mod attach;
 mod bars;
-mod config;
 mod copy;
-mod dirty;
-mod events;
 mod huge;
 mod msi;
-mod nested;
 mod owners;
 mod pages;
 mod placement;
-mod windows;
 
 use alloc::vec::Vec;
 

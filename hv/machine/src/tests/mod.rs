@@ -2,6 +2,5 @@
 
 mod hostile;
 mod papr;
-mod properties;
 mod samples;
 mod virt;

@@ -6,4 +6,3 @@
 
 mod behaviour;
 mod machine;
-mod model;

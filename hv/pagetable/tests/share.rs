@@ -1,10 +1,14 @@
 //! The devices' view of a VM: a root of its own over the CPUs' RAM tables. And what devices wrote.
 
-use crate::walker::{Machine, Walker, Watched, WatchedFrames};
+extern crate bulkhead_pagetable as pagetable;
+
+mod walker;
+
 use pagetable::{
     Error, Geometry, Invalidate, NotLive, OutputSize, PageTable, Stage2, Stage2Attributes, Stale,
 };
 use types::{Address, Iova, Ipa, Pa, PageSize, Span};
+use walker::{Machine, Walker, Watched, WatchedFrames};
 
 type Tree<'a, A> = PageTable<Stage2<A>, Watched<'a>, &'a WatchedFrames<'a>>;
 

@@ -1,0 +1,194 @@
+//! The physical GICv3: the distributor, this CPU's redistributor, and the CPU interface at EL2.
+//!
+//! The hypervisor splits the end of an interrupt (`EOImode` 1): it drops the priority at once, and
+//! deactivates either itself or, for an interrupt handed to a guest by a list register, through the
+//! guest's own end of interrupt.
+
+use core::ptr::{NonNull, with_exposed_provenance_mut};
+
+use arm_gic::gicv3::registers::{Gicd, GicrSgi};
+use arm_gic::gicv3::{GicDistributor, GicRedistributor};
+use arm_gic::{IntId, UniqueMmioPointer};
+use hal::Mmio;
+use machine::GicV3;
+use types::{Address, Pa, Span};
+
+use crate::cpu::identity;
+use crate::guest::{read_register, write_register};
+use crate::memory::Registers;
+
+/// The SGI that makes another CPU leave its guest and look around.
+pub(crate) const KICK: u32 = 0;
+/// Maintenance interrupt of the virtual CPU interface.
+pub(crate) const MAINTENANCE: u32 = 25;
+/// The hypervisor's own timer.
+pub(crate) const HYP_TIMER: u32 = 26;
+/// The guests' timer.
+pub(crate) const VIRTUAL_TIMER: u32 = 27;
+/// The guests' other timer.
+pub(crate) const PHYSICAL_TIMER: u32 = 30;
+/// What `ICC_IAR1_EL1` says when nothing is pending.
+pub(crate) const SPURIOUS: u32 = 1023;
+
+static DISTRIBUTOR: spin::Mutex<Option<GicDistributor<'static>>> = spin::Mutex::new(None);
+
+/// Starts the distributor: all SPIs off, group 1, affinity routing.
+///
+/// # Safety
+/// `span` must be the distributor's registers, mapped as device memory, and this must be the only
+/// call.
+pub(crate) unsafe fn start_distributor(span: Span<Pa>) {
+    let registers = with_exposed_provenance_mut::<Gicd>(identity(span.start()));
+    let Some(registers) = NonNull::new(registers) else {
+        return;
+    };
+    // SAFETY: the caller's promise.
+    let registers = unsafe { UniqueMmioPointer::new(registers) };
+    let mut distributor = GicDistributor::new(registers);
+    distributor.configure_default_settings();
+    *DISTRIBUTOR.lock() = Some(distributor);
+}
+
+/// Enables a level-triggered SPI and routes it to the CPU with this affinity.
+pub(crate) fn enable_spi(intid: u32, mpidr: u64) {
+    if let (Some(gicd), Some(number)) = (DISTRIBUTOR.lock().as_mut(), intid.checked_sub(32)) {
+        let spi = IntId::spi(number);
+        let routed = gicd.set_routing(spi, Some(mpidr)).is_ok();
+        if !routed || gicd.enable_interrupt(spi, true).is_err() {
+            log::warn!("gic: interrupt {intid} cannot be enabled");
+        }
+    }
+}
+
+/// This CPU's redistributor.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Frame(usize);
+
+impl Frame {
+    /// Makes private interrupts active, as they were when the vCPU that has them left its core.
+    pub(crate) fn set_active(self, intids: u32) {
+        /// `GICR_ISACTIVER0`, in the second 64 KiB.
+        const ISACTIVER0: usize = 0x1_0300;
+        if intids != 0 {
+            let register = with_exposed_provenance_mut::<u32>(self.0 + ISACTIVER0);
+            // SAFETY: `start_cpu` found the frame, which is mapped and this CPU's.
+            unsafe { register.write_volatile(intids) };
+        }
+    }
+}
+
+/// Starts this CPU's redistributor and CPU interface.
+///
+/// # Safety
+/// The redistributor regions of `gic` must be mapped as device memory, and this must be the only
+/// call on this CPU.
+pub(crate) unsafe fn start_cpu(gic: &GicV3, mpidr: u64) -> Option<Frame> {
+    // SAFETY: the caller's promise.
+    let frame = unsafe { find_redistributor(gic, mpidr) }?;
+    let registers = with_exposed_provenance_mut::<GicrSgi>(frame);
+    let registers = NonNull::new(registers)?;
+    // SAFETY: the frame is this CPU's, and the caller promises to be its only user.
+    let registers = unsafe { UniqueMmioPointer::new(registers) };
+    let mut redistributor = GicRedistributor::new(registers);
+    if redistributor.mark_core_awake().is_err() {
+        return None;
+    }
+    redistributor.configure_default_settings();
+    for intid in [
+        IntId::sgi(KICK),
+        ppi(MAINTENANCE),
+        ppi(HYP_TIMER),
+        ppi(VIRTUAL_TIMER),
+        ppi(PHYSICAL_TIMER),
+    ] {
+        // A private interrupt cannot be refused.
+        let _ = redistributor.enable_interrupt(intid, true);
+    }
+    start_cpu_interface();
+    Some(Frame(frame))
+}
+
+fn ppi(intid: u32) -> IntId {
+    IntId::ppi(intid - 16)
+}
+
+/// # Safety
+/// As [`start_cpu`].
+unsafe fn find_redistributor(gic: &GicV3, mpidr: u64) -> Option<usize> {
+    /// `GICR_TYPER`: affinity in 63:32, `Last` in bit 4, `VLPIS` (two more frames) in bit 1.
+    const TYPER: usize = 0x8;
+    const LAST: u64 = 1 << 4;
+    const VLPIS: u64 = 1 << 1;
+    let affinity = mpidr >> 32 << 24 | mpidr & 0xff_ffff;
+    for region in &gic.redistributors {
+        // SAFETY: the caller's promise; only identification registers are read.
+        let registers = unsafe { Registers::new(*region) };
+        let bytes = region.len().unwrap_or(0);
+        let mut offset = 0;
+        while offset + 0x2_0000 <= bytes {
+            let at = usize::try_from(offset).ok()?;
+            let typer = registers.read64(at + TYPER);
+            if typer >> 32 == affinity {
+                return Some(identity(region.start().checked_add(offset)?));
+            }
+            if typer & LAST != 0 {
+                break;
+            }
+            offset += match gic.redistributor_stride {
+                Some(stride) if stride != 0 => stride,
+                _ if typer & VLPIS != 0 => 0x4_0000,
+                _ => 0x2_0000,
+            };
+        }
+    }
+    None
+}
+
+fn start_cpu_interface() {
+    // System registers on, bypasses off, EL1 may use its own. [IHI 0069 §12.2.28]
+    write_register!("icc_sre_el2", 0xf);
+    isb();
+    write_register!("icc_pmr_el1", 0xff);
+    write_register!("icc_bpr1_el1", 0);
+    // EOImode: priority drop and deactivation are separate.
+    write_register!("icc_ctlr_el1", read_register!("icc_ctlr_el1") | 1 << 1);
+    write_register!("icc_igrpen1_el1", 1);
+    isb();
+}
+
+fn isb() {
+    aarch64_cpu::asm::barrier::isb(aarch64_cpu::asm::barrier::SY);
+}
+
+/// Takes the pending interrupt of the highest priority, or [`SPURIOUS`].
+pub(crate) fn acknowledge() -> u32 {
+    let intid = read_register!("icc_iar1_el1") & 0xff_ffff;
+    u32::try_from(intid).unwrap_or(SPURIOUS)
+}
+
+/// Lets interrupts of the same priority come again. The interrupt stays active.
+pub(crate) fn drop_priority(intid: u32) {
+    write_register!("icc_eoir1_el1", intid.into());
+}
+
+/// Lets the interrupt itself come again.
+pub(crate) fn deactivate(intid: u32) {
+    write_register!("icc_dir_el1", intid.into());
+}
+
+/// Kicks the CPU with this affinity.
+pub(crate) fn kick(mpidr: u64) {
+    let aff = |n: u64| mpidr >> (8 * n) & 0xff;
+    let aff3 = mpidr >> 32 & 0xff;
+    // Range selector: targets are in groups of 16 of affinity 0.
+    let value = aff3 << 48
+        | (aff(0) >> 4) << 44
+        | aff(2) << 32
+        | u64::from(KICK) << 24
+        | aff(1) << 16
+        | 1 << (aff(0) & 0xf);
+    // What the other CPU is to see must be there before it looks.
+    aarch64_cpu::asm::barrier::dsb(aarch64_cpu::asm::barrier::ISHST);
+    write_register!("icc_sgi1r_el1", value);
+    isb();
+}

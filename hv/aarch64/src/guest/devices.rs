@@ -1,0 +1,175 @@
+//! The devices of a VM on its bus.
+
+use core::sync::atomic::Ordering;
+
+use vdev::{Effects, Line, Width};
+use vgic::{Kicks, Level};
+
+use super::vm::Vm;
+use crate::console;
+
+/// `RTC` counts seconds; the machine has no clock of its own that is asked.
+fn seconds(vm: &Vm) -> u64 {
+    use hal::Clock;
+    let counter = console::SystemCounter;
+    counter.ticks().saturating_sub(vm.counter_offset()) / counter.frequency().max(1)
+}
+
+/// What is at a guest physical address.
+enum Target {
+    Uart(u64),
+    Rtc(u64),
+    Distributor(u64),
+    Redistributor { vcpu: usize, offset: u64 },
+}
+
+fn find(vm: &Vm, ipa: u64) -> Option<Target> {
+    const PAGE: u64 = 0x1000;
+    let platform = vm.platform();
+    let within = |base: u64, bytes: u64| ipa.checked_sub(base).filter(|offset| *offset < bytes);
+    if let Some(offset) = within(platform.uart.base.bits(), PAGE) {
+        return Some(Target::Uart(offset));
+    }
+    let gic = &platform.gic;
+    if let Some(offset) = within(gic.distributor.bits(), vgic::DISTRIBUTOR_BYTES) {
+        return Some(Target::Distributor(offset));
+    }
+    let redistributors = gic.redistributors;
+    if let Some(offset) = within(
+        redistributors.start().bits(),
+        redistributors.len().unwrap_or(u64::MAX),
+    ) {
+        let vcpu = usize::try_from(offset / vgic::REDISTRIBUTOR_BYTES).ok()?;
+        let offset = offset % vgic::REDISTRIBUTOR_BYTES;
+        return Some(Target::Redistributor { vcpu, offset });
+    }
+    let rtc = platform.rtc.as_ref()?;
+    within(rtc.base.bits(), PAGE).map(Target::Rtc)
+}
+
+/// Whether an access there is about interrupts that may be in list registers.
+pub(crate) fn wants_sync(vm: &Vm, ipa: u64) -> bool {
+    match find(vm, ipa) {
+        Some(Target::Distributor(offset)) => Vgic::wants_sync(offset),
+        // Of a redistributor, only the second frame has such registers.
+        Some(Target::Redistributor { offset, .. }) => {
+            offset >= 0x1_0000 && Vgic::wants_sync(offset)
+        }
+        _ => false,
+    }
+}
+
+use vgic::Vgic;
+
+const fn gic_width(width: Width) -> vgic::Width {
+    match width {
+        Width::Byte => vgic::Width::Byte,
+        Width::Half => vgic::Width::Half,
+        Width::Word => vgic::Width::Word,
+        Width::Double => vgic::Width::Double,
+    }
+}
+
+/// A guest's read; `None` when nobody answers there.
+pub(crate) fn read(vm: &Vm, ipa: u64, width: Width) -> Option<(u64, Kicks)> {
+    Some(match find(vm, ipa)? {
+        Target::Uart(offset) => {
+            let (value, effects) = vm.uart.lock().read(offset, width);
+            (
+                value,
+                carry_out(vm, vm.platform().uart.interrupt.intid(), effects),
+            )
+        }
+        Target::Rtc(offset) => {
+            let (value, effects) = vm.rtc.lock().read(offset, width, seconds(vm));
+            let intid = vm.platform().rtc.as_ref()?.interrupt.intid();
+            (value, carry_out(vm, intid, effects))
+        }
+        Target::Distributor(offset) => (
+            vm.gic.read_distributor(offset, gic_width(width)),
+            Kicks::NONE,
+        ),
+        Target::Redistributor { vcpu, offset } => (
+            vm.gic.read_redistributor(vcpu, offset, gic_width(width)),
+            Kicks::NONE,
+        ),
+    })
+}
+
+/// A guest's write; `None` when nobody answers there.
+pub(crate) fn write(vm: &Vm, ipa: u64, width: Width, value: u64) -> Option<Kicks> {
+    Some(match find(vm, ipa)? {
+        Target::Uart(offset) => {
+            let effects = vm.uart.lock().write(offset, width, value);
+            carry_out(vm, vm.platform().uart.interrupt.intid(), effects)
+        }
+        Target::Rtc(offset) => {
+            let effects = vm.rtc.lock().write(offset, width, value, seconds(vm));
+            carry_out(vm, vm.platform().rtc.as_ref()?.interrupt.intid(), effects)
+        }
+        Target::Distributor(offset) => vm.gic.write_distributor(offset, gic_width(width), value),
+        Target::Redistributor { vcpu, offset } => {
+            vm.gic
+                .write_redistributor(vcpu, offset, gic_width(width), value)
+        }
+    })
+}
+
+/// Somebody typed at the VM's console. What it has no room for waits; what does not fit there
+/// either is lost, as on a real line.
+pub(crate) fn receive(vm: &Vm, bytes: &[u8]) -> Kicks {
+    const MOST: usize = 4096;
+    {
+        let mut input = vm.input.lock();
+        let room = MOST.saturating_sub(input.len());
+        input.extend(bytes.iter().take(room));
+        vm.has_input.store(!input.is_empty(), Ordering::Release);
+    }
+    feed(vm)
+}
+
+/// Gives the UART of the VM what was typed, as far as it has room.
+fn feed(vm: &Vm) -> Kicks {
+    if !vm.has_input.load(Ordering::Acquire) {
+        return Kicks::NONE;
+    }
+    let mut input = vm.input.lock();
+    let (taken, effects) = vm.uart.lock().receive(input.make_contiguous());
+    let taken = taken.min(input.len());
+    input.drain(..taken);
+    vm.has_input.store(!input.is_empty(), Ordering::Release);
+    drop(input);
+    carry_out(vm, vm.platform().uart.interrupt.intid(), effects)
+}
+
+fn carry_out(vm: &Vm, intid: u32, effects: Effects) -> Kicks {
+    if let Some(byte) = effects.transmitted {
+        transmit(vm, byte);
+    }
+    match effects.line {
+        Some(Line::Asserted) => vm.gic.set_spi_line(intid, Level::High),
+        Some(Line::Released) => vm.gic.set_spi_line(intid, Level::Low),
+        None => Kicks::NONE,
+    }
+}
+
+/// A byte of the VM's console. Alone on the terminal it goes out as it is; among others a line is
+/// collected and goes out with the VM's name before it.
+fn transmit(vm: &Vm, byte: u8) {
+    /// A guest that never ends its line is cut here.
+    const LONGEST: usize = 512;
+    if super::run::alone() {
+        return console::write_raw(&[byte]);
+    }
+    let mut line = vm.line.lock();
+    if line.is_empty() {
+        line.push(b'[');
+        line.extend_from_slice(vm.name.as_bytes());
+        line.extend_from_slice(b"] ");
+    }
+    line.push(byte);
+    if byte == b'\n' || line.len() >= LONGEST {
+        console::write_raw(&line);
+        line.clear();
+    }
+}

@@ -1,0 +1,16 @@
+//! Guests: their vCPUs on physical CPUs, and what happens when they trap.
+
+mod context;
+mod debug;
+mod devices;
+mod enter;
+mod irq;
+mod run;
+mod sysreg;
+mod trap;
+mod vcpu;
+mod vm;
+
+pub(crate) use context::{read_register, write_register};
+pub(crate) use run::{Core, serve, start};
+pub(crate) use vm::Vm;

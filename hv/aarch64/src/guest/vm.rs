@@ -1,0 +1,433 @@
+//! A VM: its memory, its devices, its vCPUs.
+
+use alloc::boxed::Box;
+use alloc::collections::VecDeque;
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
+
+use armv8::{Psci, Shown};
+use boot::Frames;
+use bundle::{Bundle, Firmware, KernelFormat, Restart, VmConfig};
+use firmware::{FirmwareError, FirmwareKind, GuestPlatform, Payload, PlatformError};
+use hal::{Clock, FrameAllocator, OutOfFrames, PhysMemory};
+use pagetable::{Geometry, NotLive, PageTable, Stage2, Stage2Attributes};
+use spin::Mutex;
+use types::{Address, Ipa, Pa, PageSize, Span};
+use vdev::{Pl011, Pl031};
+use vgic::{Affinity, Vgic};
+
+use super::irq::Interface;
+use super::vcpu::Vcpu;
+use crate::console::SystemCounter;
+use crate::memory::Ram;
+
+/// Physical PPIs that are the guest's: the physical and the virtual timer.
+const HARDWARE_PPIS: u32 = 1 << 27 | 1 << 30;
+/// SPIs of a guest.
+const SPIS: usize = 224;
+/// Bits of a guest physical address: RAM from 1 GiB up and the PCI windows of the `virt` layout.
+const IPA_BITS: u8 = 40;
+/// The largest piece of RAM that is taken at once: 1 GiB.
+const LARGEST_ORDER: u8 = 18;
+/// The smallest: 2 MiB, so that stage 2 never needs page-sized entries for RAM.
+const SMALLEST_ORDER: u8 = 9;
+
+type Frame = &'static Frames<Ram>;
+type Tree = PageTable<Stage2<Ipa>, Ram, Frame>;
+/// Pieces of RAM: where the guest sees them, and where they are.
+type Pieces = Vec<(Span<Ipa>, Pa)>;
+
+/// Why a VM could not be made.
+#[derive(Debug)]
+pub(crate) enum BuildError {
+    /// Too little memory.
+    Memory(OutOfFrames),
+    /// The manifest asks for a platform that cannot be.
+    Platform(PlatformError),
+    /// The kernel or the layout.
+    Firmware(FirmwareError),
+    /// The interrupt controller.
+    Gic(vgic::Error),
+    /// Stage 2.
+    Stage2(pagetable::Error<Ipa>),
+    /// The CPU's address size is too small.
+    Geometry,
+    /// A file of the bundle is gone.
+    File(String),
+}
+
+impl core::fmt::Display for BuildError {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        match self {
+            Self::Memory(error) => write!(f, "memory: {error}"),
+            Self::Platform(error) => write!(f, "platform: {error}"),
+            Self::Firmware(error) => write!(f, "{error}"),
+            Self::Gic(error) => write!(f, "interrupt controller: {error}"),
+            Self::Stage2(error) => write!(f, "stage 2: {error}"),
+            Self::Geometry => write!(f, "the CPU's physical addresses are too short"),
+            Self::File(name) => write!(f, "{name} is not in the bundle"),
+        }
+    }
+}
+
+/// What a vCPU does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Activity {
+    /// Nothing: PSCI says it is off.
+    Off = 0,
+    /// It wants a core, or has one.
+    Ready = 1,
+    /// It waits for an interrupt.
+    Waiting = 2,
+}
+
+/// What a VM does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Life {
+    /// Its vCPUs run.
+    Running = 0,
+    /// It has asked to be turned off; its vCPUs are leaving their cores.
+    PoweringOff = 1,
+    /// It has asked to be restarted; likewise.
+    Resetting = 2,
+    /// Nothing of it runs.
+    Stopped = 3,
+}
+
+/// A vCPU and what others may know of it.
+pub(crate) struct Slot {
+    /// The core it runs on.
+    pub(crate) core: usize,
+    activity: AtomicU8,
+    /// The physical counter at which a timer of a waiting vCPU fires.
+    pub(crate) deadline: AtomicU64,
+    /// Where it starts, when PSCI has turned it on.
+    pub(crate) start: Mutex<Option<(u64, u64)>>,
+    /// Held by the core it is on.
+    pub(crate) vcpu: Mutex<Vcpu>,
+}
+
+impl Slot {
+    pub(crate) fn activity(&self) -> Activity {
+        match self.activity.load(Ordering::Acquire) {
+            0 => Activity::Off,
+            1 => Activity::Ready,
+            _ => Activity::Waiting,
+        }
+    }
+
+    pub(crate) fn set_activity(&self, activity: Activity) {
+        self.activity.store(activity as u8, Ordering::Release);
+    }
+
+    /// A waiting vCPU has something to do; others are left alone.
+    pub(crate) fn wake(&self) {
+        let _ = self.activity.compare_exchange(
+            Activity::Waiting as u8,
+            Activity::Ready as u8,
+            Ordering::AcqRel,
+            Ordering::Acquire,
+        );
+    }
+}
+
+/// A VM.
+pub(crate) struct Vm {
+    pub(crate) name: String,
+    pub(crate) restart: Restart,
+    platform: GuestPlatform,
+    payload: Payload<'static>,
+    /// Its memory: where the guest sees it, and where it is.
+    ram: Pieces,
+    memory: Ram,
+    /// Kept for as long as the VM: its tables are in use. Nothing changes it yet.
+    _stage2: Tree,
+    vttbr: u64,
+    vtcr: u64,
+    counter_offset: AtomicU64,
+    pub(crate) gic: Vgic,
+    pub(crate) uart: Mutex<Pl011>,
+    pub(crate) rtc: Mutex<Pl031>,
+    pub(crate) psci: Mutex<Psci>,
+    pub(crate) slots: Box<[Slot]>,
+    life: AtomicU8,
+    /// vCPUs that are on a core, and those about to be.
+    pub(crate) residents: AtomicUsize,
+    /// Typed bytes that its UART has no room for yet, and whether there are any.
+    pub(crate) input: Mutex<VecDeque<u8>>,
+    pub(crate) has_input: AtomicBool,
+    /// The line of output being collected, when VMs share the terminal.
+    pub(crate) line: Mutex<Vec<u8>>,
+}
+
+/// The file of a bundle.
+fn file(bundle: &Bundle<'static>, name: &str) -> Result<&'static [u8], BuildError> {
+    bundle
+        .file(name)
+        .ok_or_else(|| BuildError::File(name.into()))
+}
+
+impl Vm {
+    /// Makes a VM and loads its guest. `vmid` is its own; `place` says on which core each vCPU runs.
+    pub(crate) fn build(
+        config: &VmConfig,
+        bundle: &Bundle<'static>,
+        memory: Ram,
+        frames: Frame,
+        vmid: u16,
+        mut place: impl FnMut(usize) -> usize,
+    ) -> Result<Self, BuildError> {
+        let cpus = u16::try_from(config.cpus).unwrap_or(u16::MAX);
+        let mut platform =
+            GuestPlatform::virt(config.memory, cpus).map_err(BuildError::Platform)?;
+        platform.bootargs.clone_from(&config.append);
+        let payload = Payload {
+            kernel: file(bundle, &config.kernel.file)?,
+            format: match config.kernel.format {
+                KernelFormat::Auto => firmware::KernelFormat::Auto,
+                KernelFormat::Image => firmware::KernelFormat::Image,
+                KernelFormat::Elf => firmware::KernelFormat::Elf,
+                KernelFormat::Flat => firmware::KernelFormat::Flat,
+            },
+            initrd: config
+                .initrd
+                .as_deref()
+                .map(|name| file(bundle, name))
+                .transpose()?,
+            firmware: match config.firmware {
+                Firmware::Dt => FirmwareKind::DeviceTree,
+                Firmware::Acpi => FirmwareKind::Acpi,
+            },
+        };
+        let (stage2, ram) = build_memory(&platform, memory, frames)?;
+        let vttbr = stage2.root().bits() | u64::from(vmid) << 48;
+        let vtcr = pagetable::vtcr(stage2.geometry(), 8);
+        let affinities: Vec<u64> = platform.cpus.iter().map(|mpidr| mpidr.bits()).collect();
+        let gic = new_gic(&affinities)?;
+        let slots = affinities.iter().enumerate().map(|(index, mpidr)| Slot {
+            core: place(index),
+            activity: AtomicU8::new(Activity::Off as u8),
+            deadline: AtomicU64::new(u64::MAX),
+            start: Mutex::new(None),
+            vcpu: Mutex::new(Vcpu::new(*mpidr)),
+        });
+        let vm = Self {
+            name: config.name.clone(),
+            restart: config.restart,
+            payload,
+            ram,
+            memory,
+            _stage2: stage2,
+            vttbr,
+            vtcr,
+            counter_offset: AtomicU64::new(0),
+            gic,
+            uart: Mutex::new(Pl011::new()),
+            rtc: Mutex::new(Pl031::new(0, 0)),
+            psci: Mutex::new(Psci::new(&affinities)),
+            slots: slots.collect(),
+            life: AtomicU8::new(Life::Stopped as u8),
+            residents: AtomicUsize::new(0),
+            input: Mutex::new(VecDeque::new()),
+            has_input: AtomicBool::new(false),
+            line: Mutex::new(Vec::new()),
+            platform,
+        };
+        vm.boot()?;
+        Ok(vm)
+    }
+
+    /// Loads the guest and makes its first vCPU ready. The VM is stopped, and its memory is zero.
+    fn boot(&self) -> Result<(), BuildError> {
+        let layout = firmware::plan(&self.platform, &self.payload).map_err(BuildError::Firmware)?;
+        for placement in &layout.placements {
+            self.write(placement.at, &placement.bytes)
+                .ok_or(BuildError::Geometry)?;
+        }
+        // The guest starts with its caches off: what was written must be in memory.
+        clean_instruction_side();
+        self.counter_offset
+            .store(SystemCounter.ticks(), Ordering::Release);
+        let Some(first) = self.slots.first() else {
+            return Err(BuildError::Geometry);
+        };
+        *first.start.lock() = Some((layout.entry.pc.bits(), layout.entry.x0.bits()));
+        self.life.store(Life::Running as u8, Ordering::Release);
+        first.set_activity(Activity::Ready);
+        Ok(())
+    }
+
+    /// Back to the beginning: zeroed memory, devices at reset, the guest loaded anew. No vCPU is on
+    /// a core.
+    pub(crate) fn reset(&self) -> Result<(), BuildError> {
+        for (span, pa) in &self.ram {
+            let bytes = span
+                .len()
+                .and_then(|len| usize::try_from(len).ok())
+                .unwrap_or(0);
+            let zeroed = self.memory.zero(*pa, bytes);
+            zeroed.map_err(|error| BuildError::Stage2(error.into()))?;
+        }
+        self.gic.reset();
+        *self.uart.lock() = Pl011::new();
+        *self.rtc.lock() = Pl031::new(0, 0);
+        self.line.lock().clear();
+        self.input.lock().clear();
+        self.has_input.store(false, Ordering::Release);
+        let affinities: Vec<u64> = self
+            .platform
+            .cpus
+            .iter()
+            .map(|mpidr| mpidr.bits())
+            .collect();
+        *self.psci.lock() = Psci::new(&affinities);
+        for slot in &self.slots {
+            slot.set_activity(Activity::Off);
+            *slot.start.lock() = None;
+        }
+        self.boot()
+    }
+
+    /// Copies into guest memory.
+    fn write(&self, at: Ipa, bytes: &[u8]) -> Option<()> {
+        let mut at = at;
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            let (pa, room) = self.translate(at)?;
+            let now = rest.len().min(usize::try_from(room).unwrap_or(usize::MAX));
+            let (head, tail) = rest.split_at(now);
+            self.memory.write(pa, head).ok()?;
+            rest = tail;
+            at = at.checked_add(now as u64)?;
+        }
+        Some(())
+    }
+
+    /// Reads an instruction of the guest.
+    pub(crate) fn fetch(&self, at: Ipa) -> Option<u32> {
+        let (pa, _) = self.translate(at)?;
+        let mut word = [0; 4];
+        self.memory.read(pa, &mut word).ok()?;
+        Some(u32::from_le_bytes(word))
+    }
+
+    /// Where a guest physical address is, and how many bytes from there on are next to it.
+    fn translate(&self, at: Ipa) -> Option<(Pa, u64)> {
+        self.ram
+            .iter()
+            .find(|(span, _)| span.contains(at))
+            .and_then(|(span, pa)| {
+                let offset = at.offset_from(span.start())?;
+                Some((pa.checked_add(offset)?, span.len()?.checked_sub(offset)?))
+            })
+    }
+
+    /// Whether a guest physical address is its memory.
+    pub(crate) fn is_memory(&self, ipa: u64) -> bool {
+        Ipa::new(ipa).is_ok_and(|ipa| self.translate(ipa).is_some())
+    }
+
+    pub(crate) fn vttbr(&self) -> u64 {
+        self.vttbr
+    }
+
+    pub(crate) fn vtcr(&self) -> u64 {
+        self.vtcr
+    }
+
+    /// What is subtracted from the physical counter for the guest's virtual one.
+    pub(crate) fn counter_offset(&self) -> u64 {
+        self.counter_offset.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn platform(&self) -> &GuestPlatform {
+        &self.platform
+    }
+
+    /// What its identification registers may show.
+    pub(crate) fn shown(&self) -> Shown {
+        Shown { ipa_bits: IPA_BITS }
+    }
+
+    pub(crate) fn life(&self) -> Life {
+        match self.life.load(Ordering::Acquire) {
+            0 => Life::Running,
+            1 => Life::PoweringOff,
+            2 => Life::Resetting,
+            _ => Life::Stopped,
+        }
+    }
+
+    /// Moves the VM from one state to another; false when it was not in the first.
+    pub(crate) fn change(&self, from: Life, to: Life) -> bool {
+        self.life
+            .compare_exchange(from as u8, to as u8, Ordering::AcqRel, Ordering::Acquire)
+            .is_ok()
+    }
+}
+
+fn new_gic(affinities: &[u64]) -> Result<Vgic, BuildError> {
+    let interface = Interface::read();
+    let affinities: Vec<Affinity> = affinities
+        .iter()
+        .map(|mpidr| Affinity::from_mpidr(*mpidr))
+        .collect();
+    Vgic::new(&vgic::Config {
+        affinities: &affinities,
+        spis: SPIS,
+        list_registers: interface.list_registers,
+        hardware_ppis: HARDWARE_PPIS,
+        a3v: interface.a3v,
+    })
+    .map_err(BuildError::Gic)
+}
+
+/// Takes memory for a platform and maps it.
+fn build_memory(
+    platform: &GuestPlatform,
+    memory: Ram,
+    frames: Frame,
+) -> Result<(Tree, Pieces), BuildError> {
+    let pa_range = super::read_register!("id_aa64mmfr0_el1") & 0xf;
+    let output = pagetable::OutputSize::from_encoding(pa_range);
+    let geometry = Geometry::new::<Stage2<Ipa>>(IPA_BITS.min(output.bits()), output)
+        .map_err(|_| BuildError::Geometry)?;
+    let mut tree = PageTable::new(geometry, memory, frames).map_err(BuildError::Memory)?;
+    let mut ram = Vec::new();
+    for span in &platform.memory {
+        let mut at = span.start();
+        let mut order = LARGEST_ORDER;
+        while at <= span.last() {
+            let left = span.last().bits() - at.bits() + 1;
+            let bytes = PageSize::SIZE_4K.bytes() << order;
+            if order > SMALLEST_ORDER && (bytes > left || at.bits() & (bytes - 1) != 0) {
+                order -= 1;
+                continue;
+            }
+            match frames.alloc_zeroed(order) {
+                Ok(pa) => {
+                    let piece = Span::from_len(at, bytes.min(left)).ok_or(BuildError::Geometry)?;
+                    tree.map(piece, pa, Stage2Attributes::RAM, &mut NotLive)
+                        .map_err(BuildError::Stage2)?;
+                    ram.push((piece, pa));
+                    at = match at.checked_add(bytes) {
+                        Some(next) => next,
+                        None => break,
+                    };
+                }
+                Err(_) if order > SMALLEST_ORDER => order -= 1,
+                Err(error) => return Err(BuildError::Memory(error)),
+            }
+        }
+    }
+    Ok((tree, ram))
+}
+
+/// New code is in memory: no core may use old instructions.
+fn clean_instruction_side() {
+    // SAFETY: instruction cache maintenance changes no value.
+    unsafe { core::arch::asm!("dsb ish", "ic ialluis", "dsb ish", "isb", options(nostack)) };
+}
