@@ -3,7 +3,9 @@
 use alloc::vec::Vec;
 
 use proptest::collection::vec;
-use proptest::prelude::{Just, Strategy, any, prop_assert, prop_assert_eq, prop_oneof, proptest};
+use proptest::prelude::{
+    Just, ProptestConfig, Strategy, any, prop_assert, prop_assert_eq, prop_oneof, proptest,
+};
 use proptest::test_runner::TestCaseError;
 
 use super::{probing, virt};
@@ -26,6 +28,8 @@ struct Plan {
 enum What {
     Bridge(Option<PortType>, Option<u16>),
     Device(Vec<(BarKind, u32)>, bool),
+    /// A function that exists is seen here too.
+    Echo(usize),
     /// Registers without sense.
     Noise(Vec<(u16, u32, u32)>),
 }
@@ -49,6 +53,7 @@ fn what() -> impl Strategy<Value = What> {
     let bars = vec((kind, any::<u32>()), 0..4);
     prop_oneof![
         4 => (port, acs).prop_map(|(port, acs)| What::Bridge(port, acs)),
+        1 => any::<usize>().prop_map(What::Echo),
         6 => (bars, any::<bool>()).prop_map(|(bars, multi)| What::Device(bars, multi)),
         1 => vec((1..64_u16, any::<u32>(), any::<u32>()), 0..40).prop_map(What::Noise),
     ]
@@ -68,6 +73,7 @@ fn plans() -> impl Strategy<Value = Vec<Plan>> {
 fn build(plans: &[Plan]) -> FakePci {
     let mut pci = FakePci::new();
     let mut bridges: Vec<Below> = Vec::from([Below::Root(0), Below::Root(0x80)]);
+    let mut all: Vec<FakeId> = Vec::new();
     for plan in plans {
         let below = bridges[plan.parent % bridges.len()];
         let mut is_bridge = false;
@@ -107,6 +113,12 @@ fn build(plans: &[Plan]) -> FakePci {
                     device
                 }
             }
+            What::Echo(which) => {
+                if let Some(&id) = all.get(which % all.len().max(1)) {
+                    pci.connect(below, plan.device, plan.number, id);
+                }
+                continue;
+            }
             What::Noise(registers) => {
                 let mut noise = FakeFunction::endpoint(3, 3, 0);
                 for &(dword, value, mask) in registers {
@@ -117,6 +129,7 @@ fn build(plans: &[Plan]) -> FakePci {
             }
         };
         let id: FakeId = pci.add(below, plan.device, plan.number, function);
+        all.push(id);
         if is_bridge {
             bridges.push(Below::Bridge(id));
         }
@@ -215,6 +228,9 @@ fn partition(topology: &Topology, policy: GroupPolicy) -> Result<(), TestCaseErr
 }
 
 proptest! {
+    // A hierarchy is many functions, so fewer of them than usual.
+    #![proptest_config(ProptestConfig::with_cases(96))]
+
     #[test]
     fn random_hierarchies_are_placed_soundly(plans in plans(), large in any::<bool>()) {
         let pci = build(&plans);
@@ -232,7 +248,7 @@ proptest! {
         let mut again = enumerate(&pci, &host, probing());
         let second = place(&pci, &host, &mut again, policy).unwrap();
         sound(&host, &again, &second, isolation.bytes())?;
-        if !plans.iter().any(|p| matches!(p.what, What::Noise(_))) {
+        if !plans.iter().any(|p| matches!(p.what, What::Noise(_) | What::Echo(_))) {
             prop_assert_eq!(again.functions().len(), topology.functions().len());
             if placement.unplaced.is_empty() {
                 let places = |t: &Topology| -> Vec<_> {
