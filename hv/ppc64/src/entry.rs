@@ -6,35 +6,12 @@
 
 use core::arch::global_asm;
 
+use crate::assembly::{end_of_macros, macros};
 use crate::cpu::BOOT_CPU;
 
-// The assembler knows one byte order only, so what runs before the switch is written as words. The
-// code after the words starts in 64-bit little-endian mode at the next address; r3 to r9 are kept.
 global_asm!(
+    macros!(),
     r#"
-    .macro  big_endian word
-    .long   ((\word & 0xff) << 24) | ((\word & 0xff00) << 8) | ((\word >> 8) & 0xff00) | (\word >> 24)
-    .endm
-
-    .macro  to_little_endian
-    big_endian 0x429f0005           // bcl    20,31,.+4
-    big_endian 0x7d8802a6           // mflr   r12
-    big_endian 0x7d6000a6           // mfmsr  r11
-    big_endian 0x39400001           // li     r10,1
-    big_endian 0x794af806           // sldi   r10,r10,63       MSR[SF]
-    big_endian 0x7d6b5378           // or     r11,r11,r10
-    big_endian 0x616b0001           // ori    r11,r11,1        MSR[LE]
-    big_endian 0x398c0028           // addi   r12,r12,40       the word after these
-    big_endian 0x7d9a03a6           // mtsrr0 r12
-    big_endian 0x7d7b03a6           // mtsrr1 r11
-    big_endian 0x4c000024           // rfid
-    .endm
-
-    .macro  address register, symbol
-    lis     \register, \symbol@h
-    ori     \register, \register, \symbol@l
-    .endm
-
     .section .head, "ax"
     .global _start
 _start:
@@ -89,6 +66,7 @@ secondary_entry:
     trap
     b       .
     "#,
+    end_of_macros!(),
     boot_cpu = sym BOOT_CPU,
     main = sym crate::main,
     secondary = sym crate::smp::secondary,

@@ -15,6 +15,7 @@ pub(crate) enum Hcall {
     Rtas = 0xf000,
     VofClient = 0xf005,
     SetPartitionTable = 0xf800,
+    EnterNested = 0xf804,
 }
 
 /// What a call gave back.
@@ -108,4 +109,9 @@ pub(crate) fn watch_stores(address: u64) -> Result<(), ModeRefused> {
             LENGTH_512 | STORES | IGNORE_TRANSLATION | PRIVILEGED,
         ],
     )
+}
+
+/// Nothing is watched on this CPU from now on.
+pub(crate) fn watch_nothing() -> Result<(), ModeRefused> {
+    set_mode(0, 2, [0, 0])
 }

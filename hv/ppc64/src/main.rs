@@ -13,6 +13,7 @@
 
 extern crate alloc;
 
+mod assembly;
 mod bus;
 mod config;
 mod console;

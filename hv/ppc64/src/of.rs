@@ -6,10 +6,12 @@
 use core::arch::global_asm;
 use core::ffi::CStr;
 
+use crate::assembly::{end_of_macros, macros};
 use crate::hcall::{self, Hcall, SUCCESS};
 use crate::{cpu, spr};
 
 global_asm!(
+    macros!(),
     r#"
     // r3 = argument block, r4 = entry of the firmware; r3 = its answer.
     .text
@@ -89,7 +91,8 @@ firmware_return:
 firmware_stack:
     .quad   0
     .text
-    "#
+    "#,
+    end_of_macros!(),
 );
 
 unsafe extern "C" {

@@ -33,6 +33,14 @@ read! {
     dsisr, 18
 }
 
+/// The decrementer, with its sign.
+pub(crate) fn decrementer() -> i64 {
+    let value: i64;
+    // SAFETY: reading this register has no side effect.
+    unsafe { asm!("mfdec {}", out(reg) value, options(nomem, nostack)) };
+    value
+}
+
 /// SPRG0: where this CPU's `Cpu` is.
 pub(crate) fn sprg0() -> usize {
     let value: usize;
@@ -70,6 +78,12 @@ pub(crate) fn stack_pointer() -> u64 {
 pub(crate) fn postpone_decrementer() {
     // SAFETY: nothing counts on the decrementer, and its vector returns.
     unsafe { asm!("mtdec {}", in(reg) i32::MAX, options(nomem, nostack)) };
+}
+
+/// Sets the decrementer.
+pub(crate) fn set_decrementer(ticks: i64) {
+    // SAFETY: interrupts are off; while they are on, its vector returns.
+    unsafe { asm!("mtdec {}", in(reg) ticks, options(nomem, nostack)) };
 }
 
 /// Turns interrupts off, after a call that turned them on.

@@ -35,7 +35,8 @@ pub(crate) fn take(machine: &Machine) -> Holdings {
         other => log::warn!("nested: {other}"),
     }
     let rtas = rtas.map(Rtas::new);
-    let frames = frames(machine);
+    let (ram, frames) = frames(machine);
+    let nested = check_nested(nested, ram, &frames);
     start_cpus(machine, rtas.as_ref(), &frames);
     for bridge in &machine.host_bridges {
         // SAFETY: the machine is ours, and no guest exists yet.
@@ -53,6 +54,23 @@ pub(crate) fn take(machine: &Machine) -> Holdings {
     Holdings {
         frames,
         open_windows,
+    }
+}
+
+/// Sees that what the platform offers works.
+fn check_nested(nested: Nested, ram: Ram, frames: &Frames<Ram>) -> Nested {
+    if nested != Nested::V1 {
+        return nested;
+    }
+    match nested::check(ram, frames) {
+        Ok(ticks) => {
+            log::info!("nested: a guest ran and left in each way; {ticks} ticks a hypercall");
+            nested
+        }
+        Err(error) => {
+            log::error!("nested: guests cannot be run: {error}");
+            Nested::Broken
+        }
     }
 }
 
@@ -89,7 +107,7 @@ fn report_hypertas(groups: &[alloc::string::String]) {
     }
 }
 
-fn frames(machine: &Machine) -> Frames<Ram> {
+fn frames(machine: &Machine) -> (Ram, Frames<Ram>) {
     let span = |(start, end): (u64, u64)| {
         Pa::new(start)
             .ok()
@@ -119,7 +137,7 @@ fn frames(machine: &Machine) -> Frames<Ram> {
         frames.free_frames() / 256,
         free.len()
     );
-    frames
+    (ram, frames)
 }
 
 /// `memory` less `holes`.

@@ -9,6 +9,7 @@ use core::fmt::Write;
 
 use boot::Verdict;
 
+use crate::assembly::{end_of_macros, macros};
 use crate::cpu::{self, Cpu};
 use crate::{panic, spr};
 
@@ -39,6 +40,7 @@ const FRAME: usize = size_of::<Frame>() + 32;
 const _: () = assert!(size_of::<Frame>() == 320 && FRAME.is_multiple_of(16));
 
 global_asm!(
+    macros!(),
     r#"
     // Every vector comes here with r3 in SPRG1 and its own number in r3.
     .section .text.vectors, "ax"
@@ -158,6 +160,7 @@ hard_stop_text:
 hard_stop_text_end:
     .text
     "#,
+    end_of_macros!(),
     frame = const FRAME,
     unexpected = sym unexpected,
     power_off = sym crate::rtas::POWER_OFF,

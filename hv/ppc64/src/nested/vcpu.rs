@@ -1,0 +1,235 @@
+//! A guest CPU, and how it is run.
+
+use alloc::boxed::Box;
+use core::marker::PhantomData;
+use core::num::NonZeroU16;
+
+use super::state::{HvState, Registers, VERSION};
+use super::switch::Unswitched;
+use crate::hcall::{self, Hcall};
+use crate::{cpu, spr};
+
+/// The shortest time a guest is given, in ticks. A deadline that has passed when the platform reads
+/// it never comes: QEMU arms no timer for it, and the guest would run for ever. So the deadline is
+/// computed just before the call, with room for the time that this thread may lose in between.
+const SHORTEST_SLICE: u64 = 512_000;
+
+/// Decrementer bits: those of every POWER since POWER9 with the large decrementer.
+const DECREMENTER_MAX: u64 = (1 << 55) - 1;
+
+/// Machine check enable, 64-bit mode: always on for a guest when it starts.
+pub(crate) const MSR_SF: u64 = 1 << 63;
+/// Machine check enable.
+pub(crate) const MSR_ME: u64 = 1 << 12;
+/// Little-endian mode.
+pub(crate) const MSR_LE: u64 = 1 << 0;
+/// Problem state.
+const MSR_PR: u64 = 1 << 14;
+/// Hypervisor state: never a guest's.
+const MSR_HV: u64 = 1 << 60;
+
+/// `LPCR[LD]`: the decrementer is large.
+const LPCR_LD: u64 = 1 << 17;
+
+/// Facilities of a guest: all that its own FSCR does not refuse.
+const HFSCR_ALL: u64 = 0xff;
+
+/// Why a guest CPU stopped running.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Exit {
+    /// A hypercall, in r3 and up. SRR0 and SRR1 of the guest are lost, as for every hypercall.
+    Hcall,
+    /// A hypercall instruction in problem state: the answer is `H_PRIVILEGE`.
+    HcallFromUser,
+    /// The time slice is over.
+    SliceEnd,
+    /// A load or store of a guest real address that is not mapped, or not so.
+    DataStorage {
+        /// The effective address.
+        effective: u64,
+        /// The guest real address.
+        real: u64,
+        /// HDSISR.
+        status: u64,
+    },
+    /// An instruction fetch of one.
+    InstructionStorage {
+        /// The guest real address.
+        real: u64,
+    },
+    /// An instruction that the CPU does not have. It must be read from the guest's memory.
+    Emulation,
+    /// Something for the hypervisor itself is pending.
+    Interrupt,
+    /// A facility that HFSCR refuses.
+    Facility,
+    /// A doorbell.
+    Doorbell,
+    /// A machine check while the guest ran.
+    MachineCheck,
+    /// A system reset while the guest ran.
+    Reset,
+    /// A vector that no platform is known to leave by.
+    Unknown {
+        /// The vector.
+        vector: u64,
+    },
+}
+
+/// The platform did not run the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("H_ENTER_NESTED answers {status}")]
+pub(crate) struct Refused {
+    pub(crate) status: i64,
+}
+
+/// A guest CPU.
+#[derive(Debug)]
+pub(crate) struct Vcpu {
+    state: Box<HvState>,
+    pub(crate) registers: Box<Registers>,
+    unswitched: Unswitched,
+}
+
+impl Vcpu {
+    /// A CPU of the partition `lpid` that starts at `nip` with `msr`.
+    pub(crate) fn new(lpid: NonZeroU16, nip: u64, msr: u64) -> Self {
+        let state = HvState {
+            version: VERSION,
+            lpid: lpid.get().into(),
+            lpcr: LPCR_LD,
+            hfscr: HFSCR_ALL,
+            ..HvState::default()
+        };
+        let registers = Registers {
+            nip,
+            msr,
+            ..Registers::default()
+        };
+        Self {
+            state: Box::new(state),
+            registers: Box::new(registers),
+            unswitched: Unswitched::default(),
+        }
+    }
+
+    /// Puts the CPU's registers into this thread, where they stay until the value is dropped.
+    pub(crate) fn load<'a>(&'a mut self, thread: &'a mut GuestThread) -> Loaded<'a> {
+        self.unswitched.load();
+        Loaded {
+            vcpu: self,
+            _thread: thread,
+        }
+    }
+
+    fn exit(&self, vector: u64) -> Exit {
+        match vector {
+            0xc00 if self.registers.msr & MSR_PR != 0 => Exit::HcallFromUser,
+            0xc00 => Exit::Hcall,
+            0x980 => Exit::SliceEnd,
+            0xe00 => Exit::DataStorage {
+                effective: self.state.hdar,
+                real: self.state.asdr,
+                status: self.state.hdsisr,
+            },
+            0xe20 => Exit::InstructionStorage {
+                real: self.state.asdr,
+            },
+            0xe40 => Exit::Emulation,
+            0x500 | 0xea0 => Exit::Interrupt,
+            0xe80 => Exit::Doorbell,
+            0xf80 => Exit::Facility,
+            0x200 => Exit::MachineCheck,
+            0x100 => Exit::Reset,
+            vector => Exit::Unknown { vector },
+        }
+    }
+
+    /// Lets the guest's time base run ahead of ours by this many ticks.
+    pub(crate) fn set_timebase_offset(&mut self, ticks: i64) {
+        self.state.tb_offset = ticks;
+    }
+}
+
+/// The right to run guests on this thread. While it exists there is no watchpoint below the thread's
+/// stack, because it would be the guest's, too; the pattern stays.
+#[derive(Debug)]
+pub(crate) struct GuestThread {
+    watched: bool,
+    /// Not to be sent elsewhere.
+    _here: PhantomData<*const ()>,
+}
+
+impl GuestThread {
+    /// The right for the thread that calls.
+    ///
+    /// # Safety
+    /// There must be one a thread at most.
+    pub(crate) unsafe fn claim() -> Self {
+        Self {
+            watched: hcall::watch_nothing().is_ok(),
+            _here: PhantomData,
+        }
+    }
+}
+
+impl Drop for GuestThread {
+    fn drop(&mut self) {
+        if self.watched {
+            // It was on before, so it can be on again.
+            let _ = hcall::watch_stores(cpu::this().guard());
+        }
+    }
+}
+
+/// A guest CPU whose registers are in a thread.
+#[derive(Debug)]
+pub(crate) struct Loaded<'a> {
+    pub(crate) vcpu: &'a mut Vcpu,
+    _thread: &'a mut GuestThread,
+}
+
+impl Drop for Loaded<'_> {
+    fn drop(&mut self) {
+        self.vcpu.unswitched.save();
+    }
+}
+
+impl Loaded<'_> {
+    /// Runs the CPU until something happens, and no longer than until `deadline` (or the shortest
+    /// slice from now).
+    ///
+    /// # Errors
+    /// [`Refused`], with the CPU unchanged.
+    ///
+    /// # Safety
+    /// The partition's tree must give the guest only memory that is its own.
+    pub(crate) unsafe fn run(&mut self, deadline: u64) -> Result<Exit, Refused> {
+        let vcpu = &mut *self.vcpu;
+        vcpu.registers.msr = vcpu.registers.msr & !MSR_HV | MSR_ME;
+        // What directed doorbells a guest leaves pending makes QEMU stop.
+        vcpu.state.dpdes = 0;
+        let state = core::ptr::from_mut(&mut *vcpu.state).expose_provenance() as u64;
+        let registers = core::ptr::from_mut(&mut *vcpu.registers).expose_provenance() as u64;
+        let now = spr::timebase();
+        let left = vcpu.unswitched.decrementer_expires.wrapping_sub(now);
+        spr::set_decrementer(
+            left.cast_signed()
+                .clamp(i64::MIN >> 9, DECREMENTER_MAX.cast_signed()),
+        );
+        vcpu.state.hdec_expiry = deadline.max(spr::timebase() + SHORTEST_SLICE);
+        // SAFETY: the platform reads and writes the two structures, which are exactly as it wants
+        // them and which nothing else uses now; the guest touches its own memory only, by the
+        // caller's promise, and the registers that it changes beside those that come back with the
+        // call are the guest's as long as `self` lives.
+        let outcome = unsafe { hcall::call(Hcall::EnterNested, [state, registers, 0, 0]) };
+        let left = spr::decrementer();
+        vcpu.unswitched.decrementer_expires = spr::timebase().wrapping_add_signed(left);
+        spr::postpone_decrementer();
+        // Vectors are positive, and so are some refusals; no vector lies below the first.
+        match outcome.status {
+            status @ ..0x100 => Err(Refused { status }),
+            vector => Ok(vcpu.exit(vector.cast_unsigned())),
+        }
+    }
+}
