@@ -46,7 +46,7 @@ impl Kind {
     ];
 }
 
-/// Something that lives in an [`Arena`].
+/// Something that ids name.
 pub trait Object {
     /// The kind its ids carry.
     const KIND: Kind;

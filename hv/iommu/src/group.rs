@@ -215,6 +215,12 @@ impl Device {
         self.ats
     }
 
+    /// The guest's number for it.
+    #[must_use]
+    pub fn vdevice(&self) -> Option<crate::viommu::VdeviceId> {
+        self.vdevice
+    }
+
     /// Its source IDs, the shared ones last.
     pub fn sources(&self) -> impl Iterator<Item = u32> {
         self.sources.iter().chain(&self.aliases).copied()

@@ -71,6 +71,7 @@ pub mod mock;
 mod msi;
 mod nested;
 mod place;
+mod request;
 mod revoke;
 mod simple;
 #[cfg(test)]
@@ -105,6 +106,7 @@ pub use map::{Copy, Map, Placement, Translation};
 pub use memory::{Extent, Memory, MemoryId};
 pub use msi::MsiWindow;
 pub use nested::{Ats, ContextFormat, DefaultSubstream, NestedConfig, StageOne, Translate};
+pub use request::{MAX_RANGES, Operation, RANGES_IN_REPLY, Reply, Request, Setting};
 pub use revoke::{MAX_POLLS, Revocation, Unmapping};
 pub use viommu::{GuestInvalidation, MAX_INVALIDATIONS, Vdevice, VdeviceId, Viommu, ViommuId};
 

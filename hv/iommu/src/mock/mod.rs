@@ -6,9 +6,12 @@
 //! cached translations included.
 #![expect(
     clippy::arithmetic_side_effects,
-    reason = "test double: an overflow is a failed test"
+    clippy::indexing_slicing,
+    reason = "test double: an overflow or a missing element is a failed test"
 )]
 
+mod check;
+mod exercise;
 mod table;
 
 use alloc::collections::BTreeMap;
@@ -22,6 +25,8 @@ use crate::backend::{
     PageSizes, Run, StageOneInvalidation, TableId, TableOptions, UnitId, Window, WindowLimits,
 };
 use crate::nested::StageOne;
+pub use check::check;
+pub use exercise::exercise;
 pub use table::Leaf;
 use table::Table;
 

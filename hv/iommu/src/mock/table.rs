@@ -89,6 +89,18 @@ impl Table {
         }
     }
 
+    /// Cached translations that the table does not give any more.
+    pub(super) fn lingering(&self) -> usize {
+        let same = |at: &u64, cached: &Leaf| {
+            self.leaves.get(at).is_some_and(|leaf| {
+                (leaf.pa, leaf.bytes, leaf.permissions, leaf.memory)
+                    == (cached.pa, cached.bytes, cached.permissions, cached.memory)
+            })
+        };
+        let cache = self.cache.iter();
+        cache.filter(|(at, cached)| !same(at, cached)).count()
+    }
+
     pub(super) fn forget(&mut self, span: Span<Iova>) {
         for at in overlapping(&self.cache, span) {
             self.cache.remove(&at);

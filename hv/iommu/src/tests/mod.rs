@@ -4,12 +4,20 @@ mod access;
 mod address_space;
 mod attach;
 mod bars;
+mod config;
 mod copy;
+mod corpus;
+mod dirty;
+mod events;
+mod fail_nth;
 mod huge;
 mod msi;
+mod nested;
 mod owners;
 mod pages;
 mod placement;
+mod requests;
+mod windows;
 
 use alloc::vec::Vec;
 

@@ -1,0 +1,55 @@
+//! The fuzz target's sequences on the stable toolchain: the stored ones, and random ones from
+//! fixed seeds.
+
+use std::fs;
+use std::path::Path as FilePath;
+
+use super::*;
+use crate::mock::exercise;
+
+#[test]
+fn every_stored_sequence_keeps_the_invariants() {
+    let corpus = FilePath::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus/operations");
+    let mut count = 0;
+    for entry in fs::read_dir(corpus).unwrap() {
+        let sequence = fs::read(entry.unwrap().path()).unwrap();
+        assert!(exercise(&sequence) > 0);
+        count += 1;
+    }
+    assert!(count >= 16, "{count}");
+}
+
+/// A small generator, so that the sequences are the same everywhere.
+pub(super) struct Random(pub(super) u64);
+
+impl Random {
+    pub(super) fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0
+    }
+
+    pub(super) fn below(&mut self, n: u64) -> u64 {
+        (self.next() >> 11) % n
+    }
+}
+
+#[test]
+fn two_hundred_random_sequences_keep_the_invariants() {
+    let mut steps = 0;
+    for seed in 1..=200_u64 {
+        let mut random = Random(0x9e37_79b9_7f4a_7c15_u64.wrapping_mul(seed));
+        let sequence: Vec<u8> = (0..2500)
+            .map(|_| {
+                // Ids of objects there are, more often than chance has them.
+                match random.below(24) {
+                    0 => 0xee,
+                    _ => random.next().to_le_bytes()[3],
+                }
+            })
+            .collect();
+        steps += exercise(&sequence);
+    }
+    assert!(steps > 20_000, "{steps}");
+}
