@@ -29,6 +29,15 @@ pub(crate) struct Bank {
     drop_active: u32,
 }
 
+/// Whether the hypervisor has to know when the guest deactivates an interrupt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum AtEnd {
+    /// No: nothing is left to do.
+    Nothing,
+    /// Yes: it is pending again then.
+    Again,
+}
+
 /// What to put in a list register for an interrupt.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Load {
@@ -38,8 +47,6 @@ pub(crate) struct Load {
     pub(crate) active: bool,
     /// The pending state came from the latch, so it goes back there when it was not taken.
     pub(crate) from_latch: bool,
-    /// There is more to do once the guest has deactivated the interrupt.
-    pub(crate) more: bool,
 }
 
 /// What a list register said about an interrupt when it was read back.
@@ -117,6 +124,7 @@ impl Bank {
 
     /// Takes the interrupt `bit` into a list register. `signalled` says whether its pending state
     /// may go along (enabled, and meant for this vCPU).
+    #[inline]
     pub(crate) const fn load(&mut self, bit: u32, signalled: bool) -> Load {
         let active = self.active & bit != 0;
         // A level-sensitive interrupt is not put in as pending and active: whether it is pending
@@ -142,11 +150,20 @@ impl Bank {
             pending,
             active,
             from_latch,
-            more: self.pending() & bit != 0,
+        }
+    }
+
+    /// What the end of the interrupt `bit`, loaded now, is to bring about.
+    pub(crate) const fn at_end(&self, bit: u32) -> AtEnd {
+        if self.pending() & bit == 0 {
+            AtEnd::Nothing
+        } else {
+            AtEnd::Again
         }
     }
 
     /// Takes the interrupt `bit` out of its list register again.
+    #[inline]
     pub(crate) const fn fold(&mut self, bit: u32, lr: Readback) {
         if lr.pending && lr.from_latch && self.drop_pending & bit == 0 {
             self.latch |= bit;

@@ -5,7 +5,7 @@ use alloc::{boxed::Box, vec, vec::Vec};
 use crate::{
     Kicks,
     affinity::{Affinity, Topology},
-    bank::{Bank, Load, Readback},
+    bank::{AtEnd, Bank, Load, Readback},
     bits::{Bits, bit},
     priority::{PRIORITY_MASK, PrioritySet},
 };
@@ -52,12 +52,23 @@ struct Queues {
     active: PrioritySet,
 }
 
+/// Whether all that wants a list register of a vCPU gets one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Room {
+    /// Everything is in a list register.
+    Enough,
+    /// Something waits outside. An interrupt that is active must not be pending in a list
+    /// register as well then: it would become pending there ahead of more urgent ones outside.
+    Tight,
+}
+
 /// An SPI taken for a list register.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Taken {
     pub(crate) intid: u32,
     pub(crate) priority: u8,
     pub(crate) load: Load,
+    pub(crate) at_end: AtEnd,
 }
 
 /// All that vCPUs share.
@@ -72,6 +83,8 @@ pub(crate) struct Distributor {
     /// vCPUs whose `GICR_WAKER.ProcessorSleep` is clear: those that 1-of-N SPIs may go to.
     awake: Kicks,
     a3v: bool,
+    /// There is a source of LPIs.
+    lpis: bool,
 }
 
 impl Distributor {
@@ -99,16 +112,24 @@ impl Distributor {
             enabled: false,
             awake: Kicks::NONE,
             a3v,
+            lpis: false,
         }
     }
 
     /// Back to the state at creation, except for the input lines.
     pub(crate) fn reset(&mut self) {
         let lines: Vec<u32> = self.banks.iter().map(|bank| bank.line).collect();
+        let lpis = self.lpis;
         *self = Self::new(self.topology.clone(), self.spis.len(), self.a3v);
+        self.lpis = lpis;
         for (bank, line) in self.banks.iter_mut().zip(lines) {
             bank.line = line;
         }
+    }
+
+    /// There is a source of LPIs.
+    pub(crate) const fn have_lpis(&mut self) {
+        self.lpis = true;
     }
 
     /// `GICD_CTLR.EnableGrp1`.
@@ -263,19 +284,31 @@ impl Distributor {
         self.queues.get(vcpu)?.active.first()
     }
 
+    /// How many SPIs wait for list registers of the vCPU.
+    pub(crate) fn waiting(&self, vcpu: usize) -> usize {
+        self.queues.get(vcpu).map_or(0, |queues| {
+            queues.pending.len().saturating_add(queues.active.len())
+        })
+    }
+
     /// Takes an SPI from its queue into a list register of the vCPU.
-    pub(crate) fn take(&mut self, spi: u32, vcpu: usize) -> Option<Taken> {
+    pub(crate) fn take(&mut self, spi: u32, vcpu: usize, room: Room) -> Option<Taken> {
         let mask = bit(spi);
         let bank = self.banks.get_mut((spi >> 5) as usize)?;
         let state = self.spis.get_mut(spi as usize)?;
         let here = u8::try_from(vcpu).unwrap_or(NO_VCPU);
-        let signalled =
-            self.enabled && bank.enabled & bank.group1 & mask != 0 && state.target == here;
-        let load = bank.load(mask, signalled);
-        state.owner = here;
-        if !load.active {
+        if bank.active & mask == 0 {
             state.active_priority = state.priority;
         }
+        // Pending and active together only if what becomes pending at the end of the active one
+        // then competes as it should.
+        let both = bank.active & mask == 0
+            || (room == Room::Enough && state.priority == state.active_priority);
+        let signalled =
+            both && self.enabled && bank.enabled & bank.group1 & mask != 0 && state.target == here;
+        let load = bank.load(mask, signalled);
+        let at_end = bank.at_end(mask);
+        state.owner = here;
         let priority = state.active_priority;
         let old = core::mem::replace(&mut state.slot, Slot::Nowhere);
         self.leave(old, spi);
@@ -283,6 +316,7 @@ impl Distributor {
             intid: spi.wrapping_add(FIRST_SPI),
             priority,
             load,
+            at_end,
         })
     }
 

@@ -2,11 +2,12 @@
 
 use crate::{
     Kicks, LrImage, MAX_LIST_REGISTERS,
-    bank::{Bank, Readback},
+    bank::{AtEnd, Bank, Load, Readback},
     bits::{Bits, bit},
-    distributor::{Distributor, FIRST_SPI},
-    lr::{HCR_EN, HCR_LRENPIE, HCR_NPIE, HCR_TDIR, ListRegister},
-    priority::level_of,
+    distributor::{FIRST_SPI, Room},
+    lpi::{Shared, Sources},
+    lr::{End, HCR_EN, HCR_LRENPIE, HCR_NPIE, HCR_TDIR, ListRegister},
+    priority::{PRIORITY_MASK, level_of},
 };
 
 /// SGIs are edge-triggered for good.
@@ -42,18 +43,58 @@ pub(crate) struct VcpuInterface {
     shadows: [Shadow; MAX_LIST_REGISTERS],
     live: usize,
     list_registers: usize,
+    /// An SPI is in a list register.
+    holds_spis: bool,
+    /// An LPI is in a list register.
+    holds_lpis: bool,
     /// SPIs wait for a free list register.
     spi_backlog: bool,
+    /// LPIs wait for a free list register.
+    lpi_backlog: bool,
     pub(crate) asleep: bool,
+    /// `GICR_CTLR.EnableLPIs`.
+    pub(crate) lpis_enabled: bool,
     pub(crate) propbaser: u64,
     pub(crate) pendbaser: u64,
+}
+
+/// What a fill goes by.
+#[derive(Clone, Copy)]
+struct Terms {
+    /// Group 1 is enabled in the distributor.
+    group1: bool,
+    room: Room,
 }
 
 /// Where the next interrupt for a list register comes from.
 #[derive(Clone, Copy)]
 enum Choice {
     Private(u32),
-    Spi(u32),
+    Shared(Shared),
+}
+
+/// An interrupt on its way into a list register.
+#[derive(Clone, Copy)]
+struct Loaded {
+    shadow: Shadow,
+    load: Load,
+    end: End,
+}
+
+impl Loaded {
+    fn shared(intid: u32, priority: u8, load: Load, at_end: AtEnd) -> Self {
+        Self {
+            shadow: Shadow {
+                intid,
+                priority,
+                from_latch: load.from_latch,
+                from_line: false,
+                hardware: false,
+            },
+            load,
+            end: at_end.into(),
+        }
+    }
 }
 
 impl VcpuInterface {
@@ -69,7 +110,11 @@ impl VcpuInterface {
             shadows: [Shadow::default(); MAX_LIST_REGISTERS],
             live: 0,
             list_registers,
+            holds_spis: false,
+            holds_lpis: false,
             spi_backlog: false,
+            lpi_backlog: false,
+            lpis_enabled: false,
             asleep: true,
             propbaser: 0,
             pendbaser: 0,
@@ -85,15 +130,22 @@ impl VcpuInterface {
         self.deactivate = deactivate;
     }
 
+    /// PPIs whose kind the guest may choose. Hardware PPIs are level-sensitive, as their physical
+    /// ones; for those the choice is the implementation's [IHI 0069 §12.11].
+    pub(crate) const fn configurable(&self) -> u32 {
+        !(SGIS | self.hardware)
+    }
+
     /// Whether the distributor has a part in taking out and filling the list registers.
+    #[inline]
     pub(crate) fn needs_spis(&self, image: &LrImage) -> bool {
-        self.spi_backlog
-            || image.eoi_count() != 0
-            || self
-                .shadows
-                .iter()
-                .take(self.live)
-                .any(|shadow| shadow.intid >= FIRST_SPI)
+        self.spi_backlog || self.holds_spis || image.eoi_count() != 0
+    }
+
+    /// Whether the LPI source has.
+    #[inline]
+    pub(crate) const fn needs_lpis(&self) -> bool {
+        self.lpi_backlog || self.holds_lpis
     }
 
     /// Whether any list register is in use.
@@ -162,15 +214,10 @@ impl VcpuInterface {
     }
 
     /// Takes everything out of the list registers, which the arch code read back into `image`.
-    pub(crate) fn sync(
-        &mut self,
-        vcpu: usize,
-        image: &mut LrImage,
-        mut spis: Option<&mut Distributor>,
-    ) -> Kicks {
+    pub(crate) fn sync(&mut self, image: &mut LrImage, sources: &mut Sources<'_>) -> Kicks {
         let mut kicks = Kicks::NONE;
         for _ in 0..image.eoi_count() {
-            kicks = kicks.union(self.end_outside(vcpu, spis.as_deref_mut()));
+            kicks = kicks.union(self.end_outside(sources));
         }
         let live = self.live;
         for index in 0..live {
@@ -186,21 +233,22 @@ impl VcpuInterface {
                 from_latch: shadow.from_latch,
             };
             *lr = ListRegister::INVALID;
-            if let Some(spi) = shadow.intid.checked_sub(FIRST_SPI) {
-                if let Some(spis) = spis.as_deref_mut() {
-                    kicks = kicks.union(spis.give_back(spi, readback));
-                }
-            } else {
+            if shadow.intid < FIRST_SPI {
                 self.fold_private(shadow, readback);
+            } else {
+                kicks = kicks.union(sources.give_back(shadow.intid, readback));
             }
         }
         self.live = 0;
+        self.holds_spis = false;
+        self.holds_lpis = false;
         image.stale = image.stale.max(image.live);
         image.live = 0;
         image.hcr = HCR_EN;
         kicks
     }
 
+    #[inline]
     fn fold_private(&mut self, shadow: Shadow, lr: Readback) {
         let mask = bit(shadow.intid);
         self.bank.fold(mask, lr);
@@ -223,74 +271,118 @@ impl VcpuInterface {
     }
 
     /// The guest ended the most urgent active interrupt that is in no list register.
-    fn end_outside(&mut self, vcpu: usize, spis: Option<&mut Distributor>) -> Kicks {
-        let spi = spis.as_deref().and_then(|spis| spis.first_active(vcpu));
+    fn end_outside(&mut self, sources: &mut Sources<'_>) -> Kicks {
         let outside = self.bank.active & !self.bank.held;
-        match pick(best(outside, &self.active_priorities), spi) {
-            Some((Choice::Private(intid), _)) => {
+        match pick(
+            best(outside, &self.active_priorities),
+            sources.first_active(),
+        ) {
+            Some(Choice::Private(intid)) => {
                 self.deactivate(intid);
                 Kicks::NONE
             }
-            Some((Choice::Spi(spi), _)) => spis.map_or(Kicks::NONE, |spis| spis.deactivate(spi)),
-            None => Kicks::NONE,
+            Some(Choice::Shared(Shared::Spi(spi))) => sources.deactivate(spi),
+            Some(Choice::Shared(Shared::Lpi(_))) | None => Kicks::NONE,
         }
     }
 
     /// Fills the list registers, which are empty. Active interrupts come first, because the guest
     /// ends them by number; one list register is kept for the most urgent pending one.
-    pub(crate) fn fill(
-        &mut self,
-        vcpu: usize,
-        group1: bool,
-        mut spis: Option<&mut Distributor>,
-        image: &mut LrImage,
-    ) {
-        let mut hcr = HCR_EN;
-        let mut used = 0_usize;
+    pub(crate) fn fill(&mut self, image: &mut LrImage, sources: &mut Sources<'_>) {
+        let group1 = sources.group1;
         let mut active = self.bank.active & !self.bank.held;
         let mut pending = if group1 { self.bank.deliverable() } else { 0 };
-        let first_spi = spis.as_deref().and_then(|spis| spis.first_pending(vcpu));
-        let first_active = spis.as_deref().and_then(|spis| spis.first_active(vcpu));
-        if active != 0 || first_active.is_some() {
-            let mut room = self.list_registers;
-            if pending != 0 || first_spi.is_some() {
-                room = room.saturating_sub(1);
+        if active == 0 && sources.is_empty() {
+            self.fill_with_private_pending(pending, image);
+            return;
+        }
+        let shared_active = sources.first_active();
+        let shared_pending = sources.first_pending();
+        let wanted = ((active | pending).count_ones() as usize).saturating_add(sources.waiting());
+        let terms = Terms {
+            group1,
+            room: if wanted <= self.list_registers {
+                Room::Enough
+            } else {
+                Room::Tight
+            },
+        };
+        let mut hcr = HCR_EN;
+        let mut used = 0_usize;
+        if active != 0 || shared_active.is_some() {
+            let mut limit = self.list_registers;
+            if pending != 0 || shared_pending.is_some() {
+                limit = limit.saturating_sub(1);
             }
             loop {
-                let spi = spis.as_deref().and_then(|spis| spis.first_active(vcpu));
-                let Some((choice, _)) = pick(best(active, &self.active_priorities), spi) else {
+                let private = best(active, &self.active_priorities);
+                let Some(choice) = pick(private, sources.first_active()) else {
                     break;
                 };
-                if used == room {
+                if used >= limit {
                     hcr |= HCR_LRENPIE | HCR_TDIR;
                     break;
                 }
                 if let Choice::Private(intid) = choice {
                     active &= !bit(intid);
                 }
-                self.put(used, vcpu, group1, choice, spis.as_deref_mut(), image);
+                self.put(used, terms, choice, sources, image);
                 used = used.saturating_add(1);
             }
         }
         loop {
-            let spi = spis.as_deref().and_then(|spis| spis.first_pending(vcpu));
-            let Some((choice, _)) = pick(best(pending, &self.priorities), spi) else {
+            let private = best(pending, &self.priorities);
+            let Some(choice) = pick(private, sources.first_pending()) else {
                 break;
             };
-            if used == self.list_registers {
+            if used >= self.list_registers {
                 hcr |= HCR_NPIE;
                 break;
             }
             if let Choice::Private(intid) = choice {
                 pending &= !bit(intid);
             }
-            self.put(used, vcpu, group1, choice, spis.as_deref_mut(), image);
+            self.put(used, terms, choice, sources, image);
             used = used.saturating_add(1);
         }
-        if let Some(spis) = spis {
-            self.spi_backlog =
-                spis.first_pending(vcpu).is_some() || spis.first_active(vcpu).is_some();
+        if sources.spis.is_some() {
+            self.spi_backlog = sources.has_spi();
         }
+        if sources.lpis.is_some() {
+            self.lpi_backlog = sources.has_lpi();
+        }
+        self.finish(used, hcr, image);
+    }
+
+    /// The plain case, for speed: nothing is active, no SPI is in play.
+    fn fill_with_private_pending(&mut self, pending: u32, image: &mut LrImage) {
+        let terms = Terms {
+            group1: true,
+            room: Room::Enough,
+        };
+        let mut left = pending;
+        let mut used = 0_usize;
+        let mut hcr = HCR_EN;
+        while left != 0 {
+            if used >= self.list_registers {
+                hcr |= HCR_NPIE;
+                break;
+            }
+            let intid = if left.is_power_of_two() {
+                left.trailing_zeros()
+            } else {
+                best(left, &self.priorities).map_or(0, |(_, intid)| intid)
+            };
+            left &= !bit(intid);
+            let loaded = self.take_private(intid, terms);
+            self.place(used, &loaded, image);
+            used = used.saturating_add(1);
+        }
+        self.finish(used, hcr, image);
+    }
+
+    #[inline]
+    fn finish(&mut self, used: usize, hcr: u64, image: &mut LrImage) {
         let live = u8::try_from(used).unwrap_or(0);
         self.live = used;
         image.live = live;
@@ -300,67 +392,86 @@ impl VcpuInterface {
         image.deactivate = core::mem::take(&mut self.deactivate);
     }
 
+    #[inline]
+    fn place(&mut self, index: usize, loaded: &Loaded, image: &mut LrImage) {
+        let Loaded { shadow, load, end } = *loaded;
+        if let (Some(slot), Some(register)) =
+            (self.shadows.get_mut(index), image.registers.get_mut(index))
+        {
+            *slot = shadow;
+            *register = ListRegister::new(shadow.intid, shadow.priority, load, end);
+        }
+    }
+
     /// Puts one interrupt into list register `index`.
     fn put(
         &mut self,
         index: usize,
-        vcpu: usize,
-        group1: bool,
+        terms: Terms,
         choice: Choice,
-        spis: Option<&mut Distributor>,
+        sources: &mut Sources<'_>,
         image: &mut LrImage,
     ) {
-        let (Some(shadow), Some(lr)) =
-            (self.shadows.get_mut(index), image.registers.get_mut(index))
-        else {
-            return;
+        let loaded = match choice {
+            Choice::Private(intid) => Some(self.take_private(intid, terms)),
+            Choice::Shared(Shared::Spi(spi)) => {
+                self.holds_spis = true;
+                sources.take_spi(spi, terms.room).map(|taken| {
+                    Loaded::shared(taken.intid, taken.priority, taken.load, taken.at_end)
+                })
+            }
+            Choice::Shared(Shared::Lpi(lpi)) => {
+                self.holds_lpis = true;
+                sources.take_lpi(lpi);
+                let load = Load {
+                    pending: true,
+                    active: false,
+                    from_latch: true,
+                };
+                let priority = lpi.priority & PRIORITY_MASK;
+                Some(Loaded::shared(lpi.intid, priority, load, AtEnd::Nothing))
+            }
         };
-        match choice {
-            Choice::Spi(spi) => {
-                let Some(taken) = spis.and_then(|spis| spis.take(spi, vcpu)) else {
-                    return;
-                };
-                *shadow = Shadow {
-                    intid: taken.intid,
-                    priority: taken.priority,
-                    from_latch: taken.load.from_latch,
-                    from_line: false,
-                    hardware: false,
-                };
-                *lr = ListRegister::new(taken.intid, taken.priority, taken.load, None);
-            }
-            Choice::Private(intid) => {
-                let mask = bit(intid);
-                let was_active = self.bank.active & mask != 0;
-                // Pending and active is not allowed with a physical interrupt behind it.
-                let signalled = group1
-                    && self.bank.enabled & self.bank.group1 & mask != 0
-                    && !(was_active && self.hardware & mask != 0);
-                let load = self.bank.load(mask, signalled);
-                let priorities = if was_active {
-                    &self.active_priorities
-                } else {
-                    &self.priorities
-                };
-                let priority = priorities.get(intid as usize).copied().unwrap_or(0);
-                // With its line as the reason to be pending, a hardware PPI has nothing more to
-                // do when it ends; only a pending state set by software asks for more.
-                let again = was_active && self.bank.latch & mask != 0;
-                let hardware = self.physical_active & mask != 0 && !again;
-                let from_line = load.pending && self.bank.line & self.hardware & mask != 0;
-                if from_line {
-                    self.bank.lower(mask);
-                }
-                *shadow = Shadow {
-                    intid,
-                    priority,
-                    from_latch: load.from_latch,
-                    from_line,
-                    hardware,
-                };
-                *lr = ListRegister::new(intid, priority, load, hardware.then_some(intid));
-            }
+        if let Some(loaded) = loaded {
+            self.place(index, &loaded, image);
         }
+    }
+
+    #[inline]
+    fn take_private(&mut self, intid: u32, terms: Terms) -> Loaded {
+        let mask = bit(intid);
+        let hardware = self.hardware & mask;
+        let priority = self.priorities.get(intid as usize).copied().unwrap_or(0);
+        let mut both = true;
+        let mut level = priority;
+        if self.bank.active & mask != 0 {
+            level = self
+                .active_priorities
+                .get(intid as usize)
+                .copied()
+                .unwrap_or(0);
+            // Pending and active together only if what becomes pending at the end of the active
+            // one then competes as it should.
+            both = terms.room == Room::Enough && level == priority;
+        }
+        let enabled = self.bank.enabled & self.bank.group1 & mask != 0;
+        let load = self.bank.load(mask, both && terms.group1 && enabled);
+        let from_line = load.pending && self.bank.line & hardware != 0;
+        if from_line {
+            self.bank.lower(mask);
+        }
+        let end = match self.bank.at_end(mask) {
+            AtEnd::Nothing if self.physical_active & mask != 0 => End::Physical(intid),
+            at_end => at_end.into(),
+        };
+        let shadow = Shadow {
+            intid,
+            priority: level,
+            from_latch: load.from_latch,
+            from_line,
+            hardware: matches!(end, End::Physical(_)),
+        };
+        Loaded { shadow, load, end }
     }
 
     /// The most urgent private interrupt that waits to be signalled: its level.
@@ -384,15 +495,13 @@ fn best(set: u32, priorities: &[u8; 32]) -> Option<(u32, u32)> {
     best
 }
 
-/// The more urgent of a private interrupt and an SPI; the private one among equals, since its
-/// number is lower.
-fn pick(private: Option<(u32, u32)>, spi: Option<(u32, u32)>) -> Option<(Choice, u32)> {
-    match (private, spi) {
-        (Some((level, intid)), Some((other, _))) if level <= other => {
-            Some((Choice::Private(intid), level))
-        }
-        (_, Some((level, spi))) => Some((Choice::Spi(spi), level)),
-        (Some((level, intid)), None) => Some((Choice::Private(intid), level)),
+/// The more urgent of a private and a shared interrupt, each with its level; the private one among
+/// equals, since its number is lower.
+fn pick(private: Option<(u32, u32)>, shared: Option<(u32, Shared)>) -> Option<Choice> {
+    match (private, shared) {
+        (Some((level, intid)), Some((other, _))) if level <= other => Some(Choice::Private(intid)),
+        (_, Some((_, shared))) => Some(Choice::Shared(shared)),
+        (Some((_, intid)), None) => Some(Choice::Private(intid)),
         (None, None) => None,
     }
 }

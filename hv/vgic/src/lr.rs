@@ -1,6 +1,6 @@
 //! List registers and the other registers of the hypervisor's side of the virtual CPU interface.
 
-use crate::bank::Load;
+use crate::bank::{AtEnd, Load};
 
 /// The most list registers the architecture has [IHI 0069 §12.4].
 pub const MAX_LIST_REGISTERS: usize = 16;
@@ -13,6 +13,26 @@ pub(crate) const HCR_LRENPIE: u64 = 1 << 2;
 pub(crate) const HCR_NPIE: u64 = 1 << 3;
 /// `ICH_HCR_EL2.TDIR`: trap writes of `ICC_DIR_EL1`.
 pub(crate) const HCR_TDIR: u64 = 1 << 14;
+
+/// What the guest's deactivation of an interrupt brings about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum End {
+    /// Nothing.
+    Quiet,
+    /// A maintenance interrupt.
+    Maintenance,
+    /// The deactivation of a physical interrupt.
+    Physical(u32),
+}
+
+impl From<AtEnd> for End {
+    fn from(at_end: AtEnd) -> Self {
+        match at_end {
+            AtEnd::Nothing => Self::Quiet,
+            AtEnd::Again => Self::Maintenance,
+        }
+    }
+}
 
 /// What an `ICH_LR<n>_EL2` holds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -34,7 +54,7 @@ impl ListRegister {
         Self(bits)
     }
 
-    pub(crate) const fn new(intid: u32, priority: u8, load: Load, physical: Option<u32>) -> Self {
+    pub(crate) const fn new(intid: u32, priority: u8, load: Load, end: End) -> Self {
         let mut bits = intid as u64 | (priority as u64) << 48 | Self::GROUP1;
         if load.pending {
             bits |= Self::PENDING;
@@ -42,10 +62,10 @@ impl ListRegister {
         if load.active {
             bits |= Self::ACTIVE;
         }
-        match physical {
-            Some(physical) => bits |= Self::HW | (physical as u64 & 0x1fff) << 32,
-            None if load.more => bits |= Self::EOI,
-            None => {}
+        match end {
+            End::Quiet => {}
+            End::Maintenance => bits |= Self::EOI,
+            End::Physical(intid) => bits |= Self::HW | (intid as u64 & 0x1fff) << 32,
         }
         Self(bits)
     }

@@ -6,11 +6,11 @@ use core::sync::atomic::{AtomicU32, Ordering};
 pub(crate) const REFILL: u32 = 1 << 16;
 /// The SPIs meant for this vCPU want another look.
 pub(crate) const SPIS: u32 = 1 << 17;
-/// What the vCPU itself has yet to do before it enters the guest: as [`REFILL`] and as [`SPIS`].
-/// Nobody was kicked for these, so they keep nobody from being kicked.
-pub(crate) const OWED: u32 = 1 << 18;
-/// See [`OWED`].
-pub(crate) const OWED_SPIS: u32 = 1 << 19;
+/// The LPIs for this vCPU want another look.
+pub(crate) const LPIS: u32 = 1 << 18;
+/// The vCPU itself has yet to look at everything before it enters the guest. Nobody was kicked for
+/// this, so it keeps nobody from being kicked.
+pub(crate) const OWED: u32 = 1 << 19;
 /// The SGIs of a mailbox.
 const SGIS: u32 = 0xffff;
 
@@ -22,12 +22,12 @@ impl Mailbox {
     /// Adds `bits`. Says whether a kick is needed: when there is mail already, its vCPU has been
     /// kicked for that and will empty the box before it enters the guest.
     pub(crate) fn post(&self, bits: u32) -> bool {
-        self.0.fetch_or(bits, Ordering::AcqRel) & !(OWED | OWED_SPIS) == 0
+        self.0.fetch_or(bits, Ordering::AcqRel) & !OWED == 0
     }
 
     /// Takes everything, but owes to look at it all again.
     pub(crate) fn postpone(&self) -> u32 {
-        self.0.swap(OWED | OWED_SPIS, Ordering::AcqRel)
+        self.0.swap(OWED, Ordering::AcqRel)
     }
 
     /// Takes everything.

@@ -22,6 +22,7 @@ pub(crate) struct PrioritySet {
     /// For each level, `words` words of members.
     members: Box<[u32]>,
     words: usize,
+    count: usize,
 }
 
 impl PrioritySet {
@@ -32,29 +33,34 @@ impl PrioritySet {
             summaries: [0; 32],
             members: vec![0; words.saturating_mul(32)].into_boxed_slice(),
             words,
+            count: 0,
         }
     }
 
-    /// Whether there is no member.
-    #[cfg(test)]
-    pub(crate) const fn is_empty(&self) -> bool {
-        self.levels == 0
+    /// How many members there are.
+    pub(crate) const fn len(&self) -> usize {
+        self.count
     }
 
     /// Adds an SPI.
     pub(crate) fn insert(&mut self, level: u32, spi: u32) {
         let word = spi >> 5;
-        if let Some((summary, members)) = self.parts(level, word) {
+        if let Some((summary, members)) = self.parts(level, word)
+            && *members & bit(spi) == 0
+        {
             *members |= bit(spi);
             *summary |= bit(word);
             self.levels |= bit(level);
+            self.count = self.count.saturating_add(1);
         }
     }
 
     /// Takes an SPI out.
     pub(crate) fn remove(&mut self, level: u32, spi: u32) {
         let word = spi >> 5;
-        if let Some((summary, members)) = self.parts(level, word) {
+        if let Some((summary, members)) = self.parts(level, word)
+            && *members & bit(spi) != 0
+        {
             *members &= !bit(spi);
             if *members == 0 {
                 *summary &= !bit(word);
@@ -62,6 +68,7 @@ impl PrioritySet {
                     self.levels &= !bit(level);
                 }
             }
+            self.count = self.count.saturating_sub(1);
         }
     }
 
@@ -111,7 +118,7 @@ mod tests {
                     model.remove(&(level, spi));
                 }
                 assert_eq!(set.first(), model.first().copied());
-                assert_eq!(set.is_empty(), model.is_empty());
+                assert_eq!(set.len(), model.len());
             }
         }
     }

@@ -11,11 +11,16 @@ use crate::{
 /// The SGI frame follows the RD frame.
 const SGI_FRAME: u32 = 0x1_0000;
 const SGI_FRAME_LAST: u32 = 0x1_ffff;
+const CTLR: u32 = 0x0000;
 const IIDR: u32 = 0x0004;
 const TYPER: u32 = 0x0008;
 const WAKER: u32 = 0x0014;
 const PROPBASER: u32 = 0x0070;
 const PENDBASER: u32 = 0x0078;
+/// `GICR_CTLR.EnableLPIs`.
+const CTLR_ENABLE_LPIS: u32 = 1 << 0;
+/// `GICR_CTLR.CES`: `EnableLPIs` can be cleared again.
+const CTLR_CES: u32 = 1 << 1;
 /// `GICR_WAKER.ProcessorSleep`.
 const PROCESSOR_SLEEP: u32 = 1 << 1;
 /// `GICR_WAKER.ChildrenAsleep`.
@@ -36,13 +41,19 @@ pub(crate) struct Identity {
     pub(crate) vcpu: u32,
     pub(crate) affinity: Affinity,
     pub(crate) is_last: bool,
+    /// There is a source of LPIs.
+    pub(crate) has_lpis: bool,
 }
 
 impl Identity {
-    /// `GICR_TYPER`: affinity, processor number, `Last`; no LPIs, 16 PPIs.
+    /// `GICR_TYPER`: affinity, processor number, `Last`, `PLPIS`; 16 PPIs.
     fn typer(self) -> u64 {
         let last = if self.is_last { 1 << 4 } else { 0 };
-        double(self.affinity.bits(), (self.vcpu & 0xffff) << 8 | last)
+        let lpis = u32::from(self.has_lpis);
+        double(
+            self.affinity.bits(),
+            (self.vcpu & 0xffff) << 8 | last | lpis,
+        )
     }
 }
 
@@ -55,6 +66,8 @@ pub(crate) enum Effect {
     Refill,
     /// `GICR_WAKER.ProcessorSleep` changed.
     Waker,
+    /// `GICR_CTLR.EnableLPIs` changed.
+    Lpis,
 }
 
 impl VcpuInterface {
@@ -72,6 +85,9 @@ impl VcpuInterface {
             PENDBASER => self.pendbaser,
             _ => {
                 return match (offset, width) {
+                    (CTLR, Width::Word) if identity.has_lpis => {
+                        u64::from(CTLR_CES | u32::from(self.lpis_enabled))
+                    }
                     (IIDR, Width::Word) => IIDR_VALUE.into(),
                     (WAKER, Width::Word) if self.asleep => {
                         u64::from(PROCESSOR_SLEEP | CHILDREN_ASLEEP)
@@ -115,7 +131,13 @@ impl VcpuInterface {
     }
 
     /// Writes the register at `offset` of the two frames.
-    pub(crate) fn write_register(&mut self, offset: u32, width: Width, value: u64) -> Effect {
+    pub(crate) fn write_register(
+        &mut self,
+        identity: Identity,
+        offset: u32,
+        width: Width,
+        value: u64,
+    ) -> Effect {
         if !width.aligned(offset) {
             return Effect::Nothing;
         }
@@ -123,6 +145,14 @@ impl VcpuInterface {
             return self.write_sgi_frame(offset & 0xffff, width, low(value));
         }
         match (offset, width) {
+            (CTLR, Width::Word) if identity.has_lpis => {
+                let enabled = low(value) & CTLR_ENABLE_LPIS != 0;
+                if enabled == self.lpis_enabled {
+                    return Effect::Nothing;
+                }
+                self.lpis_enabled = enabled;
+                return Effect::Lpis;
+            }
             (WAKER, Width::Word) => {
                 let asleep = low(value) & PROCESSOR_SLEEP != 0;
                 if asleep == self.asleep {
@@ -166,7 +196,7 @@ impl VcpuInterface {
             }
             (ICFGR1, Width::Word) => {
                 let edges = gather_edges(value) << 16;
-                self.bank.edge = replace(self.bank.edge, 0xffff_0000, edges);
+                self.bank.edge = replace(self.bank.edge, self.configurable(), edges);
                 Effect::Refill
             }
             (_, Width::Word) => match BitRegister::at(offset) {

@@ -1,6 +1,6 @@
 //! A VM's interrupt controller as a whole.
 
-use alloc::boxed::Box;
+use alloc::{boxed::Box, sync::Arc};
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use spin::Mutex;
@@ -11,7 +11,8 @@ use crate::{
     bits::low,
     distributor::{Distributor, FIRST_SPI},
     interface::VcpuInterface,
-    mailbox::{Mailbox, OWED, OWED_SPIS, REFILL, SPIS},
+    lpi::{LpiSource, LpiTables, Sources},
+    mailbox::{LPIS, Mailbox, OWED, REFILL, SPIS},
     redistributor::{Effect, Identity},
     sgi::Sgi,
 };
@@ -63,6 +64,7 @@ pub struct Vgic {
     distributor: Mutex<Distributor>,
     /// `GICD_CTLR.EnableGrp1`, for those who do not hold the distributor.
     enabled: AtomicBool,
+    lpis: Option<Arc<dyn LpiSource>>,
 }
 
 impl Vgic {
@@ -96,16 +98,30 @@ impl Vgic {
             topology,
             vcpus,
             enabled: AtomicBool::new(false),
+            lpis: None,
         })
+    }
+
+    /// The GIC with LPIs from `source`, which `GICD_TYPER` and `GICR_TYPER` then speak of.
+    #[must_use]
+    pub fn with_lpis(mut self, source: Arc<dyn LpiSource>) -> Self {
+        self.lpis = Some(source);
+        self.distributor.get_mut().have_lpis();
+        self
     }
 
     /// Back to the state at creation, for a VM that starts again; input lines stay as they are.
     /// No vCPU of the VM may be in the guest, and every [`LrImage`] has to be made anew.
     pub fn reset(&self) {
-        for vcpu in &self.vcpus {
-            vcpu.interface.lock().reset();
+        for (index, vcpu) in self.vcpus.iter().enumerate() {
+            let mut interface = vcpu.interface.lock();
+            interface.reset();
+            if let Some(lpis) = &self.lpis {
+                lpis.set_tables(index, None);
+            }
+            drop(interface);
             vcpu.mailbox.take();
-            vcpu.mailbox.post(OWED | OWED_SPIS);
+            vcpu.mailbox.post(OWED);
         }
         self.distributor.lock().reset();
         self.enabled.store(false, Ordering::Release);
@@ -141,13 +157,17 @@ impl Vgic {
         if !interface.is_loaded() {
             return Kicks::NONE;
         }
-        let kicks = if interface.needs_spis(image) {
-            let mut distributor = self.distributor.lock();
-            interface.sync(vcpu, image, Some(&mut distributor))
-        } else {
-            interface.sync(vcpu, image, None)
+        let lpis = self.lpis.as_deref().filter(|_| interface.needs_lpis());
+        let mut distributor = interface.needs_spis(image).then(|| self.distributor.lock());
+        let mut sources = Sources {
+            vcpu,
+            group1: false,
+            spis: distributor.as_deref_mut(),
+            lpis,
         };
-        this.mailbox.post(OWED | OWED_SPIS);
+        let kicks = interface.sync(image, &mut sources);
+        drop(distributor);
+        this.mailbox.post(OWED);
         drop(interface);
         self.post_spis(kicks.without(u32::try_from(vcpu).unwrap_or(u32::MAX)))
     }
@@ -165,19 +185,23 @@ impl Vgic {
         let mut interface = this.interface.lock();
         let mail = this.mailbox.take();
         interface.receive_sgis(mail);
-        if mail & (SPIS | OWED_SPIS) != 0 || interface.needs_spis(image) {
-            let mut distributor = self.distributor.lock();
-            let kicks = interface.sync(vcpu, image, Some(&mut distributor));
-            interface.fill(vcpu, group1, Some(&mut distributor), image);
-            drop(distributor);
-            drop(interface);
-            self.post_spis(kicks.without(u32::try_from(vcpu).unwrap_or(u32::MAX)))
-        } else {
-            // Without SPIs in play nothing here can concern another vCPU.
-            let _ = interface.sync(vcpu, image, None);
-            interface.fill(vcpu, group1, None, image);
-            Kicks::NONE
-        }
+        let lpis = self
+            .lpis
+            .as_deref()
+            .filter(|_| mail & (LPIS | OWED) != 0 || interface.needs_lpis());
+        let wants_spis = mail & (SPIS | OWED) != 0 || interface.needs_spis(image);
+        let mut distributor = wants_spis.then(|| self.distributor.lock());
+        let mut sources = Sources {
+            vcpu,
+            group1,
+            spis: distributor.as_deref_mut(),
+            lpis,
+        };
+        let kicks = interface.sync(image, &mut sources);
+        interface.fill(image, &mut sources);
+        drop(distributor);
+        drop(interface);
+        self.post_spis(kicks.without(u32::try_from(vcpu).unwrap_or(u32::MAX)))
     }
 
     /// Whether a vCPU that has been synced has an interrupt that its CPU interface would signal
@@ -189,12 +213,18 @@ impl Vgic {
         };
         let mut interface = this.interface.lock();
         interface.receive_sgis(this.mailbox.postpone());
-        let private = interface.first_pending(self.enabled.load(Ordering::Acquire));
-        let spi = self.distributor.lock().first_pending(vcpu);
-        let level = match (private, spi) {
-            (Some(private), Some((spi, _))) => private.min(spi),
-            (Some(level), None) | (None, Some((level, _))) => level,
-            (None, None) => return false,
+        let group1 = self.enabled.load(Ordering::Acquire);
+        let private = interface.first_pending(group1);
+        let mut distributor = self.distributor.lock();
+        let sources = Sources {
+            vcpu,
+            group1,
+            spis: Some(&mut distributor),
+            lpis: self.lpis.as_deref(),
+        };
+        let shared = sources.first_pending().map(|(level, _)| level);
+        let Some(level) = private.into_iter().chain(shared).min() else {
+            return false;
         };
         level.wrapping_shl(3) < u32::from(context.threshold())
     }
@@ -239,15 +269,16 @@ impl Vgic {
     /// Writes the redistributor of `vcpu` at `offset` of its two frames. Takes that vCPU's lock,
     /// for `GICR_WAKER` the distributor's too.
     pub fn write_redistributor(&self, vcpu: usize, offset: u64, width: Width, value: u64) -> Kicks {
-        let (Some(this), Some(offset)) = (
+        let (Some(this), Some(offset), Some(identity)) = (
             self.vcpus.get(vcpu),
             frame_offset(offset, crate::REDISTRIBUTOR_BYTES),
+            self.identity(vcpu),
         ) else {
             return Kicks::NONE;
         };
         let mut interface = this.interface.lock();
         interface.receive_sgis(this.mailbox.take_sgis());
-        match interface.write_register(offset, width, value) {
+        match interface.write_register(identity, offset, width, value) {
             Effect::Nothing => Kicks::NONE,
             Effect::Refill => {
                 drop(interface);
@@ -258,6 +289,17 @@ impl Vgic {
                 let kicks = self.distributor.lock().set_awake(vcpu, awake);
                 drop(interface);
                 self.post_spis(kicks)
+            }
+            Effect::Lpis => {
+                let tables = interface.lpis_enabled.then_some(LpiTables {
+                    propbaser: interface.propbaser,
+                    pendbaser: interface.pendbaser,
+                });
+                if let Some(lpis) = &self.lpis {
+                    lpis.set_tables(vcpu, tables);
+                }
+                drop(interface);
+                self.post_lpis(vcpu)
             }
         }
     }
@@ -323,6 +365,11 @@ impl Vgic {
         }
     }
 
+    /// The LPIs that wait for a vCPU are not what they were: see [`LpiSource`]. Takes no lock.
+    pub fn post_lpis(&self, vcpu: usize) -> Kicks {
+        self.post_one(vcpu, LPIS)
+    }
+
     /// The hardware PPIs whose physical interrupt has to be active on the core while this vCPU is
     /// on it: what a switch of vCPUs saves and restores. Takes the vCPU's lock.
     #[must_use]
@@ -358,6 +405,7 @@ impl Vgic {
             vcpu: u32::try_from(vcpu).ok()?,
             affinity: self.topology.affinity(vcpu)?,
             is_last: vcpu.checked_add(1)? == self.vcpus.len(),
+            has_lpis: self.lpis.is_some(),
         })
     }
 

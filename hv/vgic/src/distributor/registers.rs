@@ -276,11 +276,17 @@ impl Distributor {
         all
     }
 
-    /// `GICD_TYPER`: `ITLinesNumber`, ten INTID bits, no LPIs, no message-based SPIs, no extended
-    /// SPIs, 1-of-N supported; `A3V` and `RSS` as the machine has them.
+    /// `GICD_TYPER`: no message-based SPIs, no extended SPIs, 1-of-N supported; the rest as the
+    /// machine is.
     fn typer(&self) -> u32 {
+        // Without LPIs INTIDs have ten bits, with them sixteen.
+        let (lpis, intid_bits) = if self.lpis {
+            (1 << 17, 16_u32)
+        } else {
+            (0, 10)
+        };
         let lines = u32::try_from(self.banks.len()).unwrap_or(0) & 0x1f;
-        let mut typer = lines | 9 << 19;
+        let mut typer = lines | lpis | intid_bits.wrapping_sub(1) << 19;
         if self.a3v {
             typer |= bit(24);
         }

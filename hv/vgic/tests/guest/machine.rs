@@ -45,7 +45,7 @@ impl CpuInterface {
     fn highest(&self) -> Option<usize> {
         (0..self.lrs.len())
             .filter(|&i| self.lrs[i] >> 62 == 1 && self.lrs[i] >> 60 & 1 == 1)
-            .min_by_key(|&i| Self::priority(self.lrs[i]))
+            .min_by_key(|&i| (Self::priority(self.lrs[i]), self.lrs[i] as u32))
             .filter(|&i| {
                 let priority = Self::priority(self.lrs[i]);
                 priority < self.pmr.into() && priority < self.running()

@@ -5,4 +5,9 @@
 )]
 
 mod behaviour;
+mod cores;
+mod linux;
+mod lpis;
 mod machine;
+mod model;
+mod registers;
