@@ -8,6 +8,7 @@ fn main() {
         &format!("-T{script}"),
         "-zmax-page-size=4096",
         "--gc-sections",
+        "--icf=all",
     ] {
         println!("cargo:rustc-link-arg={arg}");
     }

@@ -32,6 +32,8 @@ pub(crate) enum Command {
     Build(BuildOptions),
     /// Run the tests: on the host, then on the boards
     Test(TestOptions),
+    /// Measure: instruction counts, on screen and as JSON in `target/bench/`
+    Bench(BenchOptions),
     /// List what is in a boot bundle: its files, and its manifest as device tree source
     Bundle {
         /// The bundle
@@ -148,6 +150,16 @@ pub(crate) struct TestOptions {
     /// Every combination of the large matrices, not a sample in which every pair occurs
     #[arg(long)]
     pub(crate) full: bool,
+}
+
+/// Options of `bench`.
+#[derive(Debug, Clone, Args)]
+#[command(after_help = "\
+Figures are counts under --icount, not times: every machine gets the same. The exit status is 1 when
+one is over its limit.")]
+pub(crate) struct BenchOptions {
+    /// One bench; all when left out
+    pub(crate) name: Option<String>,
 }
 
 impl RunOptions {

@@ -4,6 +4,7 @@
 //! `cargo xtask --help` is the user's page. The commands, their options and exit statuses are a
 //! contract that scripts rely on.
 
+mod bench;
 mod board;
 mod build;
 mod child;
@@ -43,6 +44,7 @@ fn main() -> ExitCode {
             print!("{text}");
             0
         }),
+        cli::Command::Bench(options) => bench::command(&options),
         cli::Command::Lint => lint::lint(),
         cli::Command::Doctor => doctor::doctor(),
     };

@@ -256,7 +256,7 @@ impl Machine {
         let parent = node.parent();
         // Only what is directly below /cpus counts; `status` of a CPU is a fact of its own.
         if parent.is_some_and(|parent| {
-            parent.name() == "cpus" && parent.parent() == Some(parent.tree().root())
+            parent.is_named("cpus") && parent.parent() == Some(parent.tree().root())
         }) {
             cpus::cpu(node, &mut self.cpus)?;
             if self.power.is_none() {
@@ -267,10 +267,10 @@ impl Machine {
             return Ok(());
         }
         memory::memory(node, spans)?;
-        if parent.is_some_and(|parent| parent.name() == "reserved-memory") {
+        if parent.is_some_and(|parent| parent.is_named("reserved-memory")) {
             memory::reserved_memory(node, &mut self.reservations, &mut self.notes)?;
         }
-        if node.name() == "rtas" && parent == Some(node.tree().root()) {
+        if node.is_named("rtas") && parent == Some(node.tree().root()) {
             self.rtas = Some(rtas::rtas(node)?);
         }
         if let Some(controller) = interrupts::controller(node)? {

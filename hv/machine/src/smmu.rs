@@ -97,10 +97,11 @@ pub(crate) fn masters(
     let mut cells = node.cells("iommus")?;
     let bytes = cells.bytes();
     while let Some(phandle) = cells.next() {
-        let iommu = node
-            .tree()
-            .by_phandle(phandle)
-            .ok_or_else(|| node.error("iommus", Problem::Phandle(phandle)))?;
+        // What cannot be followed is not assigned; it is no reason not to boot.
+        let Some(iommu) = node.tree().by_phandle(phandle) else {
+            note(notes, || Note::UnknownIommu(node.path()));
+            return Ok(());
+        };
         let count = iommu.u32("#iommu-cells")?.unwrap_or_default();
         if count > 4 {
             return Err(iommu.error("#iommu-cells", Problem::Cells { cells: count }));

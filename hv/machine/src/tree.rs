@@ -77,25 +77,55 @@ impl Status {
     }
 }
 
-pub(crate) struct NodeData<'a> {
-    name: &'a str,
-    parent: usize,
-    /// The `FDT_PROP` tokens of the node, checked.
-    properties: &'a [u8],
-    compatible: &'a [u8],
-    device_type: &'a [u8],
-    address_cells: u32,
-    size_cells: u32,
+/// A node in 32 bytes: offsets into the structure block, so that the index of a large tree fits a
+/// small heap.
+struct NodeData {
+    /// Of the name; its text was checked.
+    name: u32,
+    /// Of the first token of its properties, which were checked.
+    properties: u32,
+    properties_end: u32,
+    compatible: u32,
+    compatible_end: u32,
+    /// 0 when there is none.
+    device_type: u32,
+    parent: u16,
+    /// [`MANY_CELLS`] for that many or more.
+    address_cells: u8,
+    size_cells: u8,
     status: Status,
     /// Neither the node nor one above it is switched off.
     available: bool,
 }
 
+const _: () = assert!(size_of::<NodeData>() == 32);
+const _: () = assert!(MAX_BYTES < u32::MAX as usize && MAX_NODES <= u16::MAX as usize);
+
+const MANY_CELLS: u8 = u8::MAX;
+
+fn few_cells(cells: Option<u32>) -> u8 {
+    cells
+        .and_then(|cells| u8::try_from(cells).ok())
+        .unwrap_or(MANY_CELLS)
+}
+
+/// An offset into a block of at most [`MAX_BYTES`].
+fn offset(at: usize) -> u32 {
+    u32::try_from(at).unwrap_or(u32::MAX)
+}
+
+/// The bytes from one such offset to another.
+fn between(block: &[u8], start: u32, end: u32) -> &[u8] {
+    let at = |offset| usize::try_from(offset).unwrap_or(usize::MAX);
+    block.get(at(start)..at(end)).unwrap_or_default()
+}
+
 /// A device tree: nodes in document order, the root first.
 pub(crate) struct Tree<'a> {
     reservations: &'a [u8],
+    structure: &'a [u8],
     strings: &'a [u8],
-    nodes: Vec<NodeData<'a>>,
+    nodes: Vec<NodeData>,
     /// Sorted by phandle.
     phandles: Vec<(u32, usize)>,
 }
@@ -180,20 +210,21 @@ impl<'a> Tree<'a> {
             })?;
         let mut tree = Self {
             reservations: reservations.get(..end).unwrap_or_default(),
+            structure,
             strings,
             nodes: Vec::new(),
             phandles: Vec::new(),
         };
-        tree.index(structure)
-            .map_err(|(at, problem)| Error::Structure {
-                offset: structure_at.saturating_add(at),
-                problem,
-            })?;
+        tree.index().map_err(|(at, problem)| Error::Structure {
+            offset: structure_at.saturating_add(at),
+            problem,
+        })?;
         Ok(tree)
     }
 
     /// Reads the structure block; errors carry the offset in it.
-    fn index(&mut self, structure: &'a [u8]) -> Result<(), (usize, Malformed)> {
+    fn index(&mut self) -> Result<(), (usize, Malformed)> {
+        let structure = self.structure;
         let mut at = 0usize;
         let mut open: Vec<usize> = Vec::new();
         loop {
@@ -209,6 +240,7 @@ impl<'a> Tree<'a> {
                     if self.nodes.len() >= MAX_NODES {
                         return Err((here, Malformed::Nodes));
                     }
+                    let name_at = at;
                     let name = structure
                         .get(at..)
                         .map(|tail| tail.get(..MAX_NAME_BYTES).unwrap_or(tail))
@@ -218,7 +250,7 @@ impl<'a> Tree<'a> {
                         .saturating_add(name.len().saturating_add(1))
                         .next_multiple_of(4);
                     let parent = open.last().copied();
-                    let node = self.node(structure, name, parent, &mut at)?;
+                    let node = self.node(name_at, parent, &mut at)?;
                     open.push(self.nodes.len());
                     // The one list that grows with the tree, on a heap that does not.
                     self.nodes
@@ -245,18 +277,22 @@ impl<'a> Tree<'a> {
     /// Reads the properties of a node whose name ends at `at`, and leaves `at` behind them.
     fn node(
         &mut self,
-        structure: &'a [u8],
-        name: &'a str,
+        name: usize,
         parent: Option<usize>,
         at: &mut usize,
-    ) -> Result<NodeData<'a>, (usize, Malformed)> {
+    ) -> Result<NodeData, (usize, Malformed)> {
+        let structure = self.structure;
         let above = parent.and_then(|parent| self.nodes.get(parent));
         let mut node = NodeData {
-            name,
-            parent: parent.unwrap_or_default(),
-            properties: &[],
-            compatible: &[],
-            device_type: &[],
+            name: offset(name),
+            properties: offset(*at),
+            properties_end: 0,
+            compatible: 0,
+            compatible_end: 0,
+            device_type: 0,
+            parent: parent
+                .and_then(|parent| u16::try_from(parent).ok())
+                .unwrap_or_default(),
             address_cells: 2,
             size_cells: 1,
             status: Status::Okay,
@@ -276,15 +312,21 @@ impl<'a> Tree<'a> {
                     if name_at >= self.strings.len() {
                         return Err((*at, Malformed::PropertyName));
                     }
-                    let cells = || be32(value, 0).unwrap_or(u32::MAX);
+                    let cells = || be32(value, 0);
+                    let value_at = at.saturating_add(12);
                     match value.len() {
-                        4 if named(b"#address-cells") => node.address_cells = cells(),
-                        4 if named(b"#size-cells") => node.size_cells = cells(),
-                        4 if named(b"phandle") || named(b"linux,phandle") => {
-                            phandle = Some(cells());
+                        4 if named(b"#address-cells") => {
+                            node.address_cells = few_cells(cells());
                         }
-                        _ if named(b"compatible") => node.compatible = value,
-                        _ if named(b"device_type") => node.device_type = value,
+                        4 if named(b"#size-cells") => node.size_cells = few_cells(cells()),
+                        4 if named(b"phandle") || named(b"linux,phandle") => {
+                            phandle = cells();
+                        }
+                        _ if named(b"compatible") => {
+                            node.compatible = offset(value_at);
+                            node.compatible_end = offset(value_at.saturating_add(value.len()));
+                        }
+                        _ if named(b"device_type") => node.device_type = offset(value_at),
                         _ if named(b"status") => node.status = Status::from_property(value),
                         _ => {}
                     }
@@ -293,7 +335,7 @@ impl<'a> Tree<'a> {
                 _ => break,
             }
         }
-        node.properties = structure.get(start..*at).unwrap_or_default();
+        node.properties_end = offset(*at);
         node.available &= node.status == Status::Okay;
         if let Some(phandle) = phandle {
             self.phandles
@@ -360,16 +402,43 @@ impl PartialEq for Node<'_, '_> {
 }
 
 impl<'t, 'a> Node<'t, 'a> {
-    fn data(self) -> Option<&'t NodeData<'a>> {
+    fn data(self) -> Option<&'t NodeData> {
         self.tree.nodes.get(self.index)
+    }
+
+    /// The tokens of its properties.
+    fn tokens(self) -> &'a [u8] {
+        let structure = self.tree.structure;
+        self.data().map_or(&[], |data| {
+            between(structure, data.properties, data.properties_end)
+        })
+    }
+
+    /// `compatible`, as it stands.
+    fn compatible_bytes(self) -> &'a [u8] {
+        let structure = self.tree.structure;
+        self.data().map_or(&[], |data| {
+            between(structure, data.compatible, data.compatible_end)
+        })
     }
 
     pub(crate) fn tree(self) -> &'t Tree<'a> {
         self.tree
     }
 
+    /// Whether it has this name; cheaper than [`Node::name`].
+    pub(crate) fn is_named(self, wanted: &str) -> bool {
+        let structure = self.tree.structure;
+        self.data()
+            .and_then(|data| usize::try_from(data.name).ok())
+            .is_some_and(|at| has_name(structure, at, wanted.as_bytes()))
+    }
+
     pub(crate) fn name(self) -> &'a str {
-        self.data().map_or("", |data| data.name)
+        let structure = self.tree.structure;
+        self.data()
+            .and_then(|data| text(between(structure, data.name, offset(structure.len()))))
+            .unwrap_or_default()
     }
 
     pub(crate) fn is_available(self) -> bool {
@@ -382,18 +451,30 @@ impl<'t, 'a> Node<'t, 'a> {
 
     /// `#address-cells` for the children.
     pub(crate) fn address_cells(self) -> u32 {
-        self.data().map_or(2, |data| data.address_cells)
+        match self.data().map(|data| data.address_cells) {
+            Some(MANY_CELLS) => self.many_cells("#address-cells"),
+            few => few.unwrap_or(2).into(),
+        }
     }
 
     /// `#size-cells` for the children.
     pub(crate) fn size_cells(self) -> u32 {
-        self.data().map_or(1, |data| data.size_cells)
+        match self.data().map(|data| data.size_cells) {
+            Some(MANY_CELLS) => self.many_cells("#size-cells"),
+            few => few.unwrap_or(1).into(),
+        }
+    }
+
+    fn many_cells(self, property: &str) -> u32 {
+        self.get(property)
+            .and_then(|value| be32(value, 0))
+            .unwrap_or(u32::MAX)
     }
 
     pub(crate) fn parent(self) -> Option<Self> {
         (self.index != 0).then_some(Self {
             tree: self.tree,
-            index: self.data()?.parent,
+            index: self.data()?.parent.into(),
         })
     }
 
@@ -404,8 +485,8 @@ impl<'t, 'a> Node<'t, 'a> {
             .skip(self.index.saturating_add(1))
             // Document order: the first node that does not descend from here ends the subtree, and
             // everything in it has a parent at or after this node.
-            .take_while(move |(_, data)| data.parent >= self.index)
-            .filter(move |(_, data)| data.parent == self.index)
+            .take_while(move |(_, data)| usize::from(data.parent) >= self.index)
+            .filter(move |(_, data)| usize::from(data.parent) == self.index)
             .map(move |(index, _)| Self {
                 tree: self.tree,
                 index,
@@ -455,7 +536,7 @@ impl<'t, 'a> Node<'t, 'a> {
 
     /// Name and value of every property.
     pub(crate) fn properties(self) -> impl Iterator<Item = (&'a str, &'a [u8])> {
-        let mut tokens = self.data().map_or(&[][..], |data| data.properties);
+        let mut tokens = self.tokens();
         let strings = self.tree.strings;
         core::iter::from_fn(move || {
             while be32(tokens, 0)? == NOP {
@@ -470,7 +551,7 @@ impl<'t, 'a> Node<'t, 'a> {
     }
 
     pub(crate) fn get(self, wanted: &str) -> Option<&'a [u8]> {
-        let mut tokens = self.data()?.properties;
+        let mut tokens = self.tokens();
         loop {
             while be32(tokens, 0)? == NOP {
                 tokens = tokens.get(4..)?;
@@ -536,12 +617,12 @@ impl<'t, 'a> Node<'t, 'a> {
     }
 
     pub(crate) fn compatible(self) -> impl Iterator<Item = &'a str> {
-        list(self.data().map_or(&[][..], |data| data.compatible))
+        list(self.compatible_bytes())
     }
 
     pub(crate) fn is_compatible(self, wanted: &str) -> bool {
         // Asked of every node some twenty times: bytes are compared, not made text first.
-        let mut rest = self.data().map_or(&[][..], |data| data.compatible);
+        let mut rest = self.compatible_bytes();
         while let Some(end) = rest.iter().position(|byte| *byte == 0) {
             if rest.get(..end) == Some(wanted.as_bytes()) {
                 return true;
@@ -552,13 +633,16 @@ impl<'t, 'a> Node<'t, 'a> {
     }
 
     pub(crate) fn has_compatible(self) -> bool {
-        self.data().is_some_and(|data| !data.compatible.is_empty())
+        !self.compatible_bytes().is_empty()
     }
 
     pub(crate) fn is_device_type(self, wanted: &str) -> bool {
+        let structure = self.tree.structure;
         self.data()
-            .and_then(|data| data.device_type.strip_suffix(&[0]))
-            .is_some_and(|kind| kind == wanted.as_bytes())
+            .filter(|data| data.device_type != 0)
+            .map(|data| between(structure, data.device_type, offset(structure.len())))
+            .and_then(|value| value.strip_prefix(wanted.as_bytes()))
+            .is_some_and(|rest| rest.first() == Some(&0))
     }
 }
 

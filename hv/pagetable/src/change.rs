@@ -3,7 +3,7 @@
 use hal::{FrameAllocator, OutOfFrames, PhysMemory};
 use types::{Pa, PageSize, Span};
 
-use crate::descriptor::{self, ADDRESS, ENTRIES, Entry, LAST, Link, VALID, leaf};
+use crate::format::{self, ENTRIES, Entry, Format, LAST, Link};
 use crate::table::{Chain, Run, input, is_whole, page_size, pieces};
 use crate::{Error, Invalidate, PageTable, Scope, Stage, Stale};
 
@@ -17,10 +17,10 @@ enum Edit {
 
 impl Edit {
     /// The descriptor in place of this leaf.
-    fn apply(self, level: u8, old: u64) -> u64 {
+    fn apply<F: Format>(self, level: u8, old: u64) -> u64 {
         match self {
             Self::Remove => 0,
-            Self::Set(attributes) => leaf(level, old, attributes),
+            Self::Set(attributes) => F::leaf(level, old, attributes),
         }
     }
 }
@@ -51,9 +51,9 @@ struct Change {
 impl Change {
     /// A leaf of `level` that may be cached is no longer what it was.
     fn note(&mut self, level: u8, run: Run) {
-        let mask = descriptor::mask(level);
+        let mask = format::mask(level);
         let (first, last) = (run.0 & !mask, run.1 | mask);
-        let shift = descriptor::shift(level);
+        let shift = format::shift(level);
         self.stale = Some(match self.stale {
             None => ((first, last), shift, Some(level)),
             Some((old, smallest, same)) => (
@@ -164,11 +164,11 @@ impl<S: Stage, M: PhysMemory, F: FrameAllocator> PageTable<S, M, F> {
             match self.entry(slot, level)? {
                 Entry::Invalid if removing => {}
                 Entry::Invalid => return Err(Error::NotMapped { at: at() }),
-                Entry::Table(link) if link.is_borrowed() => {
+                Entry::Table(link) if link.borrowed => {
                     return Err(Error::Borrowed { at: at() });
                 }
                 Entry::Table(link) => {
-                    self.prepare(link.table(), level + 1, piece, edit, change)?;
+                    self.prepare(link.table, level + 1, piece, edit, change)?;
                 }
                 Entry::Leaf(_) if is_whole(level, piece) => {}
                 Entry::Leaf(old) => {
@@ -195,34 +195,50 @@ impl<S: Stage, M: PhysMemory, F: FrameAllocator> PageTable<S, M, F> {
         edit: Option<(Run, Edit)>,
     ) -> Result<u64, OutOfFrames> {
         let table = self.new_table()?;
+        let start = at & !format::mask(level);
+        let whole = (start, start | format::mask(level));
         let level = level + 1;
-        let start = at & !descriptor::mask(level - 1);
-        let whole = (start, start | descriptor::mask(level - 1));
-        for piece in pieces(level, whole) {
-            let output = (old & ADDRESS) + (piece.0 - start);
-            let same = leaf(level, output, old & !ADDRESS);
-            let touched = edit
-                .map(|((first, last), edit)| ((piece.0.max(first), piece.1.min(last)), edit))
-                .filter(|((first, last), _)| first <= last);
-            let descriptor = match touched {
-                None => same,
-                Some((run, edit)) if run == piece => edit.apply(level, same),
-                Some(part) => match self.split(level, same, piece.0, Some(part)) {
-                    Ok(below) => Link::to(below).bits(),
-                    Err(out) => {
-                        self.discard(table, level);
-                        return Err(out);
-                    }
-                },
-            };
-            let slot = self.slot(table, level, piece.0);
-            // A frame just allocated is memory; were it not, the block keeps its translation.
-            if self.write(slot, descriptor).is_err() {
+        match self.write_split(table, level, old, whole, edit) {
+            Ok(()) => Ok(table),
+            Err(out) => {
                 self.discard(table, level);
-                return Err(OutOfFrames { frames: 1 });
+                Err(out)
             }
         }
-        Ok(table)
+    }
+
+    /// Fills the table of [`PageTable::split`]; what it links is freed with it on failure.
+    fn write_split(
+        &self,
+        table: u64,
+        level: u8,
+        old: u64,
+        whole: Run,
+        edit: Option<(Run, Edit)>,
+    ) -> Result<(), OutOfFrames> {
+        // A frame just allocated is memory; were it not, the block keeps its translation.
+        let out = |_| OutOfFrames { frames: 1 };
+        let same = |at: u64| {
+            let output = (old & S::Format::ADDRESS) + (at - whole.0);
+            S::Format::leaf(level, output, old & !S::Format::ADDRESS)
+        };
+        self.write_leaves(table, level, whole, same(whole.0))
+            .map_err(out)?;
+        let Some((run, edit)) = edit else {
+            return Ok(());
+        };
+        for piece in pieces(level, run) {
+            let same = same(piece.0 & !format::mask(level));
+            let descriptor = if is_whole(level, piece) {
+                edit.apply::<S::Format>(level, same)
+            } else {
+                let below = self.split(level, same, piece.0, Some((piece, edit)))?;
+                S::Format::link(Link::to(below))
+            };
+            self.write(self.slot(table, level, piece.0), descriptor)
+                .map_err(out)?;
+        }
+        Ok(())
     }
 
     /// Puts a table in place of the block `old` of `level` at `slot`, which maps `at`. It translates
@@ -250,7 +266,7 @@ impl<S: Stage, M: PhysMemory, F: FrameAllocator> PageTable<S, M, F> {
 
     /// Frees a table that was never linked, and those below.
     fn discard(&self, table: u64, level: u8) {
-        let whole = (0, (ENTRIES << descriptor::shift(level)) - 1);
+        let whole = (0, (ENTRIES << format::shift(level)) - 1);
         self.free_tables(table, level, whole);
         self.frames.free(Pa::truncated(table), 0);
     }
@@ -272,15 +288,15 @@ impl<S: Stage, M: PhysMemory, F: FrameAllocator> PageTable<S, M, F> {
                 Entry::Invalid => {}
                 Entry::Table(link) => {
                     let below = level + 1;
-                    let used = self.break_entries(link.table(), below, piece, edit, change)?
-                        || link.shares() > 0
+                    let used = self.break_entries(link.table, below, piece, edit, change)?
+                        || link.shares > 0
                         || matches!(edit, Edit::Set(_))
-                        || self.is_used_outside(link.table(), below, piece)?;
+                        || self.is_used_outside(link.table, below, piece)?;
                     if used {
                         stays = true;
                     } else {
                         self.write(slot, 0)?;
-                        self.push(&mut change.freed, link.table())?;
+                        self.push(&mut change.freed, link.table)?;
                         change.note_table(piece.0);
                     }
                 }
@@ -291,12 +307,19 @@ impl<S: Stage, M: PhysMemory, F: FrameAllocator> PageTable<S, M, F> {
                     stays = true;
                 }
                 Entry::Leaf(old) => {
-                    let new = edit.apply(level, old);
+                    let new = edit.apply::<S::Format>(level, old);
                     if new == old {
                         continue;
                     }
                     let in_place = new == 0 || (new ^ old) & !S::PERMISSIONS == 0;
-                    self.write(slot, if in_place { new } else { old & !VALID })?;
+                    self.write(
+                        slot,
+                        if in_place {
+                            new
+                        } else {
+                            old & !S::Format::VALID
+                        },
+                    )?;
                     change.parked |= !in_place;
                     change.note(level, piece);
                     change.bytes += piece.1 - piece.0 + 1;
@@ -308,7 +331,7 @@ impl<S: Stage, M: PhysMemory, F: FrameAllocator> PageTable<S, M, F> {
 
     /// Whether a table has an entry in use that does not belong to `run`.
     fn is_used_outside(&self, table: u64, level: u8, run: Run) -> Result<bool, Error<S::Input>> {
-        let index = |at: u64| at >> descriptor::shift(level) & (ENTRIES - 1);
+        let index = |at: u64| at >> format::shift(level) & (ENTRIES - 1);
         let (first, last) = (index(run.0), index(run.1));
         // From the neighbours outwards: a range is seldom alone.
         for index in (last + 1..ENTRIES).chain((0..first).rev()) {
@@ -349,10 +372,10 @@ impl<S: Stage, M: PhysMemory, F: FrameAllocator> PageTable<S, M, F> {
         for piece in pieces(level, run) {
             let slot = self.slot(table, level, piece.0);
             let descriptor = self.read(slot)?;
-            match Entry::decode(descriptor, level) {
-                Entry::Table(link) => self.unpark(link.table(), level + 1, piece, edit)?,
+            match S::Format::decode(descriptor, level) {
+                Entry::Table(link) => self.unpark(link.table, level + 1, piece, edit)?,
                 Entry::Invalid if descriptor != 0 => {
-                    self.write(slot, edit.apply(level, descriptor))?;
+                    self.write(slot, edit.apply::<S::Format>(level, descriptor))?;
                 }
                 Entry::Invalid | Entry::Leaf(_) => {}
             }

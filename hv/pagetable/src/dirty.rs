@@ -8,7 +8,7 @@
 use hal::{FrameAllocator, PhysMemory};
 use types::{Address, PageSize, Span};
 
-use crate::descriptor::{Entry, mask};
+use crate::format::{Entry, mask};
 use crate::stage2::{DIRTY_MODIFIER, WRITE};
 use crate::table::{Run, input, page_size, pieces};
 use crate::{Error, Invalidate, PageTable, Scope, Stage2, Stale};
@@ -96,13 +96,13 @@ impl<A: Address, M: PhysMemory, F: FrameAllocator> PageTable<Stage2<A>, M, F> {
     fn check_own(&self, table: u64, level: u8, run: Run) -> Result<(), Error<A>> {
         for piece in pieces(level, run) {
             if let Entry::Table(link) = self.entry(self.slot(table, level, piece.0), level)? {
-                if link.is_borrowed() {
+                if link.borrowed {
                     let at = input::<Stage2<A>>(piece.0);
                     return Err(Error::Borrowed { at });
                 }
                 // Borrowed tables hang from level 1 at the lowest.
                 if level == 0 {
-                    self.check_own(link.table(), 1, piece)?;
+                    self.check_own(link.table, 1, piece)?;
                 }
             }
         }
@@ -122,7 +122,7 @@ impl<A: Address, M: PhysMemory, F: FrameAllocator> PageTable<Stage2<A>, M, F> {
             match self.entry(slot, level)? {
                 Entry::Invalid => {}
                 Entry::Table(link) => {
-                    self.rewrite_below(link.table(), level + 1, piece, edit, changed)?;
+                    self.rewrite_below(link.table, level + 1, piece, edit, changed)?;
                 }
                 Entry::Leaf(old) => {
                     let start = piece.0 & !mask(level);

@@ -1,7 +1,7 @@
 //! How wide addresses are and where the walk starts.
 
 use crate::Stage;
-use crate::descriptor::{ENTRIES, shift};
+use crate::format::{ENTRIES, Vmsav8, shift};
 
 /// A width of physical addresses, as `ID_AA64MMFR0_EL1.PARange`, `VTCR_EL2.PS` and an SMMU's
 /// `IDR5.OAS` and `STE.S2PS` encode it. 52 bits need another descriptor format and are not offered.
@@ -73,17 +73,27 @@ pub struct BadGeometry {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Geometry {
     input_bits: u8,
-    output: OutputSize,
+    output_bits: u8,
     root_level: u8,
 }
 
 impl Geometry {
+    /// POWER's: 52 bits in, a root of 16 tables.
+    pub(crate) const RADIX: Self = Self {
+        input_bits: 52,
+        output_bits: 56,
+        root_level: 0,
+    };
+
     /// The shape for `input_bits` (32 to 48) of the stage `S`.
     ///
     /// # Errors
     /// [`BadGeometry`] outside that range, and for a stage 2 whose input is wider than its output:
     /// the CPU would fault at once [DDI 0487 D8].
-    pub fn new<S: Stage>(input_bits: u8, output: OutputSize) -> Result<Self, BadGeometry> {
+    pub fn new<S: Stage<Format = Vmsav8>>(
+        input_bits: u8,
+        output: OutputSize,
+    ) -> Result<Self, BadGeometry> {
         let concatenates = S::MAX_ROOT_TABLES > 1;
         if !(32..=48).contains(&input_bits) || concatenates && input_bits > output.bits() {
             return Err(BadGeometry { input_bits, output });
@@ -92,7 +102,7 @@ impl Geometry {
         let root_level = u8::from(entries_at_1 <= ENTRIES * S::MAX_ROOT_TABLES);
         Ok(Self {
             input_bits,
-            output,
+            output_bits: output.bits(),
             root_level,
         })
     }
@@ -103,10 +113,23 @@ impl Geometry {
         self.input_bits
     }
 
-    /// The width of output addresses.
+    /// The width of output addresses, for `VTCR_EL2.PS` or `STE.S2PS`.
     #[must_use]
     pub fn output(self) -> OutputSize {
-        self.output
+        match self.output_bits {
+            ..36 => OutputSize::Bits32,
+            36..40 => OutputSize::Bits36,
+            40..42 => OutputSize::Bits40,
+            42..44 => OutputSize::Bits42,
+            44..48 => OutputSize::Bits44,
+            48.. => OutputSize::Bits48,
+        }
+    }
+
+    /// The width of output addresses in bits.
+    #[must_use]
+    pub fn output_bits(self) -> u8 {
+        self.output_bits
     }
 
     /// The level of the root table: 0 or 1.

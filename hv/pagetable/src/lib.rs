@@ -1,8 +1,9 @@
-//! Translation tables of VMSAv8-64 with the 4 KiB granule: the hypervisor's own map (EL2 stage 1)
-//! and the stage 2 of a VM, for the CPU and for its devices.
+//! Translation tables: of VMSAv8-64 with the 4 KiB granule, the hypervisor's own map (EL2 stage 1)
+//! and the stage 2 of a VM, for the CPU and for its devices; of POWER, the partition-scoped radix
+//! tree of a guest.
 //!
-//! Key types: [`PageTable`] over a [`Stage`] ([`El2`] or [`Stage2`]), [`Geometry`], [`Leaf`],
-//! [`Fault`], and [`Invalidate`], by which the caller says how its translation caches are emptied.
+//! Key types: [`PageTable`] over a [`Stage`] ([`El2`], [`Stage2`] or [`Radix`]), [`Geometry`],
+//! [`Leaf`], [`Fault`], and [`Invalidate`], by which the caller says how its translation caches are emptied.
 //! The arch crate uses it for its own map and for VMs, the SMMU driver for device tables. It must
 //! not know what is mapped, who owns a frame that is mapped, or which TLB stands behind a call.
 //!
@@ -20,7 +21,7 @@
 //! * Sub-tables may be shared with a second tree ([`PageTable::share_subtree`]); they belong to the
 //!   tree that made them, and neither tree can be destroyed while they are shared.
 //!
-//! Tables are little-endian in memory, whatever the CPU's byte order. An SMMU that does not snoop is
+//! Tables are in the byte order their walkers want, whatever the CPU's. An SMMU that does not snoop is
 //! served by a [`hal::PhysMemory`] that cleans each word it writes.
 //!
 //! A tree has no lock: whoever owns it holds one around every call that takes `&mut self`. A walk
@@ -32,18 +33,21 @@
 extern crate alloc;
 
 mod change;
-mod descriptor;
 mod dirty;
+mod format;
 mod geometry;
 mod invalidate;
 mod map;
+mod radix;
 mod share;
 mod stage1;
 mod stage2;
 mod table;
 
+pub use format::{Entry, Format, Link, RadixFormat, Vmsav8};
 pub use geometry::{BadGeometry, Geometry, OutputSize};
 pub use invalidate::{Invalidate, NotLive, Scope, Stale};
+pub use radix::{Radix, RadixAccess, RadixAttributes, RadixMemory};
 pub use stage1::{El2, El2Access, El2Attributes, El2Memory, MAIR_EL2};
 pub use stage2::{Execute, Stage2, Stage2Access, Stage2Attributes, Stage2Memory, vtcr};
 pub use table::{Fault, FaultKind, Leaf, Leaves, PageTable};
@@ -58,6 +62,8 @@ pub trait Stage: Copy + Eq + core::fmt::Debug {
     type Input: Address;
     /// Permissions and memory type of a leaf.
     type Attributes: Copy + Eq + core::fmt::Debug;
+    /// How its descriptors are written.
+    type Format: Format;
 
     /// Tables that may stand side by side as the root.
     const MAX_ROOT_TABLES: u64;

@@ -1,34 +1,37 @@
 //! Adding translations.
 
+use core::marker::PhantomData;
+
 use hal::{FrameAllocator, NotMemory, PhysMemory};
 use types::{Pa, PageSize, Span};
 
-use crate::descriptor::{self, Entry, LAST, leaf};
+use crate::format::{self, Entry, Format, LAST, Link};
 use crate::table::{Chain, Run, input, is_whole, page_size, pieces};
 use crate::{Error, Invalidate, PageTable, Stage};
 
 /// What every piece of one mapping has in common.
-struct Mapping {
+struct Mapping<F> {
     /// Output minus input, modulo 2^64.
     delta: u64,
     attributes: u64,
     largest: PageSize,
+    _format: PhantomData<F>,
 }
 
-impl Mapping {
+impl<F: Format> Mapping<F> {
     /// Whether one leaf at `level` can map the run.
     #[inline]
     fn fits(&self, level: u8, run: Run) -> bool {
         level == LAST
             || level > 0
                 && is_whole(level, run)
-                && run.0.wrapping_add(self.delta) & descriptor::mask(level) == 0
+                && run.0.wrapping_add(self.delta) & format::mask(level) == 0
                 && page_size(level) <= self.largest
     }
 
     #[inline]
     fn leaf(&self, level: u8, at: u64) -> u64 {
-        leaf(level, at.wrapping_add(self.delta), self.attributes)
+        F::leaf(level, at.wrapping_add(self.delta), self.attributes)
     }
 
     /// Tables needed below one empty entry of `level` to map `run`.
@@ -84,13 +87,14 @@ impl<S: Stage, M: PhysMemory, F: FrameAllocator> PageTable<S, M, F> {
             return Err(Error::Misaligned { value: pa.bits() });
         }
         // Both are below 2^56: the sum does not wrap.
-        if (pa.bits() + (run.1 - run.0)) >> self.geometry.output().bits() != 0 {
+        if (pa.bits() + (run.1 - run.0)) >> self.geometry.output_bits() != 0 {
             return Err(Error::OutputRange { pa });
         }
         let mapping = Mapping {
             delta: pa.bits().wrapping_sub(run.0),
             attributes: S::encode(attributes),
             largest,
+            _format: PhantomData,
         };
         let level = self.geometry.root_level();
         let missing = self.missing(self.root_bits(), level, run, &mapping)?;
@@ -107,7 +111,7 @@ impl<S: Stage, M: PhysMemory, F: FrameAllocator> PageTable<S, M, F> {
         table: u64,
         level: u8,
         run: Run,
-        mapping: &Mapping,
+        mapping: &Mapping<S::Format>,
     ) -> Result<u64, Error<S::Input>> {
         let mut missing = 0;
         for piece in pieces(level, run) {
@@ -115,10 +119,10 @@ impl<S: Stage, M: PhysMemory, F: FrameAllocator> PageTable<S, M, F> {
             missing += match self.entry(self.slot(table, level, piece.0), level)? {
                 Entry::Invalid => mapping.tables(level, piece),
                 Entry::Leaf(_) => return Err(Error::AlreadyMapped { at: at() }),
-                Entry::Table(link) if link.is_borrowed() => {
+                Entry::Table(link) if link.borrowed => {
                     return Err(Error::Borrowed { at: at() });
                 }
-                Entry::Table(link) => self.missing(link.table(), level + 1, piece, mapping)?,
+                Entry::Table(link) => self.missing(link.table, level + 1, piece, mapping)?,
             };
         }
         Ok(missing)
@@ -130,20 +134,22 @@ impl<S: Stage, M: PhysMemory, F: FrameAllocator> PageTable<S, M, F> {
         table: u64,
         level: u8,
         run: Run,
-        mapping: &Mapping,
+        mapping: &Mapping<S::Format>,
         spare: &mut Chain,
         caches: &mut I,
     ) -> Result<(), Error<S::Input>>
     where
         I: Invalidate<S::Input>,
     {
+        // Nothing to be found at the last level: it is known to be free.
+        if level == LAST {
+            self.write_leaves(table, level, run, mapping.leaf(level, run.0))?;
+            return Ok(());
+        }
         for piece in pieces(level, run) {
             let slot = self.slot(table, level, piece.0);
-            // Nothing to be found at the last level: it is known to be free.
-            if level != LAST
-                && let Entry::Table(link) = self.entry(slot, level)?
-            {
-                self.fill(link.table(), level + 1, piece, mapping, spare, caches)?;
+            if let Entry::Table(link) = self.entry(slot, level)? {
+                self.fill(link.table, level + 1, piece, mapping, spare, caches)?;
             } else if mapping.fits(level, piece) {
                 self.write(slot, mapping.leaf(level, piece.0))?;
             } else {
@@ -159,17 +165,21 @@ impl<S: Stage, M: PhysMemory, F: FrameAllocator> PageTable<S, M, F> {
         &self,
         level: u8,
         run: Run,
-        mapping: &Mapping,
+        mapping: &Mapping<S::Format>,
         spare: &mut Chain,
     ) -> Result<u64, Error<S::Input>> {
         let table = self.take(spare)?;
+        if level == LAST {
+            self.write_leaves(table, level, run, mapping.leaf(level, run.0))?;
+            return Ok(table);
+        }
         for piece in pieces(level, run) {
             let slot = self.slot(table, level, piece.0);
             let descriptor = if mapping.fits(level, piece) {
                 mapping.leaf(level, piece.0)
             } else {
                 let below = self.build(level + 1, piece, mapping, spare)?;
-                descriptor::Link::to(below).bits()
+                S::Format::link(Link::to(below))
             };
             self.write(slot, descriptor)?;
         }

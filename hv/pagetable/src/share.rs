@@ -4,7 +4,7 @@
 use hal::{FrameAllocator, NotMemory, PhysMemory};
 use types::{Address, Pa, PageSize, Span};
 
-use crate::descriptor::{self, Entry, Link, MAX_SHARES};
+use crate::format::{self, Entry, Format, Link, MAX_SHARES, Vmsav8};
 use crate::table::{Run, input, pieces};
 use crate::{Error, Invalidate, PageTable, Stage, Stage2};
 
@@ -27,7 +27,7 @@ struct Regions {
 impl Regions {
     /// 1 for the first address of each region that lacks its table.
     fn table_for(&mut self, at: u64) -> u64 {
-        let region = Some(at >> descriptor::shift(0));
+        let region = Some(at >> format::shift(0));
         u64::from(core::mem::replace(&mut self.last, region) != region)
     }
 }
@@ -40,7 +40,7 @@ impl<S: Stage, M: PhysMemory, F: FrameAllocator> PageTable<S, M, F> {
             Place::At(slot)
         } else {
             match self.entry(slot, level)? {
-                Entry::Table(link) => Place::At(self.slot(link.table(), LEVEL, at)),
+                Entry::Table(link) => Place::At(self.slot(link.table, LEVEL, at)),
                 Entry::Invalid | Entry::Leaf(_) => Place::NoTable(slot),
             }
         })
@@ -124,7 +124,8 @@ impl<A: Address, M: PhysMemory, F: FrameAllocator> PageTable<Stage2<A>, M, F> {
                 Entry::Invalid | Entry::Leaf(_) => Link::to(owner.take(&mut theirs)?),
             };
             owner_caches.publish();
-            owner.write(slot, link.with_shares(link.shares() + 1).bits())?;
+            let shares = link.shares + 1;
+            owner.write(slot, Vmsav8::link(Link { shares, ..link }))?;
             let slot = match self.place(at)? {
                 Place::At(slot) => slot,
                 Place::NoTable(slot) => {
@@ -134,7 +135,11 @@ impl<A: Address, M: PhysMemory, F: FrameAllocator> PageTable<Stage2<A>, M, F> {
                 }
             };
             caches.publish();
-            self.write(slot, Link::borrowed(link.table()).bits())?;
+            let borrowed = Link {
+                borrowed: true,
+                ..Link::to(link.table)
+            };
+            self.write(slot, Vmsav8::link(borrowed))?;
         }
         caches.publish();
         owner_caches.publish();
@@ -165,8 +170,8 @@ impl<A: Address, M: PhysMemory, F: FrameAllocator> PageTable<Stage2<A>, M, F> {
                     Entry::Invalid => 1,
                     // `unfold` allocates its own.
                     Entry::Leaf(_) => 0,
-                    Entry::Table(link) if link.is_borrowed() => return Err(Error::Borrowed { at }),
-                    Entry::Table(link) if link.shares() == MAX_SHARES => {
+                    Entry::Table(link) if link.borrowed => return Err(Error::Borrowed { at }),
+                    Entry::Table(link) if link.shares == MAX_SHARES => {
                         return Err(Error::Shared { at });
                     }
                     Entry::Table(_) => 0,
@@ -212,8 +217,8 @@ impl<A: Address, M: PhysMemory, F: FrameAllocator> PageTable<Stage2<A>, M, F> {
             if let Place::At(slot) = owner.place(at)?
                 && let Entry::Table(link) = owner.entry(slot, LEVEL)?
             {
-                let shares = link.shares().saturating_sub(1);
-                owner.write(slot, link.with_shares(shares).bits())?;
+                let shares = link.shares.saturating_sub(1);
+                owner.write(slot, Vmsav8::link(Link { shares, ..link }))?;
             }
         }
         Ok(())
@@ -231,7 +236,7 @@ impl<A: Address, M: PhysMemory, F: FrameAllocator> PageTable<Stage2<A>, M, F> {
             return Err(not_shared);
         };
         match (self.entry(mine, LEVEL)?, owner.entry(theirs, LEVEL)?) {
-            (Entry::Table(a), Entry::Table(b)) if a.is_borrowed() && a.table() == b.table() => {
+            (Entry::Table(a), Entry::Table(b)) if a.borrowed && a.table == b.table => {
                 Ok((mine, theirs))
             }
             _ => Err(not_shared),

@@ -3,7 +3,7 @@
 use types::Va;
 
 use crate::Stage;
-use crate::descriptor::{ACCESSED, INNER_SHAREABLE};
+use crate::format::{Format, Vmsav8};
 
 const ATTR_INDEX_SHIFT: u32 = 2;
 const ATTR_INDEX: u64 = 7 << ATTR_INDEX_SHIFT;
@@ -11,6 +11,7 @@ const ATTR_INDEX: u64 = 7 << ATTR_INDEX_SHIFT;
 const AP1: u64 = 1 << 6;
 /// AP[2]: read-only.
 const AP2: u64 = 1 << 7;
+const INNER_SHAREABLE: u64 = 3 << 8;
 const XN: u64 = 1 << 54;
 
 /// The `MAIR_EL2` value that the attribute indices of [`El2Memory`] mean:
@@ -108,6 +109,7 @@ impl El2Attributes {
 impl Stage for El2 {
     type Input = Va;
     type Attributes = El2Attributes;
+    type Format = Vmsav8;
 
     const MAX_ROOT_TABLES: u64 = 1;
     const PERMISSIONS: u64 = AP2 | XN;
@@ -118,7 +120,11 @@ impl Stage for El2 {
             El2Access::Read => AP2 | XN,
             El2Access::ReadWrite => XN,
         };
-        access | AP1 | attributes.memory.index() << ATTR_INDEX_SHIFT | INNER_SHAREABLE | ACCESSED
+        access
+            | AP1
+            | attributes.memory.index() << ATTR_INDEX_SHIFT
+            | INNER_SHAREABLE
+            | Vmsav8::ACCESSED
     }
 
     fn decode(descriptor: u64) -> Option<El2Attributes> {

@@ -5,11 +5,13 @@ use core::marker::PhantomData;
 
 use types::Address;
 
-use crate::descriptor::{ACCESSED, INNER_SHAREABLE};
+use crate::format::{Format, Vmsav8};
+
 use crate::{Geometry, Stage};
 
 const MEM_ATTR_SHIFT: u32 = 2;
 const MEM_ATTR: u64 = 15 << MEM_ATTR_SHIFT;
+const INNER_SHAREABLE: u64 = 3 << 8;
 const READ: u64 = 1 << 6;
 pub(crate) const WRITE: u64 = 1 << 7;
 /// With [`WRITE`] clear: writable, and hardware sets [`WRITE`] at the first write.
@@ -97,6 +99,7 @@ impl Stage2Attributes {
 impl<A: Address> Stage for Stage2<A> {
     type Input = A;
     type Attributes = Stage2Attributes;
+    type Format = Vmsav8;
 
     const MAX_ROOT_TABLES: u64 = 16;
     const PERMISSIONS: u64 = READ | WRITE | XN | DIRTY_MODIFIER;
@@ -121,7 +124,7 @@ impl<A: Address> Stage for Stage2<A> {
             Stage2Memory::DeviceNgnrne => 0b0000,
             Stage2Memory::Other(field) => u64::from(field & 15),
         };
-        access | execute << XN_SHIFT | memory << MEM_ATTR_SHIFT | INNER_SHAREABLE | ACCESSED
+        access | execute << XN_SHIFT | memory << MEM_ATTR_SHIFT | INNER_SHAREABLE | Vmsav8::ACCESSED
     }
 
     fn decode(descriptor: u64) -> Option<Stage2Attributes> {

@@ -6,7 +6,7 @@ use core::marker::PhantomData;
 use hal::{FrameAllocator, NotMemory, OutOfFrames, PhysMemory};
 use types::{Address, Pa, PageSize, Span};
 
-use crate::descriptor::{self, ACCESSED, ADDRESS, ENTRIES, Entry, LAST, Link};
+use crate::format::{self, ENTRIES, Entry, Format, LAST, Link, Vmsav8};
 use crate::{Error, Geometry, Invalidate, Stage};
 
 /// A translation tree.
@@ -79,12 +79,22 @@ pub enum FaultKind {
     },
 }
 
-impl<S: Stage, M: PhysMemory, F: FrameAllocator> PageTable<S, M, F> {
+impl<S: Stage<Format = Vmsav8>, M: PhysMemory, F: FrameAllocator> PageTable<S, M, F> {
     /// An empty tree. Its tables come from `frames` and are written through `memory`.
     ///
     /// # Errors
     /// [`OutOfFrames`] when there is no room for the root.
     pub fn new(geometry: Geometry, memory: M, frames: F) -> Result<Self, OutOfFrames> {
+        Self::with_geometry(geometry, memory, frames)
+    }
+}
+
+impl<S: Stage, M: PhysMemory, F: FrameAllocator> PageTable<S, M, F> {
+    pub(crate) fn with_geometry(
+        geometry: Geometry,
+        memory: M,
+        frames: F,
+    ) -> Result<Self, OutOfFrames> {
         let root = frames.alloc_zeroed(geometry.root_order())?;
         Ok(Self {
             root,
@@ -125,10 +135,10 @@ impl<S: Stage, M: PhysMemory, F: FrameAllocator> PageTable<S, M, F> {
                 Ok(descriptor) => descriptor,
                 Err(NotMemory { pa, .. }) => return fault(level, FaultKind::NotMemory { pa }),
             };
-            match Entry::decode(descriptor, level) {
+            match S::Format::decode(descriptor, level) {
                 Entry::Table(link) => {
                     level += 1;
-                    slot = self.slot(link.table(), level, bits);
+                    slot = self.slot(link.table, level, bits);
                 }
                 Entry::Leaf(descriptor) => return self.leaf(at, level, descriptor),
                 Entry::Invalid => return fault(level, FaultKind::Translation),
@@ -138,19 +148,19 @@ impl<S: Stage, M: PhysMemory, F: FrameAllocator> PageTable<S, M, F> {
 
     #[inline]
     fn leaf(&self, at: S::Input, level: u8, descriptor: u64) -> Result<Leaf<S>, Fault> {
-        let mask = descriptor::mask(level);
+        let mask = format::mask(level);
         let unrecognised = Fault {
             level,
             kind: FaultKind::Unrecognised { descriptor },
         };
-        if descriptor & ACCESSED == 0 {
+        if descriptor & S::Format::ACCESSED == 0 {
             let kind = FaultKind::AccessFlag;
             return Err(Fault { level, kind });
         }
         let size = page_size(level);
         Ok(Leaf {
             start: at.align_down(size),
-            pa: Pa::truncated(descriptor & ADDRESS & !mask | at.bits() & mask),
+            pa: Pa::truncated(descriptor & S::Format::ADDRESS & !mask | at.bits() & mask),
             attributes: S::decode(descriptor).ok_or(unrecognised)?,
             size,
             level,
@@ -192,14 +202,14 @@ impl<S: Stage, M: PhysMemory, F: FrameAllocator> PageTable<S, M, F> {
         for (first, last) in pieces(level, run) {
             if let Entry::Table(link) = self.entry(self.slot(table, level, first), level)? {
                 let at = input::<S>(first);
-                if link.is_borrowed() {
+                if link.borrowed {
                     return Err(Error::Borrowed { at });
                 }
-                if link.shares() > 0 {
+                if link.shares > 0 {
                     return Err(Error::Shared { at });
                 }
                 if level + 1 < LAST {
-                    self.check_unshared(link.table(), level + 1, (first, last))?;
+                    self.check_unshared(link.table, level + 1, (first, last))?;
                 }
             }
         }
@@ -214,8 +224,8 @@ impl<S: Stage, M: PhysMemory, F: FrameAllocator> PageTable<S, M, F> {
         for (first, last) in pieces(level, run) {
             // A table outside memory cannot be followed; its frames are lost, nothing else.
             if let Ok(Entry::Table(link)) = self.entry(self.slot(table, level, first), level) {
-                self.free_tables(link.table(), level + 1, (first, last));
-                self.frames.free(Pa::truncated(link.table()), 0);
+                self.free_tables(link.table, level + 1, (first, last));
+                self.frames.free(Pa::truncated(link.table), 0);
             }
         }
     }
@@ -227,7 +237,7 @@ impl<S: Stage, M: PhysMemory, F: FrameAllocator> PageTable<S, M, F> {
     /// Where the entry for `at` is in a table of this level.
     #[inline]
     pub(crate) fn slot(&self, table: u64, level: u8, at: u64) -> Pa {
-        let index = at >> descriptor::shift(level);
+        let index = at >> format::shift(level);
         let index = if level == self.geometry.root_level() {
             index
         } else {
@@ -238,17 +248,38 @@ impl<S: Stage, M: PhysMemory, F: FrameAllocator> PageTable<S, M, F> {
 
     #[inline]
     pub(crate) fn read(&self, slot: Pa) -> Result<u64, NotMemory> {
-        self.memory.read_u64(slot).map(u64::from_le)
+        self.memory.read_u64(slot).map(S::Format::in_memory)
     }
 
     #[inline]
     pub(crate) fn write(&self, slot: Pa, descriptor: u64) -> Result<(), NotMemory> {
-        self.memory.write_u64(slot, descriptor.to_le())
+        self.memory
+            .write_u64(slot, S::Format::in_memory(descriptor))
     }
 
     #[inline]
     pub(crate) fn entry(&self, slot: Pa, level: u8) -> Result<Entry, NotMemory> {
-        Ok(Entry::decode(self.read(slot)?, level))
+        Ok(S::Format::decode(self.read(slot)?, level))
+    }
+
+    /// Writes the leaves of `run` side by side, each like the `first` but for its output.
+    #[inline]
+    pub(crate) fn write_leaves(
+        &self,
+        table: u64,
+        level: u8,
+        run: Run,
+        first: u64,
+    ) -> Result<(), NotMemory> {
+        let step = 1 << format::shift(level);
+        let mut slot = self.slot(table, level, run.0).bits();
+        let mut descriptor = first;
+        for _ in 0..=(run.1 - run.0) >> format::shift(level) {
+            self.write(Pa::truncated(slot), descriptor)?;
+            slot += 8;
+            descriptor += step;
+        }
+        Ok(())
     }
 
     /// Checks alignment and input range of a change.
@@ -279,7 +310,7 @@ pub(crate) type Run = (u64, u64);
 /// The parts of `run` by entry of a table at `level`.
 #[inline]
 pub(crate) fn pieces(level: u8, (first, last): Run) -> impl Iterator<Item = Run> {
-    let mask = descriptor::mask(level);
+    let mask = format::mask(level);
     let mut next = Some(first);
     core::iter::from_fn(move || {
         let start = next?;
@@ -292,7 +323,7 @@ pub(crate) fn pieces(level: u8, (first, last): Run) -> impl Iterator<Item = Run>
 /// Whether the run is all that one entry of `level` translates.
 #[inline]
 pub(crate) fn is_whole(level: u8, (first, last): Run) -> bool {
-    last - first == descriptor::mask(level)
+    last - first == format::mask(level)
 }
 
 /// The size of a leaf at `level`.
@@ -319,9 +350,7 @@ pub(crate) struct Chain {
     head: Option<u64>,
 }
 
-/// With a chained table's address: keeps "none" and "table 0" apart; bit 0, [`VALID`], is clear.
-///
-/// [`VALID`]: descriptor::VALID
+/// With a chained table's address: keeps "none" and "table 0" apart. No format's [`Format::VALID`].
 const CHAINED: u64 = 1 << 1;
 
 impl<S: Stage, M: PhysMemory, F: FrameAllocator> PageTable<S, M, F> {
@@ -341,7 +370,7 @@ impl<S: Stage, M: PhysMemory, F: FrameAllocator> PageTable<S, M, F> {
         let slot = Pa::truncated(table);
         let next = self.read(slot)?;
         self.write(slot, 0)?;
-        chain.head = (next != 0).then_some(next & ADDRESS);
+        chain.head = (next != 0).then_some(next & !CHAINED);
         Ok(Some(table))
     }
 
@@ -374,7 +403,7 @@ impl<S: Stage, M: PhysMemory, F: FrameAllocator> PageTable<S, M, F> {
         I: Invalidate<S::Input>,
     {
         caches.publish();
-        self.write(slot, Link::to(table).bits())
+        self.write(slot, S::Format::link(Link::to(table)))
     }
 }
 
@@ -404,7 +433,7 @@ impl<S: Stage, M: PhysMemory, F: FrameAllocator> Iterator for Leaves<'_, S, M, F
                 }
                 Err(fault) => fault.level,
             };
-            let end = at | descriptor::mask(level);
+            let end = at | format::mask(level);
             self.rest = (end < last).then(|| (end + 1, last));
             if let Ok(leaf) = found {
                 let pa = leaf.pa.align_down(leaf.size);

@@ -47,6 +47,8 @@ pub struct FakeFunction {
     last_capability: usize,
     next_extended: usize,
     last_extended: usize,
+    /// Where ones reset the function: byte and bits.
+    reset_at: Vec<(usize, u8)>,
 }
 
 impl FakeFunction {
@@ -58,6 +60,7 @@ impl FakeFunction {
             last_capability: usize::from(regs::CAPABILITIES),
             next_extended: 0x100,
             last_extended: 0,
+            reset_at: Vec::new(),
         };
         let id = u32::from(device) << 16 | u32::from(vendor);
         function.set(0, id, 0);
@@ -84,6 +87,7 @@ impl FakeFunction {
         bridge.set(usize::from(regs::PREFETCH_BASE_UPPER), 0, u32::MAX);
         bridge.set(usize::from(regs::PREFETCH_LIMIT_UPPER), 0, u32::MAX);
         bridge.set(usize::from(regs::IO_UPPER), 0, u32::MAX);
+        bridge.set(0x3c, 0, 0x0043_0000);
         bridge
     }
 
@@ -263,6 +267,7 @@ impl FakeFunction {
     pub fn function_level_reset(mut self) -> Self {
         let at = self.last_capability - 1;
         self.bytes[at + 7] |= 0x10;
+        self.reset_at.push((at + 9, 0x80));
         self
     }
 
@@ -305,6 +310,11 @@ impl FakeFunction {
 struct Placed {
     bytes: RefCell<Vec<u8>>,
     mask: Vec<u8>,
+    fresh: Vec<u8>,
+    reset_at: Vec<(usize, u8)>,
+    resets: Cell<usize>,
+    /// Reads until it answers again.
+    away: Cell<usize>,
     /// What is on the bus below: by device and function number.
     below: RefCell<BTreeMap<u8, FakeId>>,
 }
@@ -318,6 +328,7 @@ pub struct FakePci {
     accesses: Cell<usize>,
     mastered: Cell<bool>,
     writes: RefCell<Vec<FakeWrite>>,
+    reset_reads: Cell<usize>,
 }
 
 /// A write that was made.
@@ -350,6 +361,7 @@ impl FakePci {
             accesses: Cell::new(0),
             mastered: Cell::new(false),
             writes: RefCell::default(),
+            reset_reads: Cell::new(0),
         }
     }
 
@@ -362,8 +374,12 @@ impl FakePci {
     pub fn add(&mut self, below: Below, device: u8, number: u8, function: FakeFunction) -> FakeId {
         let id = FakeId(self.functions.len());
         self.functions.push(Placed {
+            fresh: function.bytes.clone(),
             bytes: RefCell::new(function.bytes),
             mask: function.mask,
+            reset_at: function.reset_at,
+            resets: Cell::new(0),
+            away: Cell::new(0),
             below: RefCell::default(),
         });
         self.connect(below, device, number, id);
@@ -387,6 +403,28 @@ impl FakePci {
     /// Accesses since the last call.
     pub fn take_accesses(&self) -> usize {
         self.accesses.take()
+    }
+
+    /// How often a function was reset.
+    #[must_use]
+    pub fn resets(&self, id: FakeId) -> usize {
+        self.functions[id.0].resets.get()
+    }
+
+    /// How many reads a function does not answer after a reset from now on.
+    pub fn set_reset_reads(&self, reads: usize) {
+        self.reset_reads.set(reads);
+    }
+
+    fn reset(&self, id: FakeId) {
+        let function = &self.functions[id.0];
+        function.bytes.borrow_mut().clone_from(&function.fresh);
+        function.resets.set(function.resets.get() + 1);
+        function.away.set(self.reset_reads.get());
+        let below: Vec<FakeId> = function.below.borrow().values().copied().collect();
+        for id in below {
+            self.reset(id);
+        }
     }
 
     /// Writes since the last call.
@@ -429,7 +467,8 @@ impl FakePci {
                 let bytes = self.functions[id.0].bytes.borrow();
                 let [secondary, subordinate] = [bytes[0x19], bytes[0x1a]];
                 let is_bridge = bytes[0x0e] & 0x7f == 1;
-                let there = (secondary..=subordinate).contains(&bdf.bus());
+                let held = bytes[0x3e] & 0x40 != 0;
+                let there = !held && (secondary..=subordinate).contains(&bdf.bus());
                 (is_bridge && secondary != 0 && there).then_some((id, secondary))
             })?;
             let below = self.functions[bridge.0].below.borrow();
@@ -449,6 +488,11 @@ impl FakePci {
         assert_eq!(at % width, 0, "misaligned access at {offset:#x}");
         let id = self.route(bdf).filter(|_| offset < self.extent.bytes());
         let Some(id) = id else { return u32::MAX };
+        let away = &self.functions[id.0].away;
+        if away.get() != 0 {
+            away.set(away.get() - 1);
+            return u32::MAX;
+        }
         let bytes = self.functions[id.0].bytes.borrow();
         (0..width).fold(0, |v, i| v | u32::from(bytes[at + i]) << (8 * i))
     }
@@ -466,7 +510,26 @@ impl FakePci {
         let id = self.route(bdf).filter(|_| offset < self.extent.bytes());
         let Some(id) = id else { return };
         let function = &self.functions[id.0];
+        if function.away.get() != 0 {
+            return;
+        }
+        let sets = |at_byte: usize, bits: u8| {
+            let written = at_byte.checked_sub(at).filter(|&i| i < width);
+            written.is_some_and(|i| value.to_le_bytes()[i] & bits != 0)
+        };
+        if function
+            .reset_at
+            .iter()
+            .any(|&(byte, bits)| sets(byte, bits))
+        {
+            return self.reset(id);
+        }
         let mut bytes = function.bytes.borrow_mut();
+        let bridge = bytes[0x0e] & 0x7f == 1;
+        if bridge && sets(0x3e, 0x40) && bytes[0x3e] & 0x40 == 0 {
+            let below: Vec<FakeId> = function.below.borrow().values().copied().collect();
+            below.into_iter().for_each(|id| self.reset(id));
+        }
         for i in 0..width {
             let new = value.to_le_bytes()[i];
             let mask = function.mask[at + i];

@@ -149,15 +149,17 @@ impl Layout {
         }
     }
 
-    /// Takes room for everything on the root buses and works out all addresses.
-    ///
-    /// # Errors
-    /// What found no room.
-    pub(crate) fn allocate(&mut self, class: Class, free: &mut Regions) -> Result<(), Item> {
+    /// Takes room for everything on the root buses and works out all addresses. Gives back what
+    /// found no room.
+    pub(crate) fn allocate(&mut self, class: Class, free: &mut Regions) -> Vec<ItemId> {
         let mut open = Vec::new();
+        let mut failed = Vec::new();
         for item in take(&mut self.roots) {
             let at = free.take(class, item.prefetchable, item.size, item.align);
-            open.push((item, at.ok_or(item)?));
+            match at {
+                Some(at) => open.push((item, at)),
+                None => failed.push(item.id),
+            }
         }
         while let Some((item, at)) = open.pop() {
             match item.id {
@@ -178,6 +180,6 @@ impl Layout {
                 }
             }
         }
-        Ok(())
+        failed
     }
 }

@@ -4,7 +4,8 @@
 //! (what the firmware's tables say), [`Topology`] and [`Function`] (what [`enumerate`] found),
 //! [`Placement`] (what [`place`] did), [`Group`] (what [`groups`] says cannot be told apart or kept
 //! apart). The binaries call them in this order, before any IOMMU is open: after enumeration no
-//! function masters the bus.
+//! function masters the bus. Later, [`set_mastering`], [`Reset`], [`Msi`] and [`MsiX`] tell devices what
+//! to do, and [`vconfig`] is what a guest sees of one.
 //!
 //! Configuration space is input that may lie: a lie becomes a [`Defect`] of its function, never a
 //! hang or a panic. This crate must not know how firmware describes host bridges or interrupts,
@@ -26,6 +27,7 @@ extern crate alloc;
 
 mod capability;
 mod config;
+mod control;
 mod defect;
 mod error;
 #[cfg(any(feature = "fake", test))]
@@ -42,6 +44,7 @@ mod program;
 mod region;
 mod regs;
 mod report;
+mod reset;
 mod scan;
 #[cfg(test)]
 mod tests;
@@ -53,6 +56,7 @@ pub use capability::{
     Msi, MsiX, PortType,
 };
 pub use config::{ConfigSpace, Ecam, Extent};
+pub use control::{Message, MsixMode, Permission, set_mastering, set_pin};
 pub use defect::Defect;
 pub use error::Error;
 pub use function::{
@@ -63,5 +67,6 @@ pub use group::{Group, GroupPolicy, Join, Reason, groups, requesters};
 pub use host::{BusRange, HostBridge, Window, WindowKind};
 pub use place::{FirmwarePlaces, PlacePolicy, Placement, Unplaced, Why, place};
 pub use report::{Bytes, report};
+pub use reset::{Progress, Reset};
 pub use scan::{BusNumbers, ExtraRoots, MAX_DEPTH, ScanPolicy, enumerate};
 pub use topology::Topology;

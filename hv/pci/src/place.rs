@@ -241,19 +241,38 @@ fn settle(
 ) -> Vec<BridgeWindows> {
     loop {
         let mut free = regions.clone();
+        let mut again = false;
         let layouts = Class::ALL.map(|class| {
             let mut layout = Layout::new(class, topology, demands, kept);
-            let result = layout.allocate(class, &mut free);
-            (class, layout, result)
+            let failed = layout.allocate(class, &mut free);
+            let movable =
+                |demand: &Demand| demand.class == Some(class) && demand.fallback.is_some();
+            if !failed.is_empty() && demands.iter().any(movable) {
+                again = true;
+                if let Some(&item) = failed.first() {
+                    give_way(topology, demands, class, item);
+                }
+                return layout;
+            }
+            for item in failed {
+                match item {
+                    // It took no room, so the others stay where they are.
+                    ItemId::Bar(index) => {
+                        if let Some(demand) = demands.get_mut(index) {
+                            demand.class = None;
+                        }
+                    }
+                    ItemId::Window(_) => {
+                        again = true;
+                        give_way(topology, demands, class, item);
+                    }
+                }
+            }
+            layout
         });
-        let failed = layouts.iter().find_map(|(class, _, result)| {
-            let item = result.as_ref().err()?;
-            Some((*class, item.id))
-        });
-        let Some((class, item)) = failed else {
-            return addresses(kept, demands, layouts.map(|(_, layout, _)| layout));
-        };
-        give_way(topology, demands, class, item);
+        if !again {
+            return addresses(kept, demands, layouts);
+        }
     }
 }
 

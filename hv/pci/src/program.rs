@@ -6,7 +6,7 @@ use types::Bdf;
 
 use crate::config::ConfigSpace;
 use crate::defect::Defect;
-use crate::function::{Bar, BridgeWindow, BridgeWindows, Function, Header, WindowWidth};
+use crate::function::{Bar, Bridge, BridgeWindow, BridgeWindows, Function, Header, WindowWidth};
 use crate::place::{Kept, Placement, Unplaced, Why};
 use crate::probe::{bar_offset, read_windows};
 use crate::regs;
@@ -158,6 +158,47 @@ fn program_windows(
     let Some(bridge) = function.bridge_mut() else {
         return true;
     };
+    let holds = write_windows(space, bdf, bridge, windows);
+    // A bridge with other windows than these is told to forward nothing.
+    bridge.windows = if holds {
+        windows
+    } else {
+        BridgeWindows::default()
+    };
+    holds
+}
+
+/// Writes a function's registers as enumeration and placement left them. It is fresh from a reset:
+/// it masters nothing, and nothing else is switched on.
+pub(crate) fn restore(space: &dyn ConfigSpace, function: &Function) {
+    let bdf = function.bdf;
+    decode(space, function, Decoding::default());
+    for bar in &function.bars {
+        if let Some(place) = bar.place {
+            write_bar(space, bdf, bar, place.bus);
+        }
+    }
+    if let Some(bridge) = function.bridge() {
+        if let Some(buses) = bridge.buses {
+            let numbers = [bdf.bus(), buses.secondary, buses.subordinate, 0];
+            space.write32(bdf, regs::BUS_NUMBERS, u32::from_le_bytes(numbers));
+        }
+        write_windows(space, bdf, bridge, bridge.windows);
+    }
+    if let Some(acs) = function.capabilities.acs {
+        space.write16(bdf, acs.offset.saturating_add(6), acs.control);
+    }
+    let on = decoding(function);
+    decode(space, function, on);
+}
+
+/// Writes a bridge's windows; whether it holds them.
+fn write_windows(
+    space: &dyn ConfigSpace,
+    bdf: Bdf,
+    bridge: &Bridge,
+    windows: BridgeWindows,
+) -> bool {
     // A limit below the base closes a window.
     let closed = BridgeWindow {
         first: u64::MAX,
@@ -196,12 +237,5 @@ fn program_windows(
         }
         space.write16(bdf, regs::IO_BASE, low);
     }
-    let holds = read_windows(space, bdf, bridge.io, bridge.prefetchable) == windows;
-    // A bridge with other windows than these is told to forward nothing.
-    bridge.windows = if holds {
-        windows
-    } else {
-        BridgeWindows::default()
-    };
-    holds
+    read_windows(space, bdf, bridge.io, bridge.prefetchable) == windows
 }

@@ -29,6 +29,8 @@ pub(crate) const PREFETCH_BASE: u16 = 0x24;
 pub(crate) const PREFETCH_BASE_UPPER: u16 = 0x28;
 pub(crate) const PREFETCH_LIMIT_UPPER: u16 = 0x2c;
 pub(crate) const IO_UPPER: u16 = 0x30;
+pub(crate) const BRIDGE_CONTROL: u16 = 0x3e;
+pub(crate) const BRIDGE_RESET: u16 = 1 << 6;
 
 pub(crate) const BAR_IO: u32 = 1 << 0;
 pub(crate) const BAR_TYPE: u32 = 3 << 1;

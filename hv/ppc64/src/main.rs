@@ -38,7 +38,9 @@ use alloc::vec::Vec;
 
 use boot::{Logger, Options, Verdict};
 use console::{Terminal, TimeBase};
+use hal::Clock;
 use machine::{Machine, UartKind};
+use nested::Nested;
 use of::Firmware;
 
 static LOGGER: spin::Once<Logger<Terminal, TimeBase>> = spin::Once::new();
@@ -71,7 +73,7 @@ extern "C" fn main(initrd: u64, initrd_bytes: u64, firmware: u64, entry_ticks: u
     }
     let firmware = Firmware::new(firmware, LOW);
     log::info!("entered at tick {entry_ticks} by {firmware}");
-    run(&device_tree(firmware, initrd, initrd_bytes))
+    run(&device_tree(firmware, initrd, initrd_bytes), entry_ticks)
 }
 
 /// Takes the device tree, and the machine with it, from the firmware.
@@ -92,7 +94,7 @@ fn device_tree(firmware: Firmware, initrd: u64, initrd_bytes: u64) -> Vec<u8> {
     tree.to_dtb()
 }
 
-fn run(blob: &[u8]) -> ! {
+fn run(blob: &[u8], entry_ticks: u64) -> ! {
     let machine = match Machine::from_fdt(blob) {
         Ok(machine) => machine,
         Err(error) => {
@@ -116,12 +118,26 @@ fn run(blob: &[u8]) -> ! {
         self_test::provoke(test);
     }
     let holdings = survey::take(&machine);
+    let bundle = survey::bundle(&machine);
+    let topologies = holdings.devices.iter();
     log::info!(
-        "report: complete, {} frames free",
+        "report: complete {} ticks after entry at {} Hz, {} functions, {} frames free",
+        TimeBase.ticks().wrapping_sub(entry_ticks),
+        TimeBase.frequency(),
+        topologies
+            .map(|devices| devices.functions().len())
+            .sum::<usize>(),
         holdings.frames.free_frames()
     );
     if holdings.open_windows > 0 {
         panic::end(Verdict::Fatal("a DMA window may be open"));
     }
-    panic::end(Verdict::Good("report complete, no VM to run"))
+    match bundle {
+        Err(()) => panic::end(Verdict::Fatal("the boot bundle cannot be used")),
+        Ok(None) => panic::end(Verdict::Good("report complete, no VM to run")),
+        Ok(Some(_)) if holdings.nested != Nested::V1 => {
+            panic::end(Verdict::Fatal("the platform cannot run VMs for us"))
+        }
+        Ok(Some(_)) => panic::end(Verdict::Good("report complete, VMs are not run yet")),
+    }
 }

@@ -52,6 +52,17 @@ pub(crate) fn identity(pa: Pa) -> usize {
     pa.bits() as usize
 }
 
+/// The bytes of `span`.
+///
+/// # Safety
+/// They must be memory that nobody writes to from now on.
+pub(crate) unsafe fn blob(span: Span<Pa>) -> &'static [u8] {
+    let start = core::ptr::with_exposed_provenance(identity(span.start()));
+    let bytes = span.len().and_then(|bytes| usize::try_from(bytes).ok());
+    // SAFETY: passed on to the caller.
+    unsafe { core::slice::from_raw_parts(start, bytes.unwrap_or(0)) }
+}
+
 impl PhysMemory for Ram {
     fn read(&self, pa: Pa, buffer: &mut [u8]) -> Result<(), NotMemory> {
         let from = with_exposed_provenance_mut::<u8>(self.check(pa, buffer.len())?);

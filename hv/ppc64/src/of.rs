@@ -113,9 +113,9 @@ pub(crate) enum Firmware {
 pub(crate) enum Error {
     #[error("the platform's hypervisor does not serve the client interface (answer {0})")]
     NoHcall(i64),
-    #[error("firmware refuses {service:?} (answer {answer:#x})")]
+    #[error("firmware refuses {} (answer {answer:#x})", name(service))]
     Refused { service: &'static CStr, answer: u32 },
-    #[error("what is passed to {service:?} lies above 4 GiB")]
+    #[error("what is passed to {} lies above 4 GiB", name(service))]
     OutOfReach { service: &'static CStr },
 }
 
@@ -272,6 +272,10 @@ impl Firmware {
         debug_assert!(cpu::this().guard_is_whole());
         Ok(())
     }
+}
+
+fn name(service: &CStr) -> &str {
+    service.to_str().unwrap_or_default()
 }
 
 fn some(node: u32) -> Option<Node> {

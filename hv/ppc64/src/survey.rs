@@ -1,13 +1,16 @@
 //! Taking stock: DMA windows, memory, CPUs; each window is closed before any device is looked at.
 
 use alloc::boxed::Box;
+use alloc::string::String;
 use alloc::vec::Vec;
 
 use boot::Frames;
+use bundle::Bundle;
 use machine::{CpuStatus, Machine};
+use pci::Topology;
 use types::{Pa, Span};
 
-use crate::memory::Ram;
+use crate::memory::{self, Ram};
 use crate::nested::{self, Nested};
 use crate::rtas::Rtas;
 use crate::{LOW, bus, cpu, entry, heap, smp, windows};
@@ -18,6 +21,10 @@ pub(crate) struct Holdings {
     pub(crate) frames: Frames<Ram>,
     /// Windows that may be open.
     pub(crate) open_windows: usize,
+    /// What is behind each host bridge, none of it mastering the bus.
+    pub(crate) devices: Vec<Topology>,
+    /// Whether guests can be run.
+    pub(crate) nested: Nested,
 }
 
 /// Takes stock of the machine and prints the boot report.
@@ -30,7 +37,8 @@ pub(crate) fn take(machine: &Machine) -> Holdings {
         Some(rtas) => report_hypertas(&rtas.hypertas),
         None => log::warn!("rtas: none described: no other CPU, no PCI"),
     }
-    match nested::probe() {
+    let nested = nested::probe();
+    match nested {
         Nested::V1 => log::info!("nested: {}", Nested::V1),
         other => log::warn!("nested: {other}"),
     }
@@ -38,10 +46,12 @@ pub(crate) fn take(machine: &Machine) -> Holdings {
     let (ram, frames) = frames(machine);
     let nested = check_nested(nested, ram, &frames);
     start_cpus(machine, rtas.as_ref(), &frames);
-    for bridge in &machine.host_bridges {
+    let bridges = machine.host_bridges.iter();
+    let devices = bridges.filter_map(|bridge| {
         // SAFETY: the machine is ours, and no guest exists yet.
-        let _ = unsafe { bus::take(bridge, rtas.as_ref()) };
-    }
+        unsafe { bus::take(bridge, rtas.as_ref()) }
+    });
+    let devices = devices.collect();
     if machine.host_bridges.is_empty() {
         log::info!("pci: no device");
     }
@@ -54,6 +64,38 @@ pub(crate) fn take(machine: &Machine) -> Holdings {
     Holdings {
         frames,
         open_windows,
+        devices,
+        nested,
+    }
+}
+
+/// The boot bundle, if the boot loader brought one that can be read.
+pub(crate) fn bundle(machine: &Machine) -> Result<Option<Bundle<'static>>, ()> {
+    let Some(span) = machine.chosen.initrd else {
+        log::info!("bundle: none (no initrd)");
+        return Ok(None);
+    };
+    let in_memory = machine
+        .memory
+        .iter()
+        .any(|memory| memory.contains_span(span));
+    let (ours, end) = entry::image();
+    let apart = span.last().bits() < ours || span.start().bits() >= end;
+    if !in_memory || !apart || span.start().bits() < LOW {
+        log::error!("bundle: initrd {span} is not all in memory, or not apart from ours");
+        return Err(());
+    }
+    // SAFETY: nobody writes to it: it is left out of what is handed out as RAM.
+    let bytes = unsafe { memory::blob(span) };
+    match Bundle::parse(bytes) {
+        Ok(bundle) => {
+            bundle.report(&mut |line| log::info!("{line}"));
+            Ok(Some(bundle))
+        }
+        Err(error) => {
+            log::error!("bundle: {error}");
+            Err(())
+        }
     }
 }
 
@@ -100,11 +142,17 @@ fn close_windows(machine: &Machine) -> usize {
     open
 }
 
-fn report_hypertas(groups: &[alloc::string::String]) {
-    const PER_LINE: usize = 6;
-    for groups in groups.chunks(PER_LINE) {
-        log::info!("hypertas: {}", groups.join(" "));
+fn report_hypertas(groups: &[String]) {
+    let mut line = String::new();
+    for group in groups {
+        if line.len() + group.len() > 80 {
+            log::info!("hypertas:{line}");
+            line.clear();
+        }
+        line.push(' ');
+        line.push_str(group);
     }
+    log::info!("hypertas:{line}");
 }
 
 fn frames(machine: &Machine) -> (Ram, Frames<Ram>) {
@@ -116,19 +164,15 @@ fn frames(machine: &Machine) -> (Ram, Frames<Ram>) {
     let ours: Vec<Span<Pa>> = [(0, LOW), entry::image()]
         .into_iter()
         .filter_map(span)
+        .chain(machine.chosen.initrd)
         .collect();
     let reserved = machine
         .reservations
         .iter()
         .map(|reservation| reservation.span);
-    let taken: Vec<Span<Pa>> = ours
-        .iter()
-        .copied()
-        .chain(reserved)
-        .chain(machine.chosen.initrd)
-        .collect();
-    let accessible: &'static [Span<Pa>] = Box::leak(without(&machine.memory, &ours).into());
-    // SAFETY: RAM by the tree, without the image; Rust objects live in the image only.
+    let taken: Vec<Span<Pa>> = ours.iter().copied().chain(reserved).collect();
+    let accessible: &'static [Span<Pa>] = Box::leak(boot::usable(&machine.memory, &ours).into());
+    // SAFETY: RAM by the tree, without the image and the initrd; Rust objects live in these only.
     let ram = unsafe { Ram::new(accessible) };
     let free = boot::usable(&machine.memory, &taken);
     let frames = Frames::new(ram, &free);
@@ -138,11 +182,6 @@ fn frames(machine: &Machine) -> (Ram, Frames<Ram>) {
         free.len()
     );
     (ram, frames)
-}
-
-/// `memory` less `holes`.
-fn without(memory: &[Span<Pa>], holes: &[Span<Pa>]) -> Vec<Span<Pa>> {
-    boot::usable(memory, holes)
 }
 
 fn start_cpus(machine: &Machine, rtas: Option<&Rtas>, frames: &Frames<Ram>) {

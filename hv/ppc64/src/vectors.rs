@@ -155,7 +155,7 @@ probe_stub_end:
     .section .rodata.hard_stop, "a"
     .balign 16
 hard_stop_text:
-    .ascii  "\r\nbulkhead: verdict 1: failed again and again while reporting a failure    \r\n"
+    .ascii  "\r\nbulkhead: verdict 1: failed over and over while a failure was being reported\r\n"
     .balign 16, 0x20
 hard_stop_text_end:
     .text

@@ -1,5 +1,6 @@
 //! `cargo xtask test`: host tests, then boards under QEMU.
 
+mod bundles;
 mod cases;
 pub(crate) mod host;
 mod pairwise;

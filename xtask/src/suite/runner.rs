@@ -11,7 +11,8 @@ use anyhow::{Context as _, Result, bail, ensure};
 use regex::Regex;
 
 use super::Tally;
-use super::cases::{Case, Check, Company};
+use super::bundles;
+use super::cases::{Around, Case, Check, Company, Disks};
 use crate::board::{Arch, Board};
 use crate::build::{self, Built, Profile};
 use crate::provide::{self, toolchain};
@@ -119,9 +120,14 @@ impl Bench<'_> {
             }
             Check::Refused {
                 args,
-                qemu_version,
+                around,
                 message,
-            } => refused(args, *qemu_version, message),
+            } => {
+                let dir = workspace::target_dir()
+                    .join("test/around")
+                    .join(file_name(case));
+                refused(args, *around, message, &dir)
+            }
         }
     }
 
@@ -135,10 +141,11 @@ impl Bench<'_> {
             .get(&board.arch)
             .context("its tools were not provided")?;
         let mut board = board.clone();
-        if case.bare {
+        if case.disks == Disks::None {
             board.disks.clear();
         }
-        let files = run::files(&board, &tools.built)?;
+        let mut files = run::files(&board, &tools.built)?;
+        files.bundle = bundles::file(&board, case.bundle, &file_name(case))?;
         let line: Line = qemu::line(&tools.qemu, &board, &case.vary, &files)?;
         session::run(Plan {
             line: &line,
@@ -209,14 +216,21 @@ fn same(first: &Path, second: &Path) -> Result<()> {
 }
 
 /// Runs this very tool with something wrong and wants a refusal that says what.
-fn refused(args: &[String], qemu_version: Option<&str>, message: &str) -> Result<()> {
+fn refused(args: &[String], around: Around, message: &str, dir: &Path) -> Result<()> {
     let tool = std::env::current_exe().context("cannot find this program's own file")?;
     let mut command = Command::new(&tool);
-    command.args(args).stdin(Stdio::null());
-    let stand_in = qemu_version.map(StandIn::new).transpose()?;
-    if let Some(stand_in) = &stand_in {
-        // Nothing else in PATH, apt least of all: it must not cure what we want to see.
-        command.env("PATH", &stand_in.0);
+    fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
+    command.args(args).stdin(Stdio::null()).current_dir(dir);
+    match around {
+        Around::Usual => {}
+        Around::OldQemu(version) => {
+            old_qemus(dir, version)?;
+            // Nothing else in PATH, apt least of all: it must not cure what we want to see.
+            command.env("PATH", dir);
+        }
+        Around::Manifest(text) => {
+            workspace::write_whole(&dir.join("manifest.toml"), text.as_bytes())?;
+        }
     }
     let output = command.output().context("cannot start this program")?;
     let text = String::from_utf8_lossy(&output.stderr);
@@ -234,40 +248,33 @@ fn refused(args: &[String], qemu_version: Option<&str>, message: &str) -> Result
     Ok(())
 }
 
-/// A folder with a QEMU that only tells a version.
-struct StandIn(PathBuf);
-
-impl StandIn {
-    fn new(version: &str) -> Result<Self> {
-        use std::os::unix::fs::PermissionsExt as _;
-        let dir = workspace::target_dir().join(format!("test/stand-in-{version}"));
-        for arch in Arch::ALL {
-            let path = dir.join(arch.qemu());
-            let script = format!("#!/bin/sh\necho QEMU emulator version {version}\n");
-            workspace::write_whole(&path, script.as_bytes())?;
-            fs::set_permissions(&path, fs::Permissions::from_mode(0o755))
-                .with_context(|| format!("cannot make {} executable", path.display()))?;
-        }
-        Ok(Self(dir))
+/// Puts QEMUs into a folder that only tell a version.
+fn old_qemus(dir: &Path, version: &str) -> Result<()> {
+    use std::os::unix::fs::PermissionsExt as _;
+    for arch in Arch::ALL {
+        let path = dir.join(arch.qemu());
+        let script = format!("#!/bin/sh\necho QEMU emulator version {version}\n");
+        workspace::write_whole(&path, script.as_bytes())?;
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755))
+            .with_context(|| format!("cannot make {} executable", path.display()))?;
     }
+    Ok(())
+}
+
+fn file_name(case: &Case) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || c == '.';
+    case.name
+        .chars()
+        .map(|c| if plain(c) { c } else { '-' })
+        .collect()
 }
 
 fn log_path(case: &Case, suffix: &str) -> PathBuf {
-    let name: String = case
-        .name
-        .chars()
-        .map(|c| {
-            if c.is_ascii_alphanumeric() || c == '.' {
-                c
-            } else {
-                '-'
-            }
-        })
-        .collect();
+    let name = format!("{}{suffix}.log", file_name(case));
     workspace::target_dir()
         .join("test")
         .join(case.board)
-        .join(format!("{name}{suffix}.log"))
+        .join(name)
 }
 
 fn report(case: &Case, took: Duration, result: &Result<()>) {

@@ -258,7 +258,6 @@ fn reside(guests: &Guests, core: usize, frame: gic::Frame, vm: &Vm, index: usize
             core,
             vm,
             index,
-            slot,
             vcpu: &mut vcpu,
             refill: true,
         };

@@ -2,5 +2,6 @@
 
 mod hostile;
 mod papr;
+mod properties;
 mod samples;
 mod virt;

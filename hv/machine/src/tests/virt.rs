@@ -427,6 +427,16 @@ fn several_smmus_serve_parts_of_one_bridge_and_platform_masters() {
 }
 
 #[test]
+fn a_master_behind_an_iommu_that_is_not_there_is_noted() {
+    let machine = read(virt(1).child(node("dma").cells("iommus", &[0x1234, 0])));
+    assert_eq!(machine.masters, []);
+    assert_eq!(
+        machine.notes[0].to_string(),
+        "/dma: behind an IOMMU that is not supported"
+    );
+}
+
+#[test]
 fn the_report_of_a_virt_machine() {
     let machine = read(virt(2));
     let expected = "\

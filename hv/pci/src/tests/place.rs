@@ -166,6 +166,25 @@ fn when_windows_are_full_the_largest_gives_way() {
 }
 
 #[test]
+fn a_full_root_bus_of_huge_bars_is_settled_in_bounded_work() {
+    let mut pci = FakePci::new();
+    for device in 0..32 {
+        for number in 0..8 {
+            let huge = FakeFunction::endpoint(1, 1, 0)
+                .bar(0, BarKind::Prefetchable64, 1 << 38)
+                .bar(2, BarKind::Memory64, 1 << 37)
+                .bar(4, BarKind::Memory64, 1 << 20)
+                .multifunction();
+            pci.add(ROOT, device, number, huge);
+        }
+    }
+    let (_, placement) = placed(&pci, &virt(), PlacePolicy::default());
+    // Two of 256 GiB fill the high window; 256 of 1 MiB fit low.
+    assert_eq!((placement.placed, placement.unplaced.len()), (258, 510));
+    assert!(placement.unplaced.iter().all(|u| u.why == Why::NoRoom));
+}
+
+#[test]
 fn a_bar_that_can_go_high_makes_room_for_one_that_cannot() {
     let mut pci = FakePci::new();
     for device in 0..3 {

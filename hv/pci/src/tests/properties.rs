@@ -227,6 +227,45 @@ fn partition(topology: &Topology, policy: GroupPolicy) -> Result<(), TestCaseErr
     Ok(())
 }
 
+#[test]
+fn the_checks_notice_a_bar_in_the_wrong_place() {
+    let mut pci = FakePci::new();
+    let port = pci.add(Below::Root(0), 1, 0, FakeFunction::root_port());
+    let device = || FakeFunction::endpoint(1, 1, 0).bar(0, BarKind::Memory32, 8192);
+    pci.add(Below::Bridge(port), 0, 0, device());
+    pci.add(Below::Root(0), 2, 0, device());
+    let host = virt();
+    let mut topology = enumerate(&pci, &host, probing());
+    let placement = place(&pci, &host, &mut topology, PlacePolicy::default()).unwrap();
+    let check = |topology: &Topology| sound(&host, topology, &placement, 4096);
+    assert!(check(&topology).is_ok());
+    // Functions: the port, the device on the root bus, the device below the port.
+    let move_to = |function: usize, bus: u64| {
+        let mut moved = topology.clone();
+        let place = moved.functions_mut()[function].bars[0]
+            .place
+            .as_mut()
+            .unwrap();
+        place.bus = bus;
+        place.cpu = types::Pa::truncated(bus);
+        moved
+    };
+    let below = topology.functions()[2].bars[0].place.unwrap().bus;
+    for (function, bus) in [
+        (1, below),             // on another
+        (1, below + 0x20_1000), // not aligned
+        (1, 0x3eff_0000),       // outside the host's window
+        (2, below + 0x10_0000), // outside the port's window
+        (1, 0x80_0000_0000),    // above 4 GiB
+    ] {
+        assert!(
+            check(&move_to(function, bus)).is_err(),
+            "{function} {bus:#x}"
+        );
+    }
+    assert!(check(&move_to(1, below + 0x40_0000)).is_ok());
+}
+
 proptest! {
     // A hierarchy is many functions, so fewer of them than usual.
     #![proptest_config(ProptestConfig::with_cases(96))]

@@ -364,6 +364,6 @@ impl View {
 }
 
 /// Whether an access is aligned and inside 4 KiB.
-fn is_access(offset: u16, width: Width) -> bool {
+pub(crate) fn is_access(offset: u16, width: Width) -> bool {
     offset < 4096 && offset & width.bytes().wrapping_sub(1) == 0
 }

@@ -10,4 +10,7 @@ mod linux;
 mod lpis;
 mod machine;
 mod model;
+<<<<<<< ours
 mod registers;
+=======
+>>>>>>> theirs

@@ -1,16 +1,11 @@
 //! Random changes against a plain map of 4 KiB pages, with a walker that looks at every write.
 
-extern crate bulkhead_pagetable as pagetable;
-
-#[expect(dead_code, reason = "the named tests use more")]
-mod walker;
-
 use std::collections::BTreeMap;
 
+use crate::walker::Machine;
 use pagetable::{Error, Geometry, OutputSize, PageTable, Stage2, Stage2Attributes, Stage2Memory};
 use proptest::prelude::*;
 use types::{Ipa, Pa, PageSize, Span};
-use walker::Machine;
 
 const BASE: u64 = (1 << 30) - (4 << 20);
 const PAGES: u64 = 2048;

@@ -1,16 +1,12 @@
 //! Stage 2: descriptors to the byte, refusals that change nothing, break-before-make under the eyes
 //! of a walker.
 
-extern crate bulkhead_pagetable as pagetable;
-
-mod walker;
-
+use crate::walker::{Machine, TABLES, Watched, WatchedFrames};
 use pagetable::{
     Error, Fault, FaultKind, Geometry, NotLive, OutputSize, PageTable, Stage2, Stage2Access,
     Stage2Attributes, Stage2Memory,
 };
 use types::{Ipa, Pa, PageSize, Span};
-use walker::{Machine, TABLES, Watched, WatchedFrames};
 
 type Tree<'a> = PageTable<Stage2<Ipa>, Watched<'a>, &'a WatchedFrames<'a>>;
 
@@ -310,7 +306,7 @@ fn tables_that_become_empty_are_given_back() {
 
 #[test]
 fn without_frames_nothing_changes_and_nothing_leaks() {
-    type Change = fn(&mut Tree<'_>, &mut &walker::Walker) -> Result<(), Error<Ipa>>;
+    type Change = fn(&mut Tree<'_>, &mut &crate::walker::Walker) -> Result<(), Error<Ipa>>;
     let map: Change =
         |tree, walker| tree.map(span(4 * GIB - 4096, 64 * MIB + 8192), pa(4096), RAM, walker);
     let unmap: Change = |tree, walker| {
@@ -381,4 +377,38 @@ fn a_foreign_descriptor_is_a_typed_fault() {
     );
     set(0x7fc);
     assert_eq!(tree.walk(ipa(0)), Err(translation(1)));
+}
+
+#[test]
+fn the_common_operations_touch_few_words() {
+    let machine = Machine::new();
+    let frames = machine.frames();
+    let mut tree = tree(&machine, &frames, 40);
+    let mut walker = &machine.walker;
+    tree.map(span(GIB, 8 * MIB), pa(4096), RAM, &mut walker)
+        .unwrap();
+    let mut cost = |what: &mut dyn FnMut(&mut Tree<'_>)| {
+        machine.walker.reads.set(0);
+        machine.walker.writes.set(0);
+        what(&mut tree);
+        (machine.walker.reads.get(), machine.walker.writes.get())
+    };
+    let page = span(GIB + 4 * MIB, 4096);
+    let walk = cost(&mut |tree| assert!(tree.walk(page.start()).is_ok()));
+    assert_eq!(walk, (3, 0), "one read a level");
+    let unmap = cost(&mut |tree| assert_eq!(tree.unmap(page, &mut walker), Ok(4096)));
+    assert_eq!(unmap, (2 + 3 + 1, 1), "check, find, look at one neighbour");
+    let map = cost(&mut |tree| tree.map(page, pa(0), RAM, &mut walker).unwrap());
+    assert_eq!(map, (3 + 2, 1), "check, then write");
+    let block = span(2 * GIB, GIB);
+    let map = cost(&mut |tree| tree.map(block, pa(0), RAM, &mut walker).unwrap());
+    assert_eq!(map, (2, 1));
+    let unmap = cost(&mut |tree| assert_eq!(tree.unmap(block, &mut walker), Ok(GIB)));
+    assert_eq!(unmap, (2, 1));
+    let bulk = span(4 * GIB, 2 * MIB);
+    let map = cost(&mut |tree| tree.map(bulk, pa(4096), RAM, &mut walker).unwrap());
+    assert!(
+        map.0 <= 8 && map.1 <= 512 + 8,
+        "{map:?}: 512 pages, one write each"
+    );
 }

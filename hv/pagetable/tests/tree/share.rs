@@ -1,14 +1,10 @@
 //! The devices' view of a VM: a root of its own over the CPUs' RAM tables. And what devices wrote.
 
-extern crate bulkhead_pagetable as pagetable;
-
-mod walker;
-
+use crate::walker::{Machine, Walker, Watched, WatchedFrames};
 use pagetable::{
     Error, Geometry, Invalidate, NotLive, OutputSize, PageTable, Stage2, Stage2Attributes, Stale,
 };
 use types::{Address, Iova, Ipa, Pa, PageSize, Span};
-use walker::{Machine, Walker, Watched, WatchedFrames};
 
 type Tree<'a, A> = PageTable<Stage2<A>, Watched<'a>, &'a WatchedFrames<'a>>;
 

@@ -1,13 +1,8 @@
 //! EL2 stage 1: the hypervisor's own map.
 
-extern crate bulkhead_pagetable as pagetable;
-
-#[expect(dead_code, reason = "the named tests use more")]
-mod walker;
-
+use crate::walker::{Machine, TABLES};
 use pagetable::{El2, El2Access, El2Attributes, Geometry, NotLive, OutputSize, PageTable};
 use types::{Pa, Span, Va};
-use walker::{Machine, TABLES};
 
 #[test]
 fn an_image_is_mapped_to_itself_with_nothing_writable_and_executable() {

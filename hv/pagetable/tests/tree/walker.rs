@@ -20,16 +20,51 @@ struct Cached {
     fixed: u64,
 }
 
+/// Whose tables are walked.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) enum Architecture {
+    #[default]
+    Arm,
+    Power,
+}
+
+/// What a walker reads in an entry: a table or a leaf.
+enum Seen {
+    Nothing,
+    Table(u64),
+    Leaf(u64),
+}
+
+impl Architecture {
+    fn read(self, word: u64, level: u8) -> Seen {
+        match self {
+            Self::Arm => match (u64::from_le(word), level) {
+                (d, _) if d & 1 == 0 => Seen::Nothing,
+                (d, 0..3) if d & 2 != 0 => Seen::Table(d & 0x0000_ffff_ffff_f000),
+                (d, _) => Seen::Leaf(d & FIXED),
+            },
+            Self::Power => match u64::from_be(word) {
+                d if d >> 63 == 0 => Seen::Nothing,
+                d if d >> 62 == 2 => Seen::Table(d & 0x0fff_ffff_ffff_ff00),
+                // The whole entry: every change goes through an invalid one.
+                d => Seen::Leaf(d),
+            },
+        }
+    }
+}
+
 /// The walker and its caches.
 #[derive(Default)]
 pub(crate) struct Walker {
     root: Cell<Option<(Pa, Geometry)>>,
+    pub(crate) machine: Cell<Architecture>,
     probes: RefCell<Vec<u64>>,
     leaves: RefCell<BTreeMap<u64, Cached>>,
     /// By level of the entry and the first address it covers: the table it led to.
     links: RefCell<BTreeMap<(u8, u64), u64>>,
     doomed: RefCell<Vec<(u64, u64, Scope)>>,
     pub(crate) violations: RefCell<Vec<String>>,
+    pub(crate) reads: Cell<usize>,
     pub(crate) writes: Cell<usize>,
     pub(crate) syncs: Cell<usize>,
 }
@@ -62,25 +97,22 @@ impl Walker {
                 if level != geometry.root_level() {
                     index %= 512;
                 }
-                let d = memory.read_u64(Pa::truncated(table + index * 8)).unwrap();
-                let d = u64::from_le(d);
-                if d & 1 == 0 {
-                    break;
-                }
-                if level < 3 && d & 2 != 0 {
-                    table = d & 0x0000_ffff_ffff_f000;
-                    let region = (level, at >> shift << shift);
-                    let was = self.links.borrow_mut().insert(region, table);
-                    if was.is_some_and(|was| was != table) {
-                        self.violation(format!("{at:#x}: table replaced while cached"));
+                let word = memory.read_u64(Pa::truncated(table + index * 8)).unwrap();
+                let fixed = match self.machine.get().read(word, level) {
+                    Seen::Nothing => break,
+                    Seen::Leaf(fixed) => fixed,
+                    Seen::Table(next) => {
+                        table = next;
+                        let region = (level, at >> shift << shift);
+                        let was = self.links.borrow_mut().insert(region, table);
+                        if was.is_some_and(|was| was != table) {
+                            self.violation(format!("{at:#x}: table replaced while cached"));
+                        }
+                        level += 1;
+                        continue;
                     }
-                    level += 1;
-                    continue;
-                }
-                let now = Cached {
-                    level,
-                    fixed: d & FIXED,
                 };
+                let now = Cached { level, fixed };
                 let was = self.leaves.borrow_mut().insert(at, now);
                 if was.is_some_and(|was| was != now) {
                     self.violation(format!("{at:#x}: {was:x?} cached, now {now:x?}"));
@@ -150,6 +182,8 @@ impl PhysMemory for Watched<'_> {
         self.memory.write(pa, bytes)
     }
     fn read_u64(&self, pa: Pa) -> Result<u64, NotMemory> {
+        let [walker, _] = self.walkers;
+        walker.reads.set(walker.reads.get() + 1);
         self.memory.read_u64(pa)
     }
     fn write_u64(&self, pa: Pa, value: u64) -> Result<(), NotMemory> {

@@ -1,0 +1,266 @@
+//! The board tests: what is started, what the console must and must not show.
+
+mod pseries;
+mod tool;
+mod virt;
+
+use std::time::Duration;
+
+use super::Extent;
+use super::pairwise;
+use crate::qemu::Variation;
+
+/// One board test.
+#[derive(Debug, Clone)]
+pub(super) struct Case {
+    /// What it proves; the filter looks here.
+    pub(super) name: String,
+    /// The board.
+    pub(super) board: &'static str,
+    /// What it changes of the board's defaults.
+    pub(super) vary: Variation,
+    /// The disks.
+    pub(super) disks: Disks,
+    /// The boot bundle.
+    pub(super) bundle: Bundle,
+    /// What the console must show, in order.
+    pub(super) expects: Vec<String>,
+    /// What it must not show.
+    pub(super) forbids: Vec<String>,
+    /// The verdict the machine must power off with.
+    pub(super) verdict: u64,
+    /// The longest it may take.
+    pub(super) timeout: Duration,
+    /// Whether other machines may run beside it.
+    pub(super) company: Company,
+    /// What is done with it.
+    pub(super) check: Check,
+    /// Whether it is left out of the default sample.
+    pub(super) only_full: bool,
+}
+
+/// The disks of a test's machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Disks {
+    /// Those of the board.
+    OfBoard,
+    /// None.
+    None,
+}
+
+/// The boot bundle of a test.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Bundle {
+    /// None.
+    None,
+    /// One VM with a kernel of a few bytes.
+    Small,
+    /// That, cut off in the middle of its kernel.
+    Truncated,
+    /// That, its kernel's header claiming 2 GiB.
+    LyingHeader,
+    /// Bytes that are no archive.
+    Garbage,
+    /// What the board runs by default, with a real kernel.
+    OfBoard,
+}
+
+/// Whether other machines may run beside a test.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Company {
+    /// They may.
+    Any,
+    /// Its result depends on the time it gets.
+    Alone,
+}
+
+/// What is done with a test.
+#[derive(Debug, Clone)]
+pub(super) enum Check {
+    /// One run.
+    Run,
+    /// Two runs whose consoles are equal, byte for byte.
+    SameTwice,
+    /// This tool is started with something wrong and must refuse it.
+    Refused {
+        /// Its arguments.
+        args: Vec<String>,
+        /// What of the surroundings is wrong.
+        around: Around,
+        /// A regular expression for what it must say.
+        message: &'static str,
+    },
+}
+
+/// What of a tool's surroundings is wrong in a test.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Around {
+    /// Nothing.
+    Usual,
+    /// The only programs in `PATH` are QEMUs of this version.
+    OldQemu(&'static str),
+    /// A file `manifest.toml` in the working directory with these contents.
+    Manifest(&'static str),
+}
+
+impl Case {
+    fn new(board: &'static str, name: impl Into<String>) -> Self {
+        Self {
+            name: name.into(),
+            board,
+            vary: Variation::default(),
+            disks: Disks::OfBoard,
+            bundle: Bundle::None,
+            expects: Vec::new(),
+            forbids: vec![r"\] (ERROR|WARN) ".to_owned(), "PANIC|EXCEPTION".to_owned()],
+            verdict: 0,
+            timeout: Duration::from_secs(120),
+            company: Company::Any,
+            check: Check::Run,
+            only_full: false,
+        }
+    }
+
+    fn expect(mut self, patterns: &[&str]) -> Self {
+        self.expects
+            .extend(patterns.iter().map(|&pattern| pattern.to_owned()));
+        self
+    }
+
+    fn args(mut self, args: &[&str]) -> Self {
+        self.vary
+            .args
+            .extend(args.iter().map(|&arg| arg.to_owned()));
+        self
+    }
+
+    fn bundle(mut self, bundle: Bundle) -> Self {
+        self.bundle = bundle;
+        self
+    }
+
+    /// The hypervisor must give up with verdict 1.
+    fn fatal(mut self) -> Self {
+        self.verdict = 1;
+        self.forbids.clear();
+        self
+    }
+}
+
+/// The tests of one board.
+pub(super) fn of_board(board: &str, extent: Extent) -> Vec<Case> {
+    let mut cases = match board {
+        "virt" => [virt::cases(), tool::cases()].concat(),
+        "pseries" => pseries::cases(),
+        _ => Vec::new(),
+    };
+    cases.retain(|case| extent == Extent::Full || !case.only_full);
+    cases
+}
+
+/// All rows of a matrix, each with whether it is needed only for the full product.
+fn sampled(sizes: &[usize]) -> Vec<(Vec<usize>, bool)> {
+    let sample = pairwise::pairs(sizes);
+    pairwise::full(sizes)
+        .into_iter()
+        .map(|row| {
+            let only_full = !sample.contains(&row);
+            (row, only_full)
+        })
+        .collect()
+}
+
+/// Each failure that can be provoked ends in its verdict, and says where it was.
+fn provoked(board: &'static str, failures: &[(&str, &[&str])]) -> Vec<Case> {
+    failures
+        .iter()
+        .map(|(failure, shows)| {
+            Case::new(board, format!("a provoked {failure} ends in a verdict"))
+                .args(&["-append", &format!("bulkhead.test={failure}")])
+                .expect(&["provoking"])
+                .expect(shows)
+                .fatal()
+        })
+        .collect()
+}
+
+/// The boot bundle is read back and listed, and refused when it is damaged.
+fn bundles(board: &'static str) -> Vec<Case> {
+    let refused = |what: &str, bundle, shows: &[&str]| {
+        Case::new(board, format!("a bundle {what} is refused"))
+            .bundle(bundle)
+            .expect(&["ERROR .*bundle: "])
+            .expect(shows)
+            .expect(&["verdict 1: the boot bundle cannot be used"])
+            .fatal()
+    };
+    vec![
+        Case::new(board, "a small bundle is listed")
+            .bundle(Bundle::Small)
+            .expect(&[
+                "bundle: 2 files, 1 VMs",
+                "bundle: manifest.dtb, ",
+                "bundle: vm0/kernel, 5000 bytes",
+                "vm tiny: 2 MiB, 1 vCPUs",
+                "report: complete",
+            ]),
+        Case::new(board, "the board's own bundle is listed")
+            .bundle(Bundle::OfBoard)
+            .expect(&[
+                "bundle: 3 files, 1 VMs",
+                "bundle: vm0/kernel, [0-9]{8} bytes",
+                "bundle: vm0/initrd, [0-9]{7} bytes",
+                "vm linux: 512 MiB",
+            ]),
+        refused("that is cut off", Bundle::Truncated, &[]),
+        refused(
+            "with a lying header",
+            Bundle::LyingHeader,
+            &["vm0/kernel: 2147483647 bytes"],
+        ),
+        refused("of garbage", Bundle::Garbage, &[]),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn names_are_unique_and_the_sample_is_a_part() {
+        for board in ["virt", "pseries"] {
+            let full = of_board(board, Extent::Full);
+            let names: BTreeSet<&str> = full.iter().map(|case| case.name.as_str()).collect();
+            assert_eq!(names.len(), full.len());
+            let sample = of_board(board, Extent::Pairs);
+            assert!(sample.iter().all(|case| names.contains(case.name.as_str())));
+        }
+    }
+
+    #[test]
+    fn every_expression_compiles() {
+        for case in ["virt", "pseries"]
+            .iter()
+            .flat_map(|board| of_board(board, Extent::Full))
+        {
+            for pattern in case.expects.iter().chain(&case.forbids) {
+                regex::Regex::new(pattern).unwrap();
+            }
+        }
+    }
+
+    #[test]
+    fn every_run_expects_something() {
+        for case in ["virt", "pseries"]
+            .iter()
+            .flat_map(|board| of_board(board, Extent::Full))
+        {
+            assert!(
+                matches!(case.check, Check::Refused { .. }) || !case.expects.is_empty(),
+                "{}",
+                case.name
+            );
+        }
+    }
+}

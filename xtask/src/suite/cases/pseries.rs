@@ -1,0 +1,130 @@
+//! Tests of QEMU's POWER machine.
+
+use super::{Bundle, Case, Check, Disks, bundles, provoked, sampled};
+use crate::qemu::Time;
+
+const BOARD: &str = "pseries";
+
+pub(super) fn cases() -> Vec<Case> {
+    let mut cases = reports();
+    cases.extend(machines());
+    cases.extend(bundles(BOARD));
+    cases.extend(provoked(
+        BOARD,
+        &[
+            (
+                "panic",
+                &["PANIC on CPU 0", "backtrace", "verdict 1: panic"],
+            ),
+            (
+                "exception",
+                &[
+                    "EXCEPTION on CPU 0 .* vector 0x",
+                    "srr0",
+                    "backtrace",
+                    "verdict 1",
+                ],
+            ),
+            (
+                "stack-overflow",
+                &["backtrace", "verdict 1: stack overflow"],
+            ),
+            (
+                "out-of-memory",
+                &["memory allocation of .* failed", "verdict 1"],
+            ),
+            ("panic-in-panic", &["PANIC", "verdict 1: failed again"]),
+        ],
+    ));
+    cases
+}
+
+/// The report is true for every CPU model, CPU count and firmware.
+fn reports() -> Vec<Case> {
+    const CPUS: [(&str, &str); 2] = [("power9", "PVR 0x004e"), ("power10", "PVR 0x0080")];
+    const SMP: [u32; 3] = [1, 2, 4];
+    const FIRMWARE: [(&str, &str); 2] = [
+        ("vof", "by firmware in the platform"),
+        ("slof", "by firmware at 0x"),
+    ];
+    const MEMORY: [(&str, &str); 2] = [("2G", "2 GiB"), ("8G", "8 GiB")];
+    sampled(&[CPUS.len(), SMP.len(), FIRMWARE.len(), MEMORY.len()])
+        .into_iter()
+        .map(|(row, only_full)| {
+            let (cpu, pvr) = CPUS[row[0]];
+            let smp = SMP[row[1]];
+            let (firmware, entered) = FIRMWARE[row[2]];
+            let (memory, size) = MEMORY[row[3]];
+            let name = format!("report on {cpu}, smp {smp}, {firmware}, {memory}");
+            let mut case = Case::new(BOARD, name);
+            case.expects = vec![
+                format!("Bulkhead .* on POWER, .*{pvr}"),
+                entered.to_owned(),
+                "LIOBN 0x80000000: .* cleared: no device reaches memory".to_owned(),
+                format!("memory: 0x0-0x[0-9a-f]+, {size}"),
+                "nested: guests run by H_ENTER_NESTED".to_owned(),
+                format!("cpus: {smp} online of {smp}"),
+                "nvme BAR0 ".to_owned(),
+                "report: complete".to_owned(),
+            ];
+            case.vary.cpu = Some(cpu.to_owned());
+            case.vary.smp = Some(smp);
+            case.vary.firmware = Some(firmware.to_owned());
+            case.vary.memory = Some(memory.to_owned());
+            case.only_full = only_full;
+            case
+        })
+        .collect()
+}
+
+/// Machines out of the ordinary.
+fn machines() -> Vec<Case> {
+    let mut same = Case::new(BOARD, "the console is the same in two runs under --icount")
+        .bundle(Bundle::Small)
+        .expect(&["no device reaches memory", "report: complete"]);
+    same.vary.time = Time::Instructions;
+    same.check = Check::SameTwice;
+
+    let mut small = Case::new(BOARD, "512M of memory are enough")
+        .expect(&["memory: .*, 512 MiB", "report: complete"]);
+    small.vary.memory = Some("512M".to_owned());
+
+    let mut bare = Case::new(BOARD, "a machine without a device is reported")
+        .expect(&["segment 0000 .*: 0 functions", "report: complete"]);
+    bare.disks = Disks::None;
+
+    vec![
+        same,
+        small,
+        bare,
+        Case::new(BOARD, "two host bridges have a DMA window and a group each")
+            .args(&["-device", "spapr-pci-host-bridge,index=1,id=p1"])
+            .args(&["-device", "edu,bus=p1.0"])
+            .expect(&[
+                "pci 0000: LIOBN 0x80000000: .* cleared",
+                "pci 0001: LIOBN 0x80000100: .* cleared",
+                "segment 0000 .*: 1 functions in 1 groups",
+                "segment 0001 .*: 1 functions in 1 groups",
+                "1234:11e8 .* BAR0 mem32 1M @0x",
+            ]),
+        Case::new(BOARD, "devices behind a bridge are placed")
+            .args(&["-device", "pci-bridge,id=b1,chassis_nr=1"])
+            .args(&["-device", "edu,bus=b1,addr=1"])
+            .expect(&[
+                "3 functions in 1 groups, [0-9]+ BARs placed, 0 kept, 0 not placed",
+                "00:01.0 .* bridge bus 01-01",
+                "01:01.0 1234:11e8 .* BAR0 mem32 1M @0x",
+            ]),
+        Case::new(
+            BOARD,
+            "a BAR larger than every window is reported and left out",
+        )
+        .args(&["-object", "memory-backend-ram,id=m,size=2T,reserve=off"])
+        .args(&["-device", "ivshmem-plain,memdev=m"])
+        .expect(&[
+            "0 kept, 1 not placed",
+            r"BAR2 pref64 2T not placed: larger than the largest window \(1T\)",
+            "report: complete",
+        ]),
+    ]
+}

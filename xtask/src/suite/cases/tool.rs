@@ -1,0 +1,104 @@
+//! Wrong input to this very tool. None of it may start a machine.
+
+use super::{Around, Case, Check};
+
+pub(super) fn cases() -> Vec<Case> {
+    vec![
+        refused(
+            "an unknown board is refused",
+            &["run", "toaster"],
+            "pseries, virt",
+        ),
+        refused(
+            "an unknown option is refused",
+            &["run", "--toast"],
+            "--toast",
+        ),
+        refused(
+            "an unknown firmware is refused",
+            &["run", "pseries", "--firmware", "bios"],
+            "it has: slof, vof",
+        ),
+        refused(
+            "a size without a unit is refused",
+            &["run", "--memory", "512"],
+            "512M",
+        ),
+        refused("no CPU at all is refused", &["run", "--smp", "0"], "--smp"),
+        refused(
+            "a missing kernel is refused by name",
+            &["run", "--kernel", "no/such/kernel"],
+            "no/such/kernel",
+        ),
+        refused(
+            "a missing initrd is refused by name",
+            &["run", "--initrd", "no/such/initrd"],
+            "no/such/initrd",
+        ),
+        refused(
+            "a missing manifest is refused by name",
+            &["run", "--guest", "no/such/manifest.toml"],
+            "no/such/manifest.toml",
+        ),
+        refused(
+            "a faulty expression is refused",
+            &["run", "--expect", "("],
+            "unclosed",
+        ),
+        refused(
+            "an unknown test is refused",
+            &["test", "virt", "no such test"],
+            "no such",
+        ),
+        refused(
+            "an unknown bench is refused",
+            &["bench", "no-such-bench"],
+            "boot-report",
+        ),
+        around(
+            "a QEMU that is too old is refused",
+            Around::OldQemu("7.2.0"),
+            &["run"],
+            "9.2 or newer.*7.2.0",
+        ),
+        around(
+            "a manifest with an unknown key is refused with its line",
+            Around::Manifest(
+                "version = 1\n[[vm]]\nname = \"a\"\nmemroy = \"2M\"\nkernel = \"x\"\n",
+            ),
+            &["run", "--guest", "manifest.toml"],
+            r"manifest.toml:4:1.*memroy",
+        ),
+        around(
+            "a manifest that names a missing file is refused with its line",
+            Around::Manifest(
+                "version = 1\n[[vm]]\nname = \"a\"\nmemory = \"2M\"\nkernel = \"none/such\"\n",
+            ),
+            &["run", "--guest", "manifest.toml"],
+            r"manifest.toml:5:.*none/such",
+        ),
+        around(
+            "a manifest that is no TOML is refused with its line",
+            Around::Manifest("version = 1\n[[vm]\n"),
+            &["run", "--guest", "manifest.toml"],
+            "manifest.toml:2:",
+        ),
+    ]
+}
+
+fn refused(name: &str, args: &[&str], message: &'static str) -> Case {
+    around(name, Around::Usual, args, message)
+}
+
+fn around(name: &str, around: Around, args: &[&str], message: &'static str) -> Case {
+    let args = args.iter().map(|&arg| arg.to_owned()).collect();
+    let check = Check::Refused {
+        args,
+        around,
+        message,
+    };
+    Case {
+        check,
+        ..Case::new("virt", name)
+    }
+}
