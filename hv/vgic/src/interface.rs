@@ -4,16 +4,10 @@ use crate::{
     Kicks, LrImage, MAX_LIST_REGISTERS,
     bank::{AtEnd, Bank, Load, Readback},
     bits::{Bits, bit},
-<<<<<<< ours
     distributor::{FIRST_SPI, Room},
     lpi::{Shared, Sources},
     lr::{End, HCR_EN, HCR_LRENPIE, HCR_NPIE, HCR_TDIR, ListRegister},
     priority::{PRIORITY_MASK, level_of},
-=======
-    distributor::{Distributor, FIRST_SPI, Room},
-    lr::{End, HCR_EN, HCR_LRENPIE, HCR_NPIE, HCR_TDIR, ListRegister},
-    priority::level_of,
->>>>>>> theirs
 };
 
 /// SGIs are edge-triggered for good.
@@ -51,11 +45,8 @@ pub(crate) struct VcpuInterface {
     list_registers: usize,
     /// An SPI is in a list register.
     holds_spis: bool,
-<<<<<<< ours
     /// An LPI is in a list register.
     holds_lpis: bool,
-=======
->>>>>>> theirs
     /// SPIs wait for a free list register.
     spi_backlog: bool,
     /// LPIs wait for a free list register.
@@ -70,10 +61,6 @@ pub(crate) struct VcpuInterface {
 /// What a fill goes by.
 #[derive(Clone, Copy)]
 struct Terms {
-<<<<<<< ours
-=======
-    vcpu: usize,
->>>>>>> theirs
     /// Group 1 is enabled in the distributor.
     group1: bool,
     room: Room,
@@ -124,10 +111,7 @@ impl VcpuInterface {
             live: 0,
             list_registers,
             holds_spis: false,
-<<<<<<< ours
             holds_lpis: false,
-=======
->>>>>>> theirs
             spi_backlog: false,
             lpi_backlog: false,
             lpis_enabled: false,
@@ -156,15 +140,12 @@ impl VcpuInterface {
     #[inline]
     pub(crate) fn needs_spis(&self, image: &LrImage) -> bool {
         self.spi_backlog || self.holds_spis || image.eoi_count() != 0
-<<<<<<< ours
     }
 
     /// Whether the LPI source has.
     #[inline]
     pub(crate) const fn needs_lpis(&self) -> bool {
         self.lpi_backlog || self.holds_lpis
-=======
->>>>>>> theirs
     }
 
     /// Whether any list register is in use.
@@ -260,10 +241,7 @@ impl VcpuInterface {
         }
         self.live = 0;
         self.holds_spis = false;
-<<<<<<< ours
         self.holds_lpis = false;
-=======
->>>>>>> theirs
         image.stale = image.stale.max(image.live);
         image.live = 0;
         image.hcr = HCR_EN;
@@ -310,7 +288,6 @@ impl VcpuInterface {
 
     /// Fills the list registers, which are empty. Active interrupts come first, because the guest
     /// ends them by number; one list register is kept for the most urgent pending one.
-<<<<<<< ours
     pub(crate) fn fill(&mut self, image: &mut LrImage, sources: &mut Sources<'_>) {
         let group1 = sources.group1;
         let mut active = self.bank.active & !self.bank.held;
@@ -323,27 +300,6 @@ impl VcpuInterface {
         let shared_pending = sources.first_pending();
         let wanted = ((active | pending).count_ones() as usize).saturating_add(sources.waiting());
         let terms = Terms {
-=======
-    pub(crate) fn fill(
-        &mut self,
-        vcpu: usize,
-        group1: bool,
-        mut spis: Option<&mut Distributor>,
-        image: &mut LrImage,
-    ) {
-        let mut active = self.bank.active & !self.bank.held;
-        let mut pending = if group1 { self.bank.deliverable() } else { 0 };
-        if active == 0 && spis.is_none() {
-            self.fill_with_private_pending(vcpu, pending, image);
-            return;
-        }
-        let spis_active = spis.as_deref().and_then(|spis| spis.first_active(vcpu));
-        let spis_pending = spis.as_deref().and_then(|spis| spis.first_pending(vcpu));
-        let wanted = ((active | pending).count_ones() as usize)
-            .saturating_add(spis.as_deref().map_or(0, |spis| spis.waiting(vcpu)));
-        let terms = Terms {
-            vcpu,
->>>>>>> theirs
             group1,
             room: if wanted <= self.list_registers {
                 Room::Enough
@@ -353,15 +309,9 @@ impl VcpuInterface {
         };
         let mut hcr = HCR_EN;
         let mut used = 0_usize;
-<<<<<<< ours
         if active != 0 || shared_active.is_some() {
             let mut limit = self.list_registers;
             if pending != 0 || shared_pending.is_some() {
-=======
-        if active != 0 || spis_active.is_some() {
-            let mut limit = self.list_registers;
-            if pending != 0 || spis_pending.is_some() {
->>>>>>> theirs
                 limit = limit.saturating_sub(1);
             }
             loop {
@@ -376,11 +326,7 @@ impl VcpuInterface {
                 if let Choice::Private(intid) = choice {
                     active &= !bit(intid);
                 }
-<<<<<<< ours
                 self.put(used, terms, choice, sources, image);
-=======
-                self.put(used, terms, choice, spis.as_deref_mut(), image);
->>>>>>> theirs
                 used = used.saturating_add(1);
             }
         }
@@ -396,7 +342,6 @@ impl VcpuInterface {
             if let Choice::Private(intid) = choice {
                 pending &= !bit(intid);
             }
-<<<<<<< ours
             self.put(used, terms, choice, sources, image);
             used = used.saturating_add(1);
         }
@@ -405,26 +350,13 @@ impl VcpuInterface {
         }
         if sources.lpis.is_some() {
             self.lpi_backlog = sources.has_lpi();
-=======
-            self.put(used, terms, choice, spis.as_deref_mut(), image);
-            used = used.saturating_add(1);
-        }
-        if let Some(spis) = spis {
-            self.spi_backlog = spis.waiting(vcpu) != 0;
->>>>>>> theirs
         }
         self.finish(used, hcr, image);
     }
 
     /// The plain case, for speed: nothing is active, no SPI is in play.
-<<<<<<< ours
     fn fill_with_private_pending(&mut self, pending: u32, image: &mut LrImage) {
         let terms = Terms {
-=======
-    fn fill_with_private_pending(&mut self, vcpu: usize, pending: u32, image: &mut LrImage) {
-        let terms = Terms {
-            vcpu,
->>>>>>> theirs
             group1: true,
             room: Room::Enough,
         };
@@ -442,18 +374,8 @@ impl VcpuInterface {
                 best(left, &self.priorities).map_or(0, |(_, intid)| intid)
             };
             left &= !bit(intid);
-<<<<<<< ours
             let loaded = self.take_private(intid, terms);
             self.place(used, &loaded, image);
-=======
-            let (shadow, load, end) = self.take_private(intid, terms);
-            self.place(
-                used,
-                shadow,
-                ListRegister::new(intid, shadow.priority, load, end),
-                image,
-            );
->>>>>>> theirs
             used = used.saturating_add(1);
         }
         self.finish(used, hcr, image);
@@ -471,21 +393,13 @@ impl VcpuInterface {
     }
 
     #[inline]
-<<<<<<< ours
     fn place(&mut self, index: usize, loaded: &Loaded, image: &mut LrImage) {
         let Loaded { shadow, load, end } = *loaded;
-=======
-    fn place(&mut self, index: usize, shadow: Shadow, lr: ListRegister, image: &mut LrImage) {
->>>>>>> theirs
         if let (Some(slot), Some(register)) =
             (self.shadows.get_mut(index), image.registers.get_mut(index))
         {
             *slot = shadow;
-<<<<<<< ours
             *register = ListRegister::new(shadow.intid, shadow.priority, load, end);
-=======
-            *register = lr;
->>>>>>> theirs
         }
     }
 
@@ -500,7 +414,6 @@ impl VcpuInterface {
     ) {
         let loaded = match choice {
             Choice::Private(intid) => Some(self.take_private(intid, terms)),
-<<<<<<< ours
             Choice::Shared(Shared::Spi(spi)) => {
                 self.holds_spis = true;
                 sources.take_spi(spi, terms.room).map(|taken| {
@@ -521,64 +434,7 @@ impl VcpuInterface {
         };
         if let Some(loaded) = loaded {
             self.place(index, &loaded, image);
-=======
-            Choice::Spi(spi) => {
-                self.holds_spis = true;
-                spis.and_then(|spis| spis.take(spi, terms.vcpu, terms.room))
-                    .map(|taken| {
-                        let shadow = Shadow {
-                            intid: taken.intid,
-                            priority: taken.priority,
-                            from_latch: taken.load.from_latch,
-                            from_line: false,
-                            hardware: false,
-                        };
-                        (shadow, taken.load, taken.at_end.into())
-                    })
-            }
-        };
-        if let Some((shadow, load, end)) = loaded {
-            let lr = ListRegister::new(shadow.intid, shadow.priority, load, end);
-            self.place(index, shadow, lr, image);
         }
-    }
-
-    #[inline]
-    fn take_private(&mut self, intid: u32, terms: Terms) -> (Shadow, Load, End) {
-        let mask = bit(intid);
-        let hardware = self.hardware & mask;
-        let priority = self.priorities.get(intid as usize).copied().unwrap_or(0);
-        let mut both = true;
-        let mut level = priority;
-        if self.bank.active & mask != 0 {
-            level = self
-                .active_priorities
-                .get(intid as usize)
-                .copied()
-                .unwrap_or(0);
-            // Pending and active together only if what becomes pending at the end of the active
-            // one then competes as it should.
-            both = terms.room == Room::Enough && level == priority;
->>>>>>> theirs
-        }
-        let enabled = self.bank.enabled & self.bank.group1 & mask != 0;
-        let load = self.bank.load(mask, both && terms.group1 && enabled);
-        let from_line = load.pending && self.bank.line & hardware != 0;
-        if from_line {
-            self.bank.lower(mask);
-        }
-        let end = match self.bank.at_end(mask) {
-            AtEnd::Nothing if self.physical_active & mask != 0 => End::Physical(intid),
-            at_end => at_end.into(),
-        };
-        let shadow = Shadow {
-            intid,
-            priority: level,
-            from_latch: load.from_latch,
-            from_line,
-            hardware: matches!(end, End::Physical(_)),
-        };
-        (shadow, load, end)
     }
 
     #[inline]

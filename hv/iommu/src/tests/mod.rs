@@ -6,25 +6,17 @@ mod attach;
 mod bars;
 mod config;
 mod copy;
-<<<<<<< ours
 mod corpus;
 mod dirty;
 mod events;
 mod fail_nth;
-=======
-mod dirty;
-mod events;
->>>>>>> theirs
 mod huge;
 mod msi;
 mod nested;
 mod owners;
 mod pages;
 mod placement;
-<<<<<<< ours
 mod requests;
-=======
->>>>>>> theirs
 mod windows;
 
 use alloc::vec::Vec;

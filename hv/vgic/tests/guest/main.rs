@@ -10,7 +10,4 @@ mod linux;
 mod lpis;
 mod machine;
 mod model;
-<<<<<<< ours
 mod registers;
-=======
->>>>>>> theirs
