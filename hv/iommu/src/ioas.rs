@@ -243,13 +243,18 @@ impl<B: Backend> Iommu<B> {
     /// Gives up an address space with its areas.
     ///
     /// # Errors
-    /// [`Error::NoSuchObject`]; [`Error::Busy`] while a domain or an access depends on it.
+    /// [`Error::NoSuchObject`]; [`Error::Busy`] while a domain, an access or an unmapping that was
+    /// begun depends on it.
     pub fn destroy_ioas(&mut self, ioas: IoasId) -> Result<(), Error> {
         let object = self.ioas.need(ioas)?;
-        if object.users > 0 {
+        // Whoever began an unmapping still has to end it.
+        let users = object
+            .users
+            .saturating_add(u32::from(object.revoking.is_some()));
+        if users > 0 {
             return Err(Error::Busy {
                 object: ioas.any(),
-                users: object.users,
+                users,
             });
         }
         // Without a domain no table shows the areas: they only have to let go of their memory.

@@ -537,6 +537,24 @@ fn an_unmapping_under_pins_still_contains_whole_areas() {
 }
 
 #[test]
+fn a_space_is_not_destroyed_while_it_is_being_unmapped() {
+    // Found by the exploration of interleavings.
+    let mut f = Fixture::new();
+    let access = f.access();
+    f.map(AT, 0, PAGE).unwrap();
+    let pin = f.pin(access, AT, 8).unwrap();
+    let revocation = f.begin(AT, PAGE);
+    f.core.unpin(pin).unwrap();
+    f.core.destroy_access(access).unwrap();
+    assert!(matches!(
+        f.core.destroy_ioas(f.ioas),
+        Err(Error::Busy { users: 1, .. })
+    ));
+    assert_eq!(f.core.poll_unmap(revocation), Ok(Unmapping::Done(PAGE)));
+    assert!(f.core.destroy_ioas(f.ioas).is_ok());
+}
+
+#[test]
 fn memory_is_not_given_back_under_a_pin() {
     let mut f = Fixture::new();
     let access = f.access();

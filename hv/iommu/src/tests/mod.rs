@@ -11,6 +11,8 @@ mod dirty;
 mod events;
 mod fail_nth;
 mod huge;
+mod interleave;
+mod model;
 mod msi;
 mod nested;
 mod owners;
