@@ -151,7 +151,7 @@ fn read(path: &Path) -> Result<Vec<u8>> {
 }
 
 /// The program that cargo's messages name.
-fn executable(messages: &[u8]) -> Option<PathBuf> {
+pub(crate) fn executable(messages: &[u8]) -> Option<PathBuf> {
     #[derive(Deserialize)]
     struct Message {
         executable: Option<PathBuf>,

@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, bail};
 use crate::board::Arch;
 use crate::provide::toolchain::{self, Toolchain};
 use crate::suite::host;
-use crate::{build, say};
+use crate::{build, guest, say};
 
 /// Checks format, lints and documentation; any warning is an error.
 ///
@@ -31,9 +31,13 @@ pub(crate) fn lint() -> Result<u8> {
     for arch in Arch::ALL {
         check(
             &format!("clippy, {arch}"),
-            clippy(&toolchain, arch).args(["--", "-Dwarnings"]),
+            clippy(&toolchain, arch, arch.package()).args(["--", "-Dwarnings"]),
         )?;
     }
+    check(
+        "clippy, guests",
+        clippy(&toolchain, Arch::Aarch64, guest::PACKAGE).args(["--", "-Dwarnings"]),
+    )?;
     check(
         "documentation, host crates",
         host::cargo()
@@ -47,17 +51,22 @@ pub(crate) fn lint() -> Result<u8> {
             .args(&packages)
             .env("RUSTDOCFLAGS", "-Dwarnings"),
     )?;
-    for arch in Arch::ALL {
+    let guests = (Arch::Aarch64, guest::PACKAGE);
+    for (arch, package) in Arch::ALL
+        .map(|arch| (arch, arch.package()))
+        .into_iter()
+        .chain([guests])
+    {
         let mut doc = build::cargo(&toolchain, arch, "doc");
         doc.args([
             "--quiet",
             "--no-deps",
             "--document-private-items",
             "-p",
-            arch.package(),
+            package,
         ]);
         check(
-            &format!("documentation, {arch}"),
+            &format!("documentation, {package}"),
             doc.env("RUSTDOCFLAGS", "-Dwarnings"),
         )?;
     }
@@ -65,9 +74,9 @@ pub(crate) fn lint() -> Result<u8> {
     Ok(0)
 }
 
-fn clippy(toolchain: &Toolchain, arch: Arch) -> Command {
+fn clippy(toolchain: &Toolchain, arch: Arch, package: &str) -> Command {
     let mut command = build::cargo(toolchain, arch, "clippy");
-    command.args(["--quiet", "--release", "-p", arch.package()]);
+    command.args(["--quiet", "--release", "-p", package]);
     command
 }
 

@@ -10,6 +10,7 @@ mod build;
 mod child;
 mod cli;
 mod doctor;
+mod guest;
 mod image;
 mod initramfs;
 mod lint;

@@ -12,7 +12,7 @@ use super::Need;
 use super::apt::{self, Apt, Scope};
 use crate::board::Arch;
 use crate::manifest::PayloadName;
-use crate::{initramfs, say, workspace};
+use crate::{guest, initramfs, say, workspace};
 
 /// Debian's package of the static busybox.
 const BUSYBOX: &str = "busybox-static";
@@ -68,9 +68,7 @@ pub(crate) fn file(arch: Arch, name: &PayloadName, series: &[&str]) -> Result<Pa
         PayloadName::DebianKernel(series) => Ok(unpacked(arch, series)?.join(KERNEL)),
         PayloadName::Initramfs if series.is_empty() => initramfs(arch, &[DEFAULT_SERIES]),
         PayloadName::Initramfs => initramfs(arch, series),
-        PayloadName::Guest(name) => {
-            bail!("there is no guest `{name}`: this version has no guests of its own yet")
-        }
+        PayloadName::Guest(name) => guest::file(arch, name),
     }
 }
 

@@ -8,9 +8,9 @@ use serde::Deserialize;
 
 use super::Tally;
 use crate::board::Arch;
-use crate::{say, workspace};
+use crate::{guest, say, workspace};
 
-/// The packages whose tests run on the host: all but the two binaries.
+/// The packages whose tests run on the host: all but the two binaries and the guests.
 ///
 /// # Errors
 /// cargo cannot be asked.
@@ -36,7 +36,9 @@ pub(crate) fn packages() -> Result<Vec<String>> {
         .into_iter()
         .map(|package| package.name)
         .collect();
-    names.retain(|name| Arch::ALL.iter().all(|arch| arch.package() != name));
+    names.retain(|name| {
+        name != guest::PACKAGE && Arch::ALL.iter().all(|arch| arch.package() != name)
+    });
     names.sort();
     Ok(names)
 }

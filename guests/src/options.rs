@@ -1,0 +1,63 @@
+//! Options from the kernel command line: `name=number` words.
+
+use dtoolkit::fdt::Fdt;
+use dtoolkit::{Node, Property};
+
+/// Bytes of a device tree that are looked at.
+const TREE_LIMIT: usize = 1 << 20;
+
+/// The command line.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Options {
+    words: &'static str,
+}
+
+impl Options {
+    /// That of the device tree at an address; empty if there is none.
+    pub fn from_tree(address: usize) -> Self {
+        let words = Self::find(address).unwrap_or_default();
+        Self { words }
+    }
+
+    fn find(address: usize) -> Option<&'static str> {
+        const MAGIC: u32 = 0xd00d_feed;
+        if address == 0 || !address.is_multiple_of(8) {
+            return None;
+        }
+        let start = core::ptr::with_exposed_provenance::<u8>(address);
+        // SAFETY: whoever entered the guest put a device tree there, in memory that nothing else
+        // uses; its header is at least this long. [Devicetree Specification §5.2]
+        let header = unsafe { core::slice::from_raw_parts(start, 8) };
+        let word = |at: usize| {
+            let bytes = header.get(at..at + 4)?;
+            Some(u32::from_be_bytes(bytes.try_into().ok()?))
+        };
+        if word(0)? != MAGIC {
+            return None;
+        }
+        let bytes = usize::try_from(word(4)?).ok()?.min(TREE_LIMIT);
+        // SAFETY: as above, the size is the header's.
+        let tree = unsafe { core::slice::from_raw_parts(start, bytes) };
+        let chosen = Fdt::new(tree).ok()?.find_node("/chosen")?;
+        chosen.property("bootargs")?.value_as().ok()
+    }
+
+    /// The number of `name=number`, decimal or with `0x`.
+    ///
+    /// # Panics
+    /// If it is no number: a test that mistypes its options must not pass.
+    pub fn number(&self, name: &str) -> Option<u64> {
+        let value = self.words.split_whitespace().find_map(|word| {
+            let (key, value) = word.split_once('=')?;
+            (key == name).then_some(value)
+        })?;
+        let number = match value.strip_prefix("0x") {
+            Some(digits) => u64::from_str_radix(digits, 16),
+            None => value.parse(),
+        };
+        match number {
+            Ok(number) => Some(number),
+            Err(_) => panic!("option {name}: {value} is no number"),
+        }
+    }
+}

@@ -1,0 +1,79 @@
+//! Builds the guests of our own: `guest:NAME` in a manifest.
+
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::board::Arch;
+use crate::build;
+use crate::provide::toolchain;
+use crate::{image, workspace};
+
+/// The package that they are in.
+pub(crate) const PACKAGE: &str = "bulkhead-guests";
+
+/// The guests there are.
+const NAMES: [&str; 1] = ["bench"];
+
+/// The flat binary of a guest, built anew.
+///
+/// # Errors
+/// An unknown name, a board that is not Arm, a failed build.
+pub(crate) fn file(arch: Arch, name: &str) -> Result<PathBuf> {
+    if !NAMES.contains(&name) {
+        bail!(
+            "there is no guest `{name}`; the guests are: {}",
+            NAMES.join(", ")
+        );
+    }
+    if arch != Arch::Aarch64 {
+        bail!("the guest `{name}` is for Arm boards");
+    }
+    let elf = build(name)?;
+    let contents = std::fs::read(&elf).with_context(|| format!("cannot read {}", elf.display()))?;
+    let flat =
+        image::flatten(&contents).with_context(|| format!("{} cannot be loaded", elf.display()))?;
+    let path = workspace::target_dir()
+        .join("guests")
+        .join(format!("{name}.bin"));
+    workspace::write_whole(Path::new(&path), &flat)?;
+    Ok(path)
+}
+
+fn build(name: &str) -> Result<PathBuf> {
+    let toolchain = toolchain::provide()?;
+    let output = build::cargo(&toolchain, Arch::Aarch64, "build")
+        .arg("--message-format=json-render-diagnostics")
+        .args(["--release", "-p", PACKAGE])
+        .args(["--bin", &format!("guest-{name}")])
+        .stdin(Stdio::null())
+        .stderr(Stdio::inherit())
+        .output()
+        .with_context(|| format!("cannot start {}", toolchain.cargo.display()))?;
+    if !output.status.success() {
+        bail!("the guest `{name}` does not build; the compiler's messages are above");
+    }
+    build::executable(&output.stdout)
+        .with_context(|| format!("package {PACKAGE} made no program for `{name}`"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unknown_guest_is_refused_with_the_known_ones() {
+        let error = file(Arch::Aarch64, "pest").unwrap_err().to_string();
+        assert!(
+            error.contains("`pest`") && error.contains("bench"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn guests_are_for_arm() {
+        let error = file(Arch::Ppc64, "bench").unwrap_err().to_string();
+        assert!(error.contains("Arm"), "{error}");
+    }
+}
