@@ -5,6 +5,7 @@ use core::fmt;
 use types::Bdf;
 
 use crate::capability::{CapabilityId, InBar};
+use crate::function::LeftOn;
 
 /// Something a function's configuration space says that cannot be true, or does not do.
 ///
@@ -73,6 +74,8 @@ pub enum Defect {
     },
     /// The function goes on mastering the bus when told not to.
     BusMasterStuck,
+    /// Something the function was left with goes on when told not to.
+    StaysOn(LeftOn),
     /// The function goes on decoding addresses when told not to; its BARs are not sized.
     DecodeStuck,
     /// A bridge does not hold the bus numbers written to it; nothing below it is looked at.
@@ -114,6 +117,7 @@ impl fmt::Display for Defect {
                 place.bar, place.offset
             ),
             Self::BusMasterStuck => f.write_str("bus mastering cannot be switched off"),
+            Self::StaysOn(what) => write!(f, "{what} cannot be switched off"),
             Self::DecodeStuck => f.write_str("decoding cannot be switched off"),
             Self::BusNumbersDoNotHold => f.write_str("bridge does not hold its bus numbers"),
             Self::BridgeLoop { with } => write!(f, "is the bridge {with} again"),

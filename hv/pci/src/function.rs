@@ -195,6 +195,36 @@ pub enum FoundMastering {
     On,
 }
 
+/// Something whoever ran before us left switched on. Enumeration switched it off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LeftOn {
+    /// MSI.
+    Msi,
+    /// MSI-X.
+    MsiX,
+    /// Address translation services: the device would use addresses it was given.
+    Ats,
+    /// Page requests.
+    Pri,
+    /// Process address spaces.
+    Pasid,
+    /// Virtual functions. They master the bus by themselves and do not show up in a scan.
+    VirtualFunctions,
+}
+
+impl fmt::Display for LeftOn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Msi => "MSI",
+            Self::MsiX => "MSI-X",
+            Self::Ats => "ATS",
+            Self::Pri => "PRI",
+            Self::Pasid => "PASID",
+            Self::VirtualFunctions => "virtual functions",
+        })
+    }
+}
+
 /// One PCI function.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Function {
@@ -224,6 +254,8 @@ pub struct Function {
     pub interrupt_pin: Option<u8>,
     /// Bus mastering as it was found.
     pub found_mastering: FoundMastering,
+    /// What else was found switched on.
+    pub left_on: Vec<LeftOn>,
     /// What it says that cannot be true.
     pub defects: Vec<Defect>,
 }

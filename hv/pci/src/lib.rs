@@ -61,7 +61,7 @@ pub use defect::Defect;
 pub use error::Error;
 pub use function::{
     Bar, BarKind, BarPlace, Bridge, BridgeBuses, BridgeWindow, BridgeWindows, Class,
-    FoundMastering, Function, Header, WindowWidth,
+    FoundMastering, Function, Header, LeftOn, WindowWidth,
 };
 pub use group::{Group, GroupPolicy, Join, Reason, groups, requesters};
 pub use host::{BusRange, HostBridge, Window, WindowKind};

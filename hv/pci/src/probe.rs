@@ -9,7 +9,7 @@ use crate::config::ConfigSpace;
 use crate::defect::Defect;
 use crate::function::{
     Bar, BarKind, Bridge, BridgeWindow, BridgeWindows, Class, FoundMastering, Function, Header,
-    WindowWidth,
+    LeftOn, WindowWidth,
 };
 use crate::regs;
 
@@ -79,6 +79,7 @@ pub(crate) fn function(space: &dyn ConfigSpace, bdf: Bdf, parent: Option<Bdf>) -
         capabilities: Capabilities::default(),
         interrupt_pin: None,
         found_mastering,
+        left_on: Vec::new(),
         defects,
     };
     let (bars, rom) = match kind {
@@ -96,12 +97,52 @@ pub(crate) fn function(space: &dyn ConfigSpace, bdf: Bdf, parent: Option<Bdf>) -
     };
     function.capabilities =
         Capabilities::read(space, bdf, regs::CAPABILITIES, &mut function.defects);
+    switch_off(space, &mut function);
     let pin = space.read8(bdf, regs::INTERRUPT_PIN);
     function.interrupt_pin = (1..=4).contains(&pin).then_some(pin);
     size(space, &mut function, bars, rom, kind == 1);
     drop_impossible_msix(&mut function);
     switch_acs_on(space, &mut function);
     function
+}
+
+/// Switches off what whoever ran before may have left on: a kernel that started us by kexec, or
+/// firmware. Virtual functions come last, after what they depend on.
+fn switch_off(space: &dyn ConfigSpace, function: &mut Function) {
+    let capabilities = &function.capabilities;
+    // Structure, offset of the control register, bits.
+    let switches = [
+        (LeftOn::Msi, capabilities.msi.map(|c| c.offset), 2, 1 << 0),
+        (
+            LeftOn::MsiX,
+            capabilities.msix.map(|c| c.offset),
+            2,
+            1 << 15,
+        ),
+        (LeftOn::Ats, capabilities.ats, 6, 1 << 15),
+        (LeftOn::Pri, capabilities.pri, 4, 1 << 0),
+        (LeftOn::Pasid, capabilities.pasid, 6, 7),
+        (
+            LeftOn::VirtualFunctions,
+            capabilities.sriov,
+            8,
+            1 << 0 | 1 << 3,
+        ),
+    ];
+    for (what, structure, offset, bits) in switches {
+        let Some(structure) = structure else { continue };
+        let at = structure.saturating_add(offset);
+        let found: u16 = space.read16(function.bdf, at);
+        // Past the end of the space there is nothing.
+        if found & bits == 0 || at >= space.extent().bytes() {
+            continue;
+        }
+        function.left_on.push(what);
+        space.write16(function.bdf, at, found & !bits);
+        if space.read16(function.bdf, at) & bits != 0 {
+            function.defects.push(Defect::StaysOn(what));
+        }
+    }
 }
 
 /// Everything that needs decoding off while it looks: BARs, the ROM, a bridge's windows.

@@ -151,6 +151,12 @@ pub fn report(
                 function.bdf
             ));
         }
+        for what in &function.left_on {
+            line(format_args!(
+                "{}: {what} was left on: stopped",
+                function.bdf
+            ));
+        }
         for defect in &function.defects {
             line(format_args!("{} defect: {defect}", function.bdf));
         }

@@ -60,7 +60,8 @@ impl Default for ScanPolicy {
 /// Finds every function below the host bridge, depth first.
 ///
 /// Bus numbers are assigned or kept per root bus. Every function, bridges included, has bus
-/// mastering off afterwards and its expansion ROM switched off; memory and I/O decoding are as they
+/// mastering off afterwards, as well as MSI, MSI-X, ATS, PRI, PASID and virtual functions, and its
+/// expansion ROM switched off; memory and I/O decoding are as they
 /// were found, with the same BAR values. The isolation bits of access control services are
 /// switched on where they are offered. A device that lies gets a [`Defect`]; work is bounded by
 /// 256 buses, [`MAX_DEPTH`] and the policy's function count whatever the devices say.

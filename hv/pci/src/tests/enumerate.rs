@@ -5,7 +5,7 @@ use super::{bdf, found, probing, scan, virt};
 use crate::fake::{Below, FakeFunction, FakePci};
 use crate::{
     BarKind, BridgeBuses, BusNumbers, ConfigSpace, Defect, Extent, FoundMastering, FunctionReset,
-    Header, InBar, PortType, ScanPolicy, enumerate,
+    Header, InBar, LeftOn, PortType, ScanPolicy, enumerate,
 };
 
 const ROOT: Below = Below::Root(0);
@@ -337,6 +337,50 @@ fn isolation_bits_are_switched_on_where_they_are_offered() {
         [Defect::AcsDoesNotHold { missing: 0x1d }]
     );
     assert_eq!(pci.register(fixed, 0x104) >> 16, 0);
+}
+
+#[test]
+fn what_was_left_on_is_switched_off_and_said() {
+    let build = |writable: u32| {
+        let mut device = FakeFunction::nvme().msi(0, 0x80);
+        let msix = 0x40;
+        device.bytes_mut()[msix + 3] |= 0x80;
+        let msi = 0x88;
+        assert_eq!(device.bytes_mut()[msi], 5);
+        device.bytes_mut()[msi + 2] |= 1;
+        for (id, offset, bits) in [(0xf, 4, 0x8000_0000), (0x13, 4, 1), (0x1b, 4, 1 << 16)] {
+            let at = device.add_extended(id, 16);
+            device.set(at + offset, bits, u32::MAX);
+        }
+        let sriov = device.add_extended(0x10, 64);
+        device.set(sriov + 8, 0x19, writable);
+        device
+    };
+    let mut pci = FakePci::new();
+    let id = pci.add(ROOT, 1, 0, build(u32::MAX));
+    pci.add(ROOT, 2, 0, build(0));
+    let topology = scan(&pci);
+    let all = [
+        LeftOn::Msi,
+        LeftOn::MsiX,
+        LeftOn::Ats,
+        LeftOn::Pri,
+        LeftOn::Pasid,
+        LeftOn::VirtualFunctions,
+    ];
+    let [function, stuck] = topology.functions() else {
+        panic!()
+    };
+    assert_eq!(function.left_on, all);
+    assert_eq!(function.defects, []);
+    assert_eq!(pci.register(id, 0x40) & 0x8000_0000, 0);
+    assert_eq!(pci.register(id, 0x88) & 0x1_0000, 0);
+    let sriov = usize::from(function.capabilities.sriov.unwrap());
+    assert_eq!(pci.register(id, sriov + 8), 0x10);
+    let stays = Defect::StaysOn(LeftOn::VirtualFunctions);
+    assert_eq!(stuck.defects, [stays]);
+    // Nothing is left of it for the next one.
+    assert!(scan(&pci).functions()[0].left_on.is_empty());
 }
 
 #[test]
