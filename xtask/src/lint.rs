@@ -41,13 +41,7 @@ pub(crate) fn lint() -> Result<u8> {
     check(
         "documentation, host crates",
         host::cargo()
-            .args([
-                "doc",
-                "--quiet",
-                "--locked",
-                "--no-deps",
-                "--document-private-items",
-            ])
+            .args(["doc", "--quiet", "--locked", "--no-deps"])
             .args(&packages)
             .env("RUSTDOCFLAGS", "-Dwarnings"),
     )?;
@@ -58,13 +52,7 @@ pub(crate) fn lint() -> Result<u8> {
         .chain([guests])
     {
         let mut doc = build::cargo(&toolchain, arch, "doc");
-        doc.args([
-            "--quiet",
-            "--no-deps",
-            "--document-private-items",
-            "-p",
-            package,
-        ]);
+        doc.args(["--quiet", "--no-deps", "-p", package]);
         check(
             &format!("documentation, {package}"),
             doc.env("RUSTDOCFLAGS", "-Dwarnings"),

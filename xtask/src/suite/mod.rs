@@ -5,6 +5,7 @@ mod cases;
 pub(crate) mod host;
 mod pairwise;
 mod runner;
+mod tool;
 
 use std::collections::BTreeMap;
 use std::fmt;

@@ -3,7 +3,6 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::sync::{Mutex, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
@@ -12,7 +11,8 @@ use regex::Regex;
 
 use super::Tally;
 use super::bundles;
-use super::cases::{Around, Case, Check, Company, Disks};
+use super::cases::{Case, Check, Company, Disks};
+use super::tool;
 use crate::board::{Arch, Board};
 use crate::build::{self, Built, Profile};
 use crate::provide::{self, toolchain};
@@ -58,7 +58,7 @@ pub(super) fn run(cases: Vec<Case>, boards: &BTreeMap<String, Board>) -> Result<
     let mut tally = bench.run_all(shared, WORKERS);
     tally += bench.run_all(alone, 1);
     say!(
-        "{count} board tests took {:.0} s",
+        "{count} board tests and their builds took {:.0} s",
         start.elapsed().as_secs_f64()
     );
     Ok(tally)
@@ -118,6 +118,8 @@ impl Bench<'_> {
                 }
                 same(&logs[0], &logs[1])
             }
+            Check::Pasted { args } => tool::pasted(args),
+            Check::Ended(signal) => tool::ended(*signal),
             Check::Refused {
                 args,
                 around,
@@ -126,7 +128,7 @@ impl Bench<'_> {
                 let dir = workspace::target_dir()
                     .join("test/around")
                     .join(file_name(case));
-                refused(args, *around, message, &dir)
+                tool::refused(args, *around, message, &dir)
             }
         }
     }
@@ -213,52 +215,6 @@ fn same(first: &Path, second: &Path) -> Result<()> {
             second.display()
         ),
     }
-}
-
-/// Runs this very tool with something wrong and wants a refusal that says what.
-fn refused(args: &[String], around: Around, message: &str, dir: &Path) -> Result<()> {
-    let tool = std::env::current_exe().context("cannot find this program's own file")?;
-    let mut command = Command::new(&tool);
-    fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
-    command.args(args).stdin(Stdio::null()).current_dir(dir);
-    match around {
-        Around::Usual => {}
-        Around::OldQemu(version) => {
-            old_qemus(dir, version)?;
-            // Nothing else in PATH, apt least of all: it must not cure what we want to see.
-            command.env("PATH", dir);
-        }
-        Around::Manifest(text) => {
-            workspace::write_whole(&dir.join("manifest.toml"), text.as_bytes())?;
-        }
-    }
-    let output = command.output().context("cannot start this program")?;
-    let text = String::from_utf8_lossy(&output.stderr);
-    let code = output.status.code();
-    ensure!(
-        matches!(code, Some(1 | 2)),
-        "the status is {}, not 1 or 2:\n{text}",
-        output.status
-    );
-    ensure!(
-        Regex::new(message)?.is_match(&text),
-        "`{message}` is not in the message:\n{text}"
-    );
-    ensure!(!text.contains("panicked"), "it panicked:\n{text}");
-    Ok(())
-}
-
-/// Puts QEMUs into a folder that only tell a version.
-fn old_qemus(dir: &Path, version: &str) -> Result<()> {
-    use std::os::unix::fs::PermissionsExt as _;
-    for arch in Arch::ALL {
-        let path = dir.join(arch.qemu());
-        let script = format!("#!/bin/sh\necho QEMU emulator version {version}\n");
-        workspace::write_whole(&path, script.as_bytes())?;
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755))
-            .with_context(|| format!("cannot make {} executable", path.display()))?;
-    }
-    Ok(())
 }
 
 fn file_name(case: &Case) -> String {

@@ -1,8 +1,32 @@
-//! Wrong input to this very tool. None of it may start a machine.
+//! Tests of this very tool: wrong input, which may not start a machine; its end; its dry run.
+
+use rustix::process::Signal;
 
 use super::{Around, Case, Check};
 
 pub(super) fn cases() -> Vec<Case> {
+    let mut cases = refusals();
+    for (name, signal) in [
+        ("Ctrl-C leaves no QEMU behind", Signal::INT),
+        ("no QEMU outlives a killed tool", Signal::KILL),
+    ] {
+        cases.push(Case {
+            check: Check::Ended(signal),
+            ..Case::new("virt", name)
+        });
+    }
+    for board in ["virt", "pseries"] {
+        let args = ["run", board, "--dry-run"].map(str::to_owned).to_vec();
+        let name = format!("the dry run's line works when pasted, {board}");
+        cases.push(Case {
+            check: Check::Pasted { args },
+            ..Case::new("virt", name)
+        });
+    }
+    cases
+}
+
+fn refusals() -> Vec<Case> {
     vec![
         refused(
             "an unknown board is refused",
