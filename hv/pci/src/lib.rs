@@ -9,7 +9,7 @@
 //!
 //! Configuration space is input that may lie: a lie becomes a [`Defect`] of its function, never a
 //! hang or a panic. This crate must not know how firmware describes host bridges or interrupts,
-//! nor who a device is given to.
+//! nor who a device is given to: [`obstacles`] only says what cannot be.
 #![no_std]
 #![forbid(unsafe_code)]
 #![cfg_attr(
@@ -25,6 +25,7 @@
 
 extern crate alloc;
 
+mod assign;
 mod capability;
 mod config;
 mod control;
@@ -51,6 +52,7 @@ mod tests;
 mod topology;
 pub mod vconfig;
 
+pub use assign::{Obstacle, Wish, obstacles};
 pub use capability::{
     Acs, AdvancedFeatures, Capabilities, Capability, CapabilityId, Express, FunctionReset, InBar,
     Msi, MsiX, PortType,

@@ -8,6 +8,11 @@ use crate::function::Function;
 use crate::host::BusRange;
 use crate::order::ordered;
 
+/// The pin of the bridge above that a function's pin (1 to 4) comes out at.
+pub(crate) fn swizzle(bdf: Bdf, pin: u8) -> u8 {
+    (pin.wrapping_sub(1).wrapping_add(bdf.device()) & 3).wrapping_add(1)
+}
+
 /// Every function below one host bridge, in the order of their bus numbers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Topology {
@@ -88,6 +93,16 @@ impl Topology {
     #[must_use]
     pub fn function(&self, bdf: Bdf) -> Option<&Function> {
         self.functions.get(self.index(bdf)?)
+    }
+
+    /// Where the interrupt pin of a function comes out on the root bus: the function there whose
+    /// pin it is, and which pin (1 is INTA). At each bridge a pin moves on by the device number
+    /// below it.
+    #[must_use]
+    pub fn root_pin(&self, bdf: Bdf) -> Option<(Bdf, u8)> {
+        let pin = self.function(bdf)?.interrupt_pin?;
+        let above = self.bridges_above(bdf).map(|bridge| bridge.bdf);
+        Some(above.fold((bdf, pin), |(at, pin), bridge| (bridge, swizzle(at, pin))))
     }
 
     /// The bridges above a function, nearest first.

@@ -205,6 +205,23 @@ fn buses_are_numbered_depth_first_through_ports_and_switches() {
 }
 
 #[test]
+fn a_pin_moves_on_by_the_device_number_at_each_bridge() {
+    let mut pci = FakePci::new();
+    let pin = |device: FakeFunction, pin: u32| device.with(0x3c, pin << 8, 0);
+    let outer = pci.add(ROOT, 5, 0, FakeFunction::bridge(1, 1));
+    let inner = pci.add(Below::Bridge(outer), 3, 0, FakeFunction::bridge(1, 1));
+    pci.add(Below::Bridge(inner), 2, 0, pin(FakeFunction::edu(), 4));
+    pci.add(ROOT, 6, 0, pin(FakeFunction::edu(), 2));
+    pci.add(ROOT, 7, 0, pin(FakeFunction::edu(), 9));
+    let topology = scan(&pci);
+    // INTD of device 2 is INTB of device 3, which is INTA of the bridge at device 5.
+    assert_eq!(topology.root_pin(bdf("02:02.0")), Some((bdf("00:05.0"), 1)));
+    assert_eq!(topology.root_pin(bdf("00:06.0")), Some((bdf("00:06.0"), 2)));
+    assert_eq!(topology.root_pin(bdf("00:07.0")), None);
+    assert_eq!(topology.root_pin(bdf("00:08.0")), None);
+}
+
+#[test]
 fn below_a_link_only_device_zero_is_looked_for() {
     let mut pci = FakePci::new();
     let port = pci.add(ROOT, 1, 0, FakeFunction::root_port());

@@ -1,5 +1,6 @@
 //! Tests of the whole way from configuration space to groups, against [`crate::fake`].
 
+mod assign;
 mod control;
 mod enumerate;
 mod groups;

@@ -276,11 +276,16 @@ impl VirtualFunction {
         self.command(regs::COMMAND_MASTER) && self.is_awake()
     }
 
+    /// The interrupt pin the guest sees, 1 (INTA) to 4.
+    #[must_use]
+    pub fn pin(&self) -> Option<u8> {
+        Some(self.byte(regs::INTERRUPT_PIN)).filter(|&pin| pin != 0)
+    }
+
     /// Whether the device may raise its interrupt pin.
     #[must_use]
     pub fn intx(&self) -> bool {
-        let pin = self.byte(regs::INTERRUPT_PIN) != 0;
-        pin && !self.command(regs::COMMAND_INTX_OFF) && self.is_awake()
+        self.pin().is_some() && !self.command(regs::COMMAND_INTX_OFF) && self.is_awake()
     }
 
     /// The MSI capability, if the guest has one.

@@ -7,6 +7,7 @@ use types::Bdf;
 use crate::config::ConfigSpace;
 use crate::function::BridgeBuses;
 use crate::host::BusRange;
+use crate::topology::swizzle;
 
 use super::effects::Effects;
 use super::function::{Siblings, VirtualFunction, Width, is_access};
@@ -238,6 +239,17 @@ impl GuestSegment {
                 let effects = function.write(space, offset, width, value);
                 (!effects.is_empty()).then_some(Change::Function(bdf, effects))
             }
+        }
+    }
+
+    /// Where a function's interrupt pin comes out on the first bus: the function there whose pin
+    /// it is, and which pin (1 is INTA). `None` when it has no pin.
+    #[must_use]
+    pub fn root_pin(&self, bdf: Bdf) -> Option<(Bdf, u8)> {
+        let pin = self.function(bdf)?.pin()?;
+        match self.port(bdf.bus()) {
+            Some((port, _)) => Some((port, swizzle(bdf, pin))),
+            None => Some((bdf, pin)),
         }
     }
 

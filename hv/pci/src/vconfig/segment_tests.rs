@@ -243,6 +243,36 @@ fn seats_that_make_no_sense_are_refused() {
 }
 
 #[test]
+fn pins_come_out_at_the_port_above() {
+    let mut pci = FakePci::new();
+    for device in 1..3 {
+        pci.add(
+            Below::Root(0),
+            device,
+            0,
+            FakeFunction::edu().with(0x3c, 0x300, 0),
+        );
+    }
+    let topology = enumerate(&pci, &host(), ScanPolicy::default());
+    let mut segment = GuestSegment::new(BusRange::new(0, 15).unwrap());
+    segment.add_port(bdf(0, 4, 0), Siblings::None, 7).unwrap();
+    let seats = [(bdf(0, 1, 0), bdf(7, 0, 0)), (bdf(0, 2, 0), bdf(0, 6, 0))];
+    for (from, to) in seats {
+        let seat = Seat {
+            siblings: Siblings::None,
+            upstream: Upstream::RootBus,
+            page: PageSize::SIZE_4K,
+        };
+        let function = topology.function(from).unwrap();
+        let function = VirtualFunction::new(&pci, function, seat).unwrap();
+        segment.add(to, function).unwrap();
+    }
+    assert_eq!(segment.root_pin(bdf(7, 0, 0)), Some((bdf(0, 4, 0), 3)));
+    assert_eq!(segment.root_pin(bdf(0, 6, 0)), Some((bdf(0, 6, 0), 3)));
+    assert_eq!(segment.root_pin(bdf(0, 4, 0)), None);
+}
+
+#[test]
 fn an_ecam_offset_names_a_register() {
     let segment = GuestSegment::new(BusRange::new(4, 5).unwrap());
     let at = |bus: u64, device: u64, function: u64, register: u64| {
