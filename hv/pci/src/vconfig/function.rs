@@ -12,7 +12,7 @@ use crate::probe::bar_offset;
 use crate::regs;
 
 use super::effects::{Effects, MsiState, MsixState};
-use super::paint::{Cells, Painter, Refusal, Shape};
+use super::paint::{Cell, Cells, Painter, Refusal, Shape};
 
 /// Whether the guest's device has other functions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -154,22 +154,30 @@ impl VirtualFunction {
         if !is_access(offset, width) {
             return Effects::empty();
         }
-        let before = self.view();
         let bytes = value.to_le_bytes();
-        let first = usize::from(offset);
-        let last = first.saturating_add(usize::from(width.bytes()));
-        let mut clear = [0; 4];
-        let cells = self.cells.get_mut(first..last).unwrap_or_default();
-        for ((cell, byte), clear) in cells.iter_mut().zip(bytes).zip(&mut clear) {
-            cell.value = cell.value & !cell.writable | byte & cell.writable;
-            *clear = byte & cell.cleared;
-        }
+        let cells = self.span(offset, width).iter().zip(bytes);
+        let clear = bytes_of(cells.clone().map(|(cell, byte)| byte & cell.cleared));
+        let changes = |(cell, byte): (&Cell, u8)| (cell.value ^ byte) & cell.writable != 0;
+        let changes = cells.clone().any(changes);
         self.clear_in_device(space, offset, clear);
-        let mut effects = before.changes(&self.view());
+        let mut effects = Effects::empty();
+        if changes {
+            let before = self.view();
+            self.store(offset, width, bytes);
+            effects = before.changes(&self.view());
+        }
         if self.asks_for_reset(offset, width, bytes) {
             effects |= Effects::RESET;
         }
         effects
+    }
+
+    /// Writes what can be written to the copy.
+    fn store(&mut self, offset: u16, width: Width, bytes: [u8; 4]) {
+        let cells = self.cells.iter_mut().skip(usize::from(offset));
+        for (cell, byte) in cells.zip(bytes).take(usize::from(width.bytes())) {
+            cell.value = cell.value & !cell.writable | byte & cell.writable;
+        }
     }
 
     /// Writes ones to bits that they clear. Such bits only exist in 16-bit status registers.
@@ -208,7 +216,7 @@ impl VirtualFunction {
         express || advanced
     }
 
-    fn span(&self, offset: u16, width: Width) -> &[super::paint::Cell] {
+    fn span(&self, offset: u16, width: Width) -> &[Cell] {
         let first = usize::from(offset);
         let last = first.saturating_add(usize::from(width.bytes()));
         self.cells.get(first..last).unwrap_or_default()
@@ -366,6 +374,13 @@ impl View {
         effects.set(Effects::MSIX, self.msix != after.msix);
         effects
     }
+}
+
+/// Up to four bytes, the rest zero.
+fn bytes_of(from: impl Iterator<Item = u8>) -> [u8; 4] {
+    let mut bytes = [0; 4];
+    bytes.iter_mut().zip(from).for_each(|(to, from)| *to = from);
+    bytes
 }
 
 /// Whether an access is aligned and inside 4 KiB.
