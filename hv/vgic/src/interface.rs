@@ -219,33 +219,62 @@ impl VcpuInterface {
         for _ in 0..image.eoi_count() {
             kicks = kicks.union(self.end_outside(sources));
         }
-        let live = self.live;
-        for index in 0..live {
-            let (Some(shadow), Some(lr)) = (
-                self.shadows.get(index).copied(),
-                image.registers.get_mut(index),
-            ) else {
+        for index in 0..self.live {
+            let Some((shadow, lr)) = self.take_out(index, image) else {
                 break;
             };
-            let readback = Readback {
+            if shadow.intid < FIRST_SPI {
+                self.fold_private(shadow, lr);
+            } else {
+                kicks = kicks.union(sources.give_back(shadow.intid, lr));
+            }
+        }
+        self.unload(image);
+        kicks
+    }
+
+    /// [`VcpuInterface::sync`] and [`VcpuInterface::fill`] when no list register holds any but
+    /// private interrupts and no others wait: what nearly every flush is.
+    pub(crate) fn refill_private(&mut self, image: &mut LrImage, group1: bool) {
+        for index in 0..self.live {
+            let Some((shadow, lr)) = self.take_out(index, image) else {
+                break;
+            };
+            self.fold_private(shadow, lr);
+        }
+        self.unload(image);
+        if self.bank.active == 0 {
+            let pending = if group1 { self.bank.deliverable() } else { 0 };
+            self.fill_with_private_pending(pending, image);
+        } else {
+            self.fill(image, &mut Sources::none(group1));
+        }
+    }
+
+    /// Empties list register `index`: what was put in, and what has become of it.
+    #[inline]
+    fn take_out(&self, index: usize, image: &mut LrImage) -> Option<(Shadow, Readback)> {
+        let shadow = *self.shadows.get(index)?;
+        let lr = core::mem::take(image.registers.get_mut(index)?);
+        Some((
+            shadow,
+            Readback {
                 pending: lr.is_pending(),
                 active: lr.is_active(),
                 from_latch: shadow.from_latch,
-            };
-            *lr = ListRegister::INVALID;
-            if shadow.intid < FIRST_SPI {
-                self.fold_private(shadow, readback);
-            } else {
-                kicks = kicks.union(sources.give_back(shadow.intid, readback));
-            }
-        }
+            },
+        ))
+    }
+
+    /// The list registers are empty.
+    #[inline]
+    fn unload(&mut self, image: &mut LrImage) {
         self.live = 0;
         self.holds_spis = false;
         self.holds_lpis = false;
         image.stale = image.stale.max(image.live);
         image.live = 0;
         image.hcr = HCR_EN;
-        kicks
     }
 
     #[inline]
@@ -292,10 +321,6 @@ impl VcpuInterface {
         let group1 = sources.group1;
         let mut active = self.bank.active & !self.bank.held;
         let mut pending = if group1 { self.bank.deliverable() } else { 0 };
-        if active == 0 && sources.is_empty() {
-            self.fill_with_private_pending(pending, image);
-            return;
-        }
         let shared_active = sources.first_active();
         let shared_pending = sources.first_pending();
         let wanted = ((active | pending).count_ones() as usize).saturating_add(sources.waiting());
@@ -354,7 +379,8 @@ impl VcpuInterface {
         self.finish(used, hcr, image);
     }
 
-    /// The plain case, for speed: nothing is active, no SPI is in play.
+    /// [`VcpuInterface::fill`] when nothing is active and nothing but private interrupts waits.
+    #[inline]
     fn fill_with_private_pending(&mut self, pending: u32, image: &mut LrImage) {
         let terms = Terms {
             group1: true,

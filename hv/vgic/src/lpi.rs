@@ -68,9 +68,14 @@ pub(crate) enum Shared {
 }
 
 impl Sources<'_> {
-    /// Whether there are none.
-    pub(crate) const fn is_empty(&self) -> bool {
-        self.spis.is_none() && self.lpis.is_none()
+    /// Nothing but the vCPU itself.
+    pub(crate) const fn none(group1: bool) -> Self {
+        Self {
+            vcpu: 0,
+            group1,
+            spis: None,
+            lpis: None,
+        }
     }
 
     /// The most urgent one that waits to be signalled, with its level.

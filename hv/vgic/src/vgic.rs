@@ -190,6 +190,10 @@ impl Vgic {
             .as_deref()
             .filter(|_| mail & (LPIS | OWED) != 0 || interface.needs_lpis());
         let wants_spis = mail & (SPIS | OWED) != 0 || interface.needs_spis(image);
+        if lpis.is_none() && !wants_spis {
+            interface.refill_private(image, group1);
+            return Kicks::NONE;
+        }
         let mut distributor = wants_spis.then(|| self.distributor.lock());
         let mut sources = Sources {
             vcpu,
