@@ -1,18 +1,30 @@
 //! A machine in small: virtual CPU interfaces as the architecture has them, and the glue that an
 //! arch crate would write between them and the crate under test.
 
-use bulkhead_vgic::{Affinity, Config, Kicks, Level, ListRegister, LrImage, Vgic, Width};
+use bulkhead_vgic::{
+    Affinity, Config, FIRST_LPI, Kicks, Level, ListRegister, LrImage, Vgic, Width,
+};
 
 pub(crate) const SPURIOUS: u32 = 1023;
 pub(crate) const SGI_FRAME: u64 = 0x1_0000;
 pub(crate) const TIMER: u32 = 27;
 
-/// One core's virtual CPU interface: `EOImode` 0, five preemption bits, group 1.
+/// When the guest deactivates: `ICC_CTLR_EL1.EOImode`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum EoiMode {
+    /// At the end of the interrupt.
+    DropAndDeactivate,
+    /// By `ICC_DIR_EL1`.
+    Drop,
+}
+
+/// One core's virtual CPU interface: five preemption bits, group 1.
 #[derive(Debug)]
 pub(crate) struct CpuInterface {
     lrs: Vec<u64>,
     hcr: u64,
     pub(crate) pmr: u8,
+    pub(crate) eoi_mode: EoiMode,
     pub(crate) ap1r: u32,
     pub(crate) image: LrImage,
     /// Physical interrupts that are active.
@@ -25,6 +37,7 @@ impl CpuInterface {
             lrs: vec![0; list_registers],
             hcr: 0,
             pmr: 0xff,
+            eoi_mode: EoiMode::DropAndDeactivate,
             ap1r: 0,
             image: LrImage::new(),
             physical: 0,
@@ -66,6 +79,13 @@ impl CpuInterface {
             return;
         }
         self.ap1r &= self.ap1r - 1;
+        if self.eoi_mode == EoiMode::DropAndDeactivate {
+            self.deactivate(intid);
+        }
+    }
+
+    /// `ICC_DIR_EL1`, or its part in the end of an interrupt.
+    fn deactivate(&mut self, intid: u32) {
         let found =
             (0..self.lrs.len()).find(|&i| self.lrs[i] >> 63 == 1 && self.lrs[i] as u32 == intid);
         match found {
@@ -75,6 +95,8 @@ impl CpuInterface {
                     self.physical &= !(1 << (self.lrs[index] >> 32 & 0x1fff));
                 }
             }
+            // LPIs have no active state.
+            None if intid >= FIRST_LPI => {}
             None => self.hcr += 1 << 27,
         }
     }
@@ -204,6 +226,17 @@ impl Machine {
 
     pub(crate) fn end(&mut self, vcpu: usize, intid: u32) {
         self.cores[vcpu].end(intid);
+        self.settle();
+    }
+
+    /// The guest writes `ICC_DIR_EL1`, which traps when `ICH_HCR_EL2.TDIR` says so.
+    pub(crate) fn deactivate(&mut self, vcpu: usize, intid: u32) {
+        if self.cores[vcpu].hcr >> 14 & 1 == 1 {
+            self.sync(vcpu);
+            let _ = self.vgic.deactivate(vcpu, intid.into());
+        } else {
+            self.cores[vcpu].deactivate(intid);
+        }
         self.settle();
     }
 
