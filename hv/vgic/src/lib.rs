@@ -63,8 +63,8 @@
 //! While a vCPU runs, the list registers hold the truth about up to 16 of its interrupts.
 //! * Of a vCPU's own interrupts everything is exact: it syncs before it looks.
 //! * `ISPENDR` and `ISACTIVER` of interrupts that another running vCPU has in its list registers
-//!   show them as they were when those were filled. Whoever needs the present state kicks the
-//!   vCPU and has it sync first.
+//!   show them as they were when those were filled. Whoever needs the present state asks for it
+//!   first, by [`Vgic::request_sync`].
 //! * Writes of such state are never lost: what was set is added, what was cleared is taken away
 //!   when the other vCPU, which is kicked for it, folds its list registers. A guest that clears the
 //!   active state of an interrupt in the moment in which another vCPU acknowledges it may hit

@@ -369,6 +369,12 @@ impl Vgic {
         }
     }
 
+    /// Asks a vCPU for the present state of its interrupts: kicked, it syncs and flushes, after which
+    /// [`Vgic::needs_flush`] is false again and registers show what it had. Takes no lock.
+    pub fn request_sync(&self, vcpu: usize) -> Kicks {
+        self.post_one(vcpu, REFILL)
+    }
+
     /// The LPIs that wait for a vCPU are not what they were: see [`LpiSource`]. Takes no lock.
     pub fn post_lpis(&self, vcpu: usize) -> Kicks {
         self.post_one(vcpu, LPIS)

@@ -409,3 +409,15 @@ fn a_reset_forgets_everything_but_the_lines() {
     assert_eq!(image.to_deactivate(), 1 << TIMER);
     assert_eq!(image.live_count(), 0);
 }
+
+#[test]
+fn what_another_vcpu_has_taken_shows_after_a_request() {
+    let mut m = Machine::enabled(2, 32, 4);
+    m.line(33, Level::High);
+    // It takes the interrupt while nobody looks.
+    assert_eq!(m.cores[0].acknowledge(), 33);
+    assert_eq!(m.read(1, 0x304), 0);
+    assert!(m.vgic.request_sync(0).contains(0));
+    m.settle();
+    assert_eq!(m.read(1, 0x304), 2);
+}
