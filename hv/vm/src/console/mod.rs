@@ -1,0 +1,652 @@
+//! One terminal for the hypervisor's log, all VMs and the monitor.
+
+mod keys;
+mod limit;
+mod line;
+
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use crate::monitor::{Editor, Input, PROMPT, Reply, Then};
+use keys::{Key, Keys};
+use limit::{Limit, Verdict};
+use line::{Line, Step};
+
+pub use keys::ESCAPE;
+pub use line::LONGEST_LINE;
+
+const HELP: &str = "\
+Ctrl-] 1 to 9   the keyboard goes to that VM
+Ctrl-] m        the monitor, and back
+Ctrl-] ?        this
+Ctrl-] Ctrl-]   sends Ctrl-]
+";
+
+/// What somebody typed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[must_use]
+pub enum Typed {
+    /// Nothing that anybody else is to do.
+    Nothing,
+    /// A byte for a VM.
+    Guest {
+        /// Which, in the order they were added.
+        vm: usize,
+        /// The byte.
+        byte: u8,
+    },
+    /// A line for [`Monitor::execute`](crate::Monitor::execute), whose answer goes to
+    /// [`Terminal::reply`]. Until then the terminal is to be given nothing that was typed.
+    Command(String),
+    /// The monitor was left by a key.
+    LeftMonitor,
+}
+
+/// Whose unfinished line the cursor is in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Cursor {
+    /// It is in the first column.
+    Free,
+    Log,
+    Vm(usize),
+    Monitor,
+}
+
+#[derive(Debug)]
+struct Vm {
+    prefix: String,
+    line: Line,
+    limit: Limit,
+}
+
+/// A terminal that the hypervisor's log, the VMs and the monitor share.
+///
+/// A VM that is alone has it as it would have a serial line: every byte goes out as it comes. With
+/// several, each line begins with `[name] `. The VM with the keyboard is shown byte for byte; of the
+/// others whole lines appear, without what would steer the terminal, and lines over
+/// [`LONGEST_LINE`] in pieces. A VM that floods is cut off with a note of how many bytes were
+/// dropped. Whoever speaks while another's line is unfinished begins a new one; the unfinished line
+/// is repeated when it goes on.
+///
+/// Output goes to a sink. It is called with pieces of at most [`LONGEST_LINE`] bytes and must not
+/// call back.
+#[derive(Debug)]
+pub struct Terminal {
+    vms: Vec<Vm>,
+    focus: usize,
+    monitor: bool,
+    cursor: Cursor,
+    keys: Keys,
+    editor: Editor,
+}
+
+impl Default for Terminal {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Terminal {
+    /// A terminal for the log alone.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self {
+            vms: Vec::new(),
+            focus: 0,
+            monitor: false,
+            cursor: Cursor::Free,
+            keys: Keys::new(),
+            editor: Editor::new(),
+        }
+    }
+
+    /// Adds a VM. Its number is how many there were before; the first has the keyboard.
+    pub fn add(&mut self, name: &str) {
+        self.vms.push(Vm {
+            prefix: format!("[{name}] "),
+            line: Line::new(),
+            limit: Limit::new(),
+        });
+    }
+
+    /// Whether the keyboard is the monitor's.
+    #[must_use]
+    pub fn in_monitor(&self) -> bool {
+        self.monitor
+    }
+
+    /// The VM that has the keyboard, when the monitor has not.
+    #[must_use]
+    pub fn focus(&self) -> usize {
+        self.focus
+    }
+
+    /// A byte that a VM prints at `now_us` microseconds. A VM that was not added prints nothing.
+    pub fn guest(&mut self, vm: usize, byte: u8, now_us: u64, out: &mut impl FnMut(&[u8])) {
+        let alone = self.alone();
+        let Some(guest) = self.vms.get_mut(vm) else {
+            return;
+        };
+        // Alone, it takes the terminal from nobody.
+        let verdict = if alone {
+            Verdict::Show
+        } else {
+            guest.limit.judge(now_us)
+        };
+        match verdict {
+            Verdict::Drop => return,
+            Verdict::Show => {}
+            Verdict::ShowAfter(dropped) => {
+                guest.line.clear();
+                self.note_dropped(vm, dropped, out);
+            }
+        }
+        if vm == self.focus && !self.monitor {
+            self.live_byte(vm, byte, out);
+        } else {
+            self.background_byte(vm, byte, out);
+        }
+    }
+
+    /// A VM has ended: what it left unfinished is shown.
+    pub fn ended(&mut self, vm: usize, out: &mut impl FnMut(&[u8])) {
+        let Some(guest) = self.vms.get_mut(vm) else {
+            return;
+        };
+        let dropped = guest.limit.take_dropped();
+        if self.cursor == Cursor::Vm(vm) {
+            self.free_cursor(out);
+        } else if !guest.line.is_empty() {
+            self.whole_line(vm, out);
+        }
+        if dropped > 0 {
+            self.note_dropped(vm, dropped, out);
+        }
+        if let Some(guest) = self.vms.get_mut(vm) {
+            guest.line = Line::new();
+        }
+    }
+
+    /// Bytes of the hypervisor's log. Lines end with a line feed.
+    pub fn log(&mut self, bytes: &[u8], out: &mut impl FnMut(&[u8])) {
+        for piece in bytes.split_inclusive(|byte| *byte == b'\n') {
+            if self.cursor != Cursor::Log {
+                self.free_cursor(out);
+            }
+            let text = piece.strip_suffix(b"\n");
+            out(text.unwrap_or(piece));
+            self.cursor = Cursor::Log;
+            if text.is_some() {
+                self.free_cursor(out);
+            }
+        }
+    }
+
+    /// Ends whatever line the cursor is in.
+    pub fn free_cursor(&mut self, out: &mut impl FnMut(&[u8])) {
+        if self.cursor != Cursor::Free {
+            out(b"\r\n");
+            self.cursor = Cursor::Free;
+        }
+    }
+
+    /// A byte that somebody typed.
+    pub fn typed(&mut self, byte: u8, out: &mut impl FnMut(&[u8])) -> Typed {
+        match self.keys.feed(byte) {
+            Key::Pending => Typed::Nothing,
+            Key::Help => {
+                self.log(HELP.as_bytes(), out);
+                self.log(b"VMs by number:", out);
+                for number in 0..self.vms.len().min(9) {
+                    self.log(format!(" {}", number.saturating_add(1)).as_bytes(), out);
+                    self.log(b" ", out);
+                    let name = self.name(number);
+                    self.log(name.as_bytes(), out);
+                }
+                self.log(b"\n", out);
+                self.show(out);
+                Typed::Nothing
+            }
+            Key::Focus(vm) if vm < self.vms.len() => self.give(vm, out),
+            Key::Focus(vm) => {
+                let text = format!("there is no VM {}\n", vm.saturating_add(1));
+                self.log(text.as_bytes(), out);
+                self.show(out);
+                Typed::Nothing
+            }
+            Key::Monitor if self.monitor => self.give(self.focus, out),
+            Key::Monitor => {
+                self.open_monitor(out);
+                Typed::Nothing
+            }
+            Key::Byte(byte) if self.monitor => self.edit(byte, out),
+            Key::Byte(byte) => Typed::Guest {
+                vm: self.focus,
+                byte,
+            },
+        }
+    }
+
+    /// Gives the keyboard to the monitor.
+    pub fn open_monitor(&mut self, out: &mut impl FnMut(&[u8])) {
+        self.monitor = true;
+        self.log(b"Bulkhead's monitor: `help` lists what it knows\n", out);
+        self.show(out);
+    }
+
+    /// The answer to a [`Typed::Command`].
+    pub fn reply(&mut self, reply: &Reply, out: &mut impl FnMut(&[u8])) {
+        self.log(reply.text.as_bytes(), out);
+        self.free_cursor(out);
+        match reply.then {
+            Then::Stay => self.show(out),
+            Then::Focus(vm) => {
+                let _ = self.give(vm, out);
+            }
+            Then::Leave => {
+                let _ = self.give(self.focus, out);
+            }
+            Then::Quit => {}
+        }
+    }
+
+    fn alone(&self) -> bool {
+        self.vms.len() == 1
+    }
+
+    fn name(&self, vm: usize) -> String {
+        let prefix = self.vms.get(vm).map(|vm| vm.prefix.trim());
+        prefix.unwrap_or_default().into()
+    }
+
+    /// Gives a VM the keyboard.
+    fn give(&mut self, vm: usize, out: &mut impl FnMut(&[u8])) -> Typed {
+        let left = core::mem::replace(&mut self.monitor, false);
+        self.editor.clear();
+        if vm < self.vms.len() {
+            self.focus = vm;
+        }
+        if !self.vms.is_empty() {
+            let text = format!("{} has the keyboard\n", self.name(self.focus));
+            self.log(text.as_bytes(), out);
+        }
+        self.show(out);
+        if left {
+            Typed::LeftMonitor
+        } else {
+            Typed::Nothing
+        }
+    }
+
+    /// Shows the unfinished line of whoever has the keyboard.
+    fn show(&mut self, out: &mut impl FnMut(&[u8])) {
+        if self.monitor {
+            return self.prompt(out);
+        }
+        let focus = self.focus;
+        if self.vms.get(focus).is_some_and(|vm| !vm.line.is_empty()) {
+            self.resume(focus, out);
+        }
+    }
+
+    /// Puts the cursor to the end of the monitor's line.
+    fn prompt(&mut self, out: &mut impl FnMut(&[u8])) {
+        if self.cursor != Cursor::Monitor {
+            self.free_cursor(out);
+            out(PROMPT);
+            out(self.editor.line());
+            self.cursor = Cursor::Monitor;
+        }
+    }
+
+    fn edit(&mut self, byte: u8, out: &mut impl FnMut(&[u8])) -> Typed {
+        self.prompt(out);
+        match self.editor.input(byte) {
+            Input::Nothing => {}
+            Input::Refused => out(b"\x07"),
+            Input::Added(byte) => out(&[byte]),
+            Input::Erased(count) => (0..count).for_each(|_| out(b"\x08 \x08")),
+            Input::Leave => {
+                self.free_cursor(out);
+                return self.give(self.focus, out);
+            }
+            Input::Line(line) if line.trim().is_empty() => {
+                self.free_cursor(out);
+                self.prompt(out);
+            }
+            Input::Line(line) => {
+                self.free_cursor(out);
+                return Typed::Command(line);
+            }
+        }
+        Typed::Nothing
+    }
+
+    /// Puts the cursor to the end of the VM's unfinished line.
+    fn resume(&mut self, vm: usize, out: &mut impl FnMut(&[u8])) {
+        if self.cursor == Cursor::Vm(vm) {
+            return;
+        }
+        self.free_cursor(out);
+        let alone = self.alone();
+        if let Some(guest) = self.vms.get(vm) {
+            if !alone {
+                out(guest.prefix.as_bytes());
+            }
+            out(guest.line.bytes());
+        }
+        self.cursor = Cursor::Vm(vm);
+    }
+
+    /// A byte of the VM that has the keyboard.
+    fn live_byte(&mut self, vm: usize, byte: u8, out: &mut impl FnMut(&[u8])) {
+        let alone = self.alone();
+        let cursor = self.cursor;
+        let Some(guest) = self.vms.get_mut(vm) else {
+            return;
+        };
+        let step = guest.line.step(byte);
+        if step == Step::Over {
+            guest.line.clear();
+            if !alone && cursor == Cursor::Vm(vm) {
+                out(b"\r");
+                out(guest.prefix.as_bytes());
+            }
+        }
+        self.resume(vm, out);
+        match (step, byte) {
+            _ if alone => out(&[byte]),
+            (Step::End, _) => out(b"\r\n"),
+            // Until it is known what the return is for.
+            (_, b'\r') => {}
+            _ => out(&[byte]),
+        }
+        let Some(guest) = self.vms.get_mut(vm) else {
+            return;
+        };
+        match step {
+            Step::End => {
+                guest.line.clear();
+                self.cursor = Cursor::Free;
+            }
+            Step::On | Step::Over => guest.line.keep(byte),
+        }
+    }
+
+    /// A byte of a VM that has not.
+    fn background_byte(&mut self, vm: usize, byte: u8, out: &mut impl FnMut(&[u8])) {
+        let Some(guest) = self.vms.get_mut(vm) else {
+            return;
+        };
+        match guest.line.step(byte) {
+            Step::End => return self.whole_line(vm, out),
+            Step::Over => guest.line.clear(),
+            Step::On => {}
+        }
+        guest.line.keep_text(byte);
+        if guest.line.is_full() {
+            self.whole_line(vm, out);
+        }
+    }
+
+    /// Shows what is kept of a VM's line as a line of its own.
+    fn whole_line(&mut self, vm: usize, out: &mut impl FnMut(&[u8])) {
+        self.free_cursor(out);
+        let Some(guest) = self.vms.get_mut(vm) else {
+            return;
+        };
+        out(guest.prefix.as_bytes());
+        out(guest.line.bytes());
+        out(b"\r\n");
+        guest.line.clear();
+    }
+
+    fn note_dropped(&mut self, vm: usize, dropped: u64, out: &mut impl FnMut(&[u8])) {
+        let text = format!("{} ({dropped} bytes dropped)\n", self.name(vm));
+        self.log(text.as_bytes(), out);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use alloc::string::String;
+    use alloc::vec::Vec;
+
+    use proptest::prelude::{any, prop, proptest};
+
+    use super::{ESCAPE, Terminal, Typed};
+    use crate::monitor::{Reply, Then};
+
+    /// A terminal and what was written to it.
+    struct Screen {
+        terminal: Terminal,
+        shown: Vec<u8>,
+    }
+
+    impl Screen {
+        fn new(names: &[&str]) -> Self {
+            let mut terminal = Terminal::new();
+            names.iter().for_each(|name| terminal.add(name));
+            Self {
+                terminal,
+                shown: Vec::new(),
+            }
+        }
+
+        fn guest(&mut self, vm: usize, text: &[u8]) {
+            let shown = &mut self.shown;
+            for byte in text {
+                self.terminal
+                    .guest(vm, *byte, 0, &mut |bytes| shown.extend_from_slice(bytes));
+            }
+        }
+
+        fn log(&mut self, text: &str) {
+            let shown = &mut self.shown;
+            self.terminal
+                .log(text.as_bytes(), &mut |bytes| shown.extend_from_slice(bytes));
+        }
+
+        fn typed(&mut self, bytes: &[u8]) -> Vec<Typed> {
+            let shown = &mut self.shown;
+            let terminal = &mut self.terminal;
+            bytes
+                .iter()
+                .map(|byte| terminal.typed(*byte, &mut |bytes| shown.extend_from_slice(bytes)))
+                .filter(|typed| *typed != Typed::Nothing)
+                .collect()
+        }
+
+        fn reply(&mut self, text: &str, then: Then) {
+            let shown = &mut self.shown;
+            let reply = Reply {
+                text: text.into(),
+                then,
+            };
+            self.terminal
+                .reply(&reply, &mut |bytes| shown.extend_from_slice(bytes));
+        }
+
+        fn take(&mut self) -> String {
+            String::from_utf8_lossy(&core::mem::take(&mut self.shown)).into_owned()
+        }
+    }
+
+    #[test]
+    fn a_vm_alone_is_shown_byte_for_byte() {
+        let mut screen = Screen::new(&["one"]);
+        let text = b"a\x1b[1mb\r\n\nlogin: \rl";
+        screen.guest(0, text);
+        assert_eq!(screen.take().as_bytes(), text);
+    }
+
+    #[test]
+    fn the_log_never_lands_inside_a_line_of_a_vm() {
+        let mut screen = Screen::new(&["one"]);
+        screen.guest(0, b"login: ");
+        screen.log("[0.1] INFO x: y\n");
+        screen.guest(0, b"root\r\n");
+        assert_eq!(
+            screen.take(),
+            "login: \r\n[0.1] INFO x: y\r\nlogin: root\r\n"
+        );
+    }
+
+    #[test]
+    fn several_vms_have_a_prefix_and_only_the_one_with_the_keyboard_is_shown_at_once() {
+        let mut screen = Screen::new(&["one", "two"]);
+        screen.guest(0, b"a\r\n$ ");
+        screen.guest(1, b"b\x1b[2Jc");
+        assert_eq!(screen.take(), "[one] a\r\n[one] $ ");
+        screen.guest(1, b"\n");
+        screen.guest(0, b"x");
+        assert_eq!(screen.take(), "\r\n[two] bc\r\n[one] $ x");
+    }
+
+    #[test]
+    fn a_line_that_begins_again_keeps_its_prefix() {
+        let mut screen = Screen::new(&["one", "two"]);
+        screen.guest(0, b"50%\r60%\r\n");
+        assert_eq!(screen.take(), "[one] 50%\r[one] 60%\r\n");
+        screen.guest(1, b"[one] fake\rx\n");
+        assert_eq!(screen.take(), "[two] x\r\n");
+    }
+
+    #[test]
+    fn a_line_without_an_end_is_shown_in_pieces() {
+        let mut screen = Screen::new(&["one", "two"]);
+        screen.guest(1, &[b'x'; 1100]);
+        let shown = screen.take();
+        let lines: Vec<_> = shown.lines().map(str::len).collect();
+        assert_eq!(lines, [6 + 512, 6 + 512]);
+    }
+
+    #[test]
+    fn the_keyboard_goes_where_the_escape_key_says() {
+        let mut screen = Screen::new(&["one", "two"]);
+        screen.guest(1, b"login: ");
+        let to = |vm, byte| Typed::Guest { vm, byte };
+        assert_eq!(screen.typed(b"a"), [to(0, b'a')]);
+        assert_eq!(screen.typed(&[ESCAPE, b'2', b'b']), [to(1, b'b')]);
+        assert_eq!(screen.take(), "[two] has the keyboard\r\n[two] login: ");
+        assert_eq!(screen.typed(&[ESCAPE, b'9', b'c']), [to(1, b'c')]);
+        assert!(screen.take().contains("there is no VM 9"));
+        assert_eq!(screen.typed(&[ESCAPE, ESCAPE]), [to(1, ESCAPE)]);
+    }
+
+    #[test]
+    fn help_names_the_vms() {
+        let mut screen = Screen::new(&["one", "two"]);
+        assert_eq!(screen.typed(&[ESCAPE, b'?']), []);
+        let shown = screen.take();
+        assert!(shown.contains("Ctrl-] m"), "{shown}");
+        assert!(shown.contains("1 [one] 2 [two]"), "{shown}");
+    }
+
+    #[test]
+    fn the_monitor_takes_lines_and_gives_the_keyboard_back() {
+        let mut screen = Screen::new(&["one", "two"]);
+        assert_eq!(screen.typed(&[ESCAPE, b'm']), []);
+        assert_eq!(
+            screen.typed(b"lisx\x7ft\r"),
+            [Typed::Command("list".into())]
+        );
+        let shown = screen.take();
+        assert!(shown.ends_with("monitor> lisx\x08 \x08t\r\n"), "{shown:?}");
+        screen.reply("ok\n", Then::Stay);
+        assert_eq!(screen.take(), "ok\r\nmonitor> ");
+        // A VM speaks while a command is being typed.
+        assert_eq!(screen.typed(b"st"), []);
+        screen.guest(0, b"hello\n");
+        assert_eq!(screen.typed(b"op"), []);
+        assert_eq!(
+            screen.take(),
+            "st\r\n[one] hello\r\nmonitor> stop",
+            "the line is repeated when it goes on"
+        );
+        assert_eq!(screen.typed(&[0x15, 0x04]), [Typed::LeftMonitor]);
+        assert_eq!(
+            screen.typed(b"x"),
+            [Typed::Guest { vm: 0, byte: b'x' }],
+            "Ctrl-D leaves"
+        );
+        screen.typed(&[ESCAPE, b'm', b'f', b'\r']);
+        screen.reply("", Then::Focus(1));
+        assert_eq!(screen.typed(b"x"), [Typed::Guest { vm: 1, byte: b'x' }]);
+    }
+
+    #[test]
+    fn a_flood_is_cut_and_the_neighbour_and_the_log_are_not() {
+        let mut screen = Screen::new(&["one", "two"]);
+        screen.guest(1, &[b'x'; 1 << 20]);
+        assert!(screen.take().len() < 140 << 10);
+        screen.guest(0, b"alive\r\n");
+        screen.log("log\n");
+        assert_eq!(screen.take(), "[one] alive\r\nlog\r\n");
+        let shown = &mut screen.shown;
+        screen
+            .terminal
+            .guest(1, b'\n', 10_000_000, &mut |b| shown.extend_from_slice(b));
+        let dropped = (1 << 20) - (128 << 10);
+        assert!(
+            screen
+                .take()
+                .starts_with(&alloc::format!("[two] ({dropped} bytes dropped)\r\n"))
+        );
+    }
+
+    #[test]
+    fn a_vm_that_ends_leaves_no_unfinished_line() {
+        let mut screen = Screen::new(&["one", "two"]);
+        screen.guest(0, b"bye");
+        screen.guest(1, b"byebye");
+        for vm in [0, 1] {
+            let shown = &mut screen.shown;
+            screen
+                .terminal
+                .ended(vm, &mut |bytes| shown.extend_from_slice(bytes));
+        }
+        assert_eq!(screen.take(), "[one] bye\r\n[two] byebye\r\n");
+    }
+
+    proptest! {
+        /// Whatever two VMs print, every line of the terminal begins with a prefix or is the log's,
+        /// and no memory is taken beyond a line each.
+        #[test]
+        fn no_vm_speaks_for_another(
+            pieces in prop::collection::vec((0_usize..3, prop::collection::vec(any::<u8>(), 0..40)), 0..40)
+        ) {
+            let mut screen = Screen::new(&["one", "two"]);
+            for (who, piece) in pieces {
+                match who {
+                    2 => screen.log("log\n"),
+                    // Bare returns and sequences are the right of the one with the keyboard.
+                    0 => {
+                        let plain: Vec<_> = piece.into_iter().filter(|b| *b >= 0x20 || *b == 10).collect();
+                        screen.guest(0, &plain);
+                    }
+                    _ => screen.guest(1, &piece),
+                }
+            }
+            for line in screen.take().split_terminator("\r\n") {
+                assert!(
+                    line.starts_with("[one] ") || line.starts_with("[two] ") || line == "log",
+                    "{line:?}"
+                );
+            }
+        }
+
+        /// Typed bytes never panic and come out once.
+        #[test]
+        fn anything_can_be_typed(bytes in prop::collection::vec(any::<u8>(), 0..400)) {
+            let mut screen = Screen::new(&["one", "two"]);
+            for byte in bytes {
+                if let [Typed::Command(line)] = &screen.typed(&[byte])[..] {
+                    assert!(line.len() <= 127);
+                    screen.reply("", Then::Stay);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,38 @@
+//! Policy of VMs: what they are doing and what follows when they end, who runs next on a core, who
+//! has the terminal, and the monitor.
+//!
+//! Key types: [`Lifecycle`] (a VM's state, shared by the cores its vCPUs run on), [`RoundRobin`] and
+//! [`RunClock`] (time sharing and its account), [`Terminal`] (the console of all VMs on one line),
+//! [`Monitor`] (commands for whoever sits at it, carried out through [`Control`]). Both binaries use
+//! them; nothing here may know of an architecture, touch hardware or read a clock: times are
+//! arguments.
+//!
+//! What a guest prints is hostile input: it cannot make anything here panic, grow or take the
+//! terminal from others.
+#![no_std]
+#![forbid(unsafe_code)]
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::indexing_slicing,
+        clippy::arithmetic_side_effects
+    )
+)]
+
+extern crate alloc;
+
+mod console;
+mod lifecycle;
+mod monitor;
+mod schedule;
+
+pub use console::{ESCAPE, LONGEST_LINE, Terminal, Typed};
+pub use lifecycle::{Ended, Ending, Lifecycle, Next, State, dependents, rest_ticks};
+pub use monitor::{
+    Activity, Argument, CommandError, Control, Frames, Iommu, Monitor, Refusal, Reply, Then,
+    VcpuState, VmStatus, Walk,
+};
+pub use schedule::{DEFAULT_SLICE_US, RoundRobin, RunClock, slice_us};

@@ -1,0 +1,233 @@
+//! The monitor over a made-up machine.
+
+use alloc::string::{String, ToString};
+use alloc::vec;
+use alloc::vec::Vec;
+
+use log::LevelFilter;
+use proptest::prelude::{any, proptest};
+
+use super::{
+    Activity, Control, Frames, Iommu, Monitor, Refusal, Reply, Then, VcpuState, VmStatus, Walk,
+};
+use crate::State;
+
+struct Machine {
+    now: u64,
+    vms: Vec<VmStatus>,
+    level: LevelFilter,
+}
+
+impl Machine {
+    fn new() -> Self {
+        let vm = |name: &str, ran_us| VmStatus {
+            name: name.into(),
+            state: State::Running,
+            vcpus: 2,
+            memory: 256 << 20,
+            starts: 1,
+            exits: 77,
+            ran_us,
+        };
+        Self {
+            now: 1_000_000,
+            vms: vec![vm("one", 500_000), vm("two", 250_000)],
+            level: LevelFilter::Info,
+        }
+    }
+
+    fn ask(&mut self, monitor: &mut Monitor, line: &str) -> String {
+        let Reply { text, then } = monitor.execute(line, self);
+        assert_eq!(then, Then::Stay, "{line}");
+        text
+    }
+}
+
+impl Control for Machine {
+    fn vms(&self) -> Vec<VmStatus> {
+        self.vms.clone()
+    }
+
+    fn now_us(&self) -> u64 {
+        self.now
+    }
+
+    fn start(&mut self, vm: usize) -> Result<(), Refusal> {
+        let vm = &mut self.vms[vm];
+        if vm.state == State::Running {
+            return Err(Refusal::Running);
+        }
+        vm.state = State::Running;
+        vm.starts += 1;
+        Ok(())
+    }
+
+    fn stop(&mut self, vm: usize) -> Result<(), Refusal> {
+        let vm = &mut self.vms[vm];
+        if vm.state != State::Running {
+            return Err(Refusal::NotRunning);
+        }
+        vm.state = State::Stopped;
+        Ok(())
+    }
+
+    fn restart(&mut self, vm: usize) -> Result<(), Refusal> {
+        self.stop(vm)?;
+        self.start(vm)
+    }
+
+    fn vcpu(&self, _vm: usize, vcpu: usize) -> Result<VcpuState, Refusal> {
+        if vcpu > 1 {
+            return Err(Refusal::NoVcpu);
+        }
+        Ok(VcpuState {
+            core: 1,
+            activity: Activity::Waiting,
+            exits: 9,
+            ran_us: 1_234_567,
+            registers: vec![
+                ("pc", 0x4008_0000),
+                ("x0", 1),
+                ("x1", 2),
+                ("x2", 3),
+                ("x3", 4),
+            ],
+        })
+    }
+
+    fn walk(&self, _vm: usize, address: u64) -> Result<Walk, Refusal> {
+        if address >> 40 != 0 {
+            return Err(Refusal::TooWide);
+        }
+        if address < 0x4000_0000 {
+            return Ok(Walk::Unmapped { level: 1 });
+        }
+        Ok(Walk::Mapped {
+            pa: address + 0x1000_0000,
+            bytes: 0x20_0000,
+            level: 2,
+            descriptor: 0x5000_07fd,
+        })
+    }
+
+    fn iommus(&self) -> Vec<Iommu> {
+        vec![Iommu {
+            name: "smmu0".into(),
+            state: "locked".into(),
+        }]
+    }
+
+    fn frames(&self) -> Frames {
+        Frames {
+            free: 10,
+            total: 20,
+            heap_used: 1025,
+            heap_total: 4096,
+        }
+    }
+
+    fn set_log(&mut self, level: LevelFilter) {
+        self.level = level;
+    }
+}
+
+#[test]
+fn list_shows_the_share_of_a_core_since_the_last_list() {
+    let (mut machine, mut monitor) = (Machine::new(), Monitor::new());
+    let first = machine.ask(&mut monitor, "list");
+    let lines: Vec<_> = first.lines().collect();
+    assert_eq!(lines.len(), 3);
+    assert!(
+        lines[1].starts_with(" 1 one ") && lines[1].contains(" running "),
+        "{first}"
+    );
+    assert!(
+        lines[1].contains(" 256 MiB ") && lines[1].ends_with("50.0%"),
+        "{first}"
+    );
+    assert!(lines[2].ends_with("25.0%"), "{first}");
+    machine.now += 2_000_000;
+    machine.vms[0].ran_us += 1_000_000;
+    machine.vms[1].ran_us += 990_000;
+    let second = machine.ask(&mut monitor, "list");
+    let lines: Vec<_> = second.lines().collect();
+    assert!(
+        lines[1].ends_with("50.0%") && lines[2].ends_with("49.5%"),
+        "{second}"
+    );
+}
+
+#[test]
+fn states_are_changed_and_told() {
+    let (mut machine, mut monitor) = (Machine::new(), Monitor::new());
+    let mut ask = |line| machine.ask(&mut monitor, line);
+    assert_eq!(ask("stop one"), "one: stopped\n");
+    assert_eq!(ask("stop one"), "one: it is not running\n");
+    assert_eq!(ask("restart one"), "one: it is not running\n");
+    assert_eq!(ask("start one"), "one: running\n");
+    assert_eq!(ask("start one"), "one: it is running already\n");
+    assert_eq!(ask("restart two"), "two: running\n");
+    assert_eq!(
+        ask("stop three"),
+        "there is no VM three; `list` shows them\n"
+    );
+}
+
+#[test]
+fn a_vcpu_is_shown_with_its_registers() {
+    let (mut machine, mut monitor) = (Machine::new(), Monitor::new());
+    let text = machine.ask(&mut monitor, "vcpu one 1");
+    assert!(
+        text.starts_with(
+            "vCPU 1: waiting, core 1, 9 exits, ran 1.234 s\n        pc 0000000040080000"
+        ),
+        "{text}"
+    );
+    assert_eq!(text.lines().count(), 3);
+    assert_eq!(
+        machine.ask(&mut monitor, "vcpu one 2"),
+        "there is no such vCPU\n"
+    );
+}
+
+#[test]
+fn a_walk_ends_in_memory_or_nowhere() {
+    let (mut machine, mut monitor) = (Machine::new(), Monitor::new());
+    let mut ask = |line| machine.ask(&mut monitor, line);
+    assert!(ask("walk one 0x40000000").starts_with("0x40000000 -> 0x50000000, level 2"));
+    assert_eq!(
+        ask("walk one 9000000"),
+        "0x9000000 is not mapped: the walk ends at level 1\n"
+    );
+    assert_eq!(ask("walk one ffffffffffff"), "the address is too wide\n");
+}
+
+#[test]
+fn the_rest_is_asked_and_told() {
+    let (mut machine, mut monitor) = (Machine::new(), Monitor::new());
+    assert_eq!(machine.ask(&mut monitor, "smmu"), "smmu0: locked\n");
+    assert_eq!(
+        machine.ask(&mut monitor, "frames"),
+        "10 of 20 frames of 4 KiB free, heap: 2 of 4 KiB used\n"
+    );
+    machine.ask(&mut monitor, "log debug");
+    assert_eq!(machine.level, LevelFilter::Debug);
+    assert!(
+        machine
+            .ask(&mut monitor, "help")
+            .contains("walk NAME ADDRESS")
+    );
+    let mut then = |line: &str| monitor.execute(line, &mut machine).then;
+    assert_eq!(then("focus two"), Then::Focus(1));
+    assert_eq!(then("focus"), Then::Leave);
+    assert_eq!(then("focus three"), Then::Stay);
+    assert_eq!(then("quit"), Then::Quit);
+}
+
+proptest! {
+    #[test]
+    fn any_line_gets_an_answer(line in any::<String>()) {
+        let reply = Monitor::new().execute(&line, &mut Machine::new());
+        assert!(reply.then != Then::Stay || !reply.text.to_string().is_empty());
+    }
+}
