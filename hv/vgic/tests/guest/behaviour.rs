@@ -386,6 +386,7 @@ fn a_reset_forgets_everything_but_the_lines() {
     let mut m = Machine::enabled(2, 32, 4);
     m.line(33, Level::High);
     m.timer(0);
+    m.timer(1);
     let _ = m.sgi(0, 0b10);
     assert_eq!(m.acknowledge(0), TIMER);
     m.vgic.reset();
@@ -403,11 +404,13 @@ fn a_reset_forgets_everything_but_the_lines() {
         assert_eq!(of(&m), of(&fresh), "SGI frame {offset:#x}");
     }
     assert_eq!(m.vgic.read_distributor(0x204, Width::Word), 2);
-    // The physical timer interrupt that the old guest left is ended.
-    let mut image = bulkhead_vgic::LrImage::new();
-    let _ = m.vgic.flush(0, &mut image);
-    assert_eq!(image.to_deactivate(), 1 << TIMER);
-    assert_eq!(image.live_count(), 0);
+    // The physical timer interrupts that the old guest left are ended.
+    for vcpu in 0..2 {
+        let mut image = bulkhead_vgic::LrImage::new();
+        let _ = m.vgic.flush(vcpu, &mut image);
+        assert_eq!(image.to_deactivate(), 1 << TIMER);
+        assert_eq!(image.live_count(), 0);
+    }
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! LPIs from a source as simple as can be.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
 use bulkhead_vgic::{Affinity, Config, Lpi, LpiSource, LpiTables, LrImage, Vgic, Width};
@@ -10,11 +11,13 @@ use crate::machine::{Machine, SPURIOUS};
 struct Pending {
     /// `(priority, INTID)` of those that wait.
     waiting: Mutex<Vec<(u8, u32)>>,
+    priorities: Mutex<BTreeMap<u32, u8>>,
     tables: Mutex<Option<LpiTables>>,
 }
 
 impl Pending {
     fn raise(&self, intid: u32, priority: u8) {
+        self.priorities.lock().unwrap().insert(intid, priority);
         self.waiting.lock().unwrap().push((priority, intid));
     }
 }
@@ -35,7 +38,8 @@ impl LpiSource for Pending {
     }
 
     fn give_back(&self, _vcpu: usize, intid: u32) {
-        self.raise(intid, 0xa0);
+        let priority = self.priorities.lock().unwrap()[&intid];
+        self.raise(intid, priority);
     }
 }
 
@@ -104,6 +108,28 @@ fn lpis_compete_with_other_interrupts_by_priority() {
         m.end(0, intid);
     }
     assert_eq!(m.acknowledge(0), SPURIOUS);
+}
+
+#[test]
+fn what_became_pending_again_in_a_list_register_waits_behind_a_more_urgent_lpi() {
+    let (mut m, source) = machine(2);
+    m.write(0, 0x84, !0 >> 32);
+    m.write(0, 0x104, !0 >> 32);
+    m.write(0, 0xc08, !0 >> 32);
+    m.write(0, 0x420, 0xa0a0_a0a0);
+    m.pulse(33);
+    assert_eq!(m.acknowledge(0), 33);
+    for intid in [8192, 8193] {
+        source.raise(intid, 0x90);
+    }
+    m.pulse(33);
+    let _ = m.vgic.post_lpis(0);
+    m.settle();
+    m.end(0, 33);
+    for intid in [8192, 8193, 33] {
+        assert_eq!(m.acknowledge(0), intid);
+        m.end(0, intid);
+    }
 }
 
 #[test]
