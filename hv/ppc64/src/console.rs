@@ -59,6 +59,11 @@ impl Terminal {
         UNIT.store(unit, Ordering::Relaxed);
     }
 
+    /// Writes bytes as they are: a guest's.
+    pub(crate) fn write_raw(bytes: &[u8]) {
+        bytes.chunks(16).for_each(Self::put);
+    }
+
     fn put(bytes: &[u8]) {
         /// A terminal that is still busy after so many tries has nobody reading it; losing the
         /// bytes beats hanging the machine.

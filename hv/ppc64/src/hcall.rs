@@ -9,6 +9,8 @@ pub(crate) enum Hcall {
     GetTce = 0x1c,
     GetTermChar = 0x54,
     PutTermChar = 0x58,
+    Eoi = 0x64,
+    Xirr = 0x74,
     Cede = 0xe0,
     StuffTce = 0x138,
     SetMode = 0x31c,

@@ -20,6 +20,7 @@ mod console;
 mod cpu;
 mod entry;
 mod flatten;
+mod guest;
 mod hcall;
 mod heap;
 mod memory;
@@ -34,14 +35,15 @@ mod survey;
 mod vectors;
 mod windows;
 
-use alloc::vec::Vec;
-
 use boot::{Logger, Options, Verdict};
+use bundle::{Bundle, Restart};
 use console::{Terminal, TimeBase};
+use dtoolkit::model::DeviceTree;
 use hal::Clock;
 use machine::{Machine, UartKind};
 use nested::Nested;
 use of::Firmware;
+use survey::Holdings;
 
 static LOGGER: spin::Once<Logger<Terminal, TimeBase>> = spin::Once::new();
 
@@ -77,7 +79,7 @@ extern "C" fn main(initrd: u64, initrd_bytes: u64, firmware: u64, entry_ticks: u
 }
 
 /// Takes the device tree, and the machine with it, from the firmware.
-fn device_tree(firmware: Firmware, initrd: u64, initrd_bytes: u64) -> Vec<u8> {
+fn device_tree(firmware: Firmware, initrd: u64, initrd_bytes: u64) -> DeviceTree {
     let mut tree = match flatten::flatten(firmware) {
         Ok(tree) => tree,
         Err(error) => {
@@ -91,11 +93,12 @@ fn device_tree(firmware: Firmware, initrd: u64, initrd_bytes: u64) -> Vec<u8> {
     if initrd_bytes != 0 {
         flatten::add_initrd(&mut tree, initrd, initrd_bytes);
     }
-    tree.to_dtb()
+    tree
 }
 
-fn run(blob: &[u8], entry_ticks: u64) -> ! {
-    let machine = match Machine::from_fdt(blob) {
+fn run(tree: &DeviceTree, entry_ticks: u64) -> ! {
+    let blob = tree.to_dtb();
+    let machine = match Machine::from_fdt(&blob) {
         Ok(machine) => machine,
         Err(error) => {
             log::error!("device tree: {error}");
@@ -138,6 +141,41 @@ fn run(blob: &[u8], entry_ticks: u64) -> ! {
         Ok(Some(_)) if holdings.nested != Nested::V1 => {
             panic::end(Verdict::Fatal("the platform cannot run VMs for us"))
         }
-        Ok(Some(_)) => panic::end(Verdict::Good("report complete, VMs are not run yet")),
+        Ok(Some(bundle)) => run_guests(tree, &bundle, &holdings),
+    }
+}
+
+/// Runs the first VM until it ends.
+fn run_guests(tree: &DeviceTree, bundle: &Bundle<'_>, holdings: &Holdings) -> ! {
+    let mut vms = bundle.manifest().vms().iter();
+    let Some(config) = vms.next() else {
+        panic::end(Verdict::Good("report complete, no VM to run"));
+    };
+    for other in vms {
+        log::warn!("vm {}: not run: one VM at a time", other.name);
+    }
+    if config.cpus > 1 {
+        log::warn!(
+            "vm {}: runs with one CPU instead of {}",
+            config.name,
+            config.cpus
+        );
+    }
+    let (ram, frames) = (holdings.ram, &holdings.frames);
+    loop {
+        log::info!("vm {}: starts", config.name);
+        match guest::run(tree, bundle, config, ram, frames, holdings.rtas.as_ref()) {
+            Ok(guest::End::Reboot) if config.restart != Restart::Never => {
+                log::info!("vm {}: asks to be started anew", config.name);
+            }
+            Ok(guest::End::Reboot) => panic::end(Verdict::Good(
+                "the VM asked to be started anew, and shall not be",
+            )),
+            Ok(guest::End::PowerOff) => panic::end(Verdict::Good("the VM turned itself off")),
+            Err(error) => {
+                log::error!("vm {}: {error}", config.name);
+                panic::end(Verdict::Fatal("the VM cannot go on"));
+            }
+        }
     }
 }

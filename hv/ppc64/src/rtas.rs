@@ -104,6 +104,7 @@ impl Service {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Rtas {
     start_cpu: Service,
+    time_of_day: Service,
     read_config: Service,
     write_config: Service,
 }
@@ -120,9 +121,21 @@ impl Rtas {
         };
         Self {
             start_cpu: service("start-cpu"),
+            time_of_day: service("get-time-of-day"),
             read_config: service("ibm,read-pci-config"),
             write_config: service("ibm,write-pci-config"),
         }
+    }
+
+    /// Whether the platform tells the time.
+    pub(crate) fn has_clock(&self) -> bool {
+        self.time_of_day.token.is_some()
+    }
+
+    /// Year, month, day, hour, minute, second, nanosecond. [LoPAPR §7.3.2.1]
+    pub(crate) fn time_of_day(&self) -> Result<[u32; 7], Error> {
+        // SAFETY: reads a clock.
+        unsafe { self.time_of_day.call(&[]) }
     }
 
     /// Starts the CPU with this server number at `entry` in big-endian mode, with `argument` in r3.

@@ -80,6 +80,18 @@ pub(crate) fn postpone_decrementer() {
     unsafe { asm!("mtdec {}", in(reg) i32::MAX, options(nomem, nostack)) };
 }
 
+/// Sets DAR: while a guest CPU is loaded, it is the guest's.
+pub(crate) fn set_dar(value: u64) {
+    // SAFETY: nothing of ours depends on it.
+    unsafe { asm!("mtspr 19, {}", in(reg) value, options(nomem, nostack)) };
+}
+
+/// Sets DSISR: while a guest CPU is loaded, it is the guest's.
+pub(crate) fn set_dsisr(value: u64) {
+    // SAFETY: nothing of ours depends on it.
+    unsafe { asm!("mtspr 18, {}", in(reg) value, options(nomem, nostack)) };
+}
+
 /// Sets the decrementer.
 pub(crate) fn set_decrementer(ticks: i64) {
     // SAFETY: interrupts are off; while they are on, its vector returns.

@@ -19,10 +19,14 @@ use crate::{LOW, bus, cpu, entry, heap, smp, windows};
 pub(crate) struct Holdings {
     /// Free memory.
     pub(crate) frames: Frames<Ram>,
+    /// All memory that is not the hypervisor's image, nor the bundle.
+    pub(crate) ram: Ram,
     /// Windows that may be open.
     pub(crate) open_windows: usize,
     /// What is behind each host bridge, none of it mastering the bus.
     pub(crate) devices: Vec<Topology>,
+    /// The platform's run-time services.
+    pub(crate) rtas: Option<Rtas>,
     /// Whether guests can be run.
     pub(crate) nested: Nested,
 }
@@ -63,9 +67,11 @@ pub(crate) fn take(machine: &Machine) -> Holdings {
     );
     Holdings {
         frames,
+        ram,
         open_windows,
         devices,
         nested,
+        rtas,
     }
 }
 

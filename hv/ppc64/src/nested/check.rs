@@ -122,10 +122,10 @@ where
         .and_then(|()| memory.write(code, program()).map_err(|_| Failure::Map))
         .and_then(|()| {
             table
-                .set(LPID, tree.partition_entry())
+                .set(LPID, tree.partition_entry(), 0)
                 .map_err(|_| Failure::Map)?;
             let result = steps();
-            table.set(LPID, 0).map_err(|_| Failure::Map)?;
+            table.set(LPID, 0, 0).map_err(|_| Failure::Map)?;
             result
         });
     tree.destroy(&mut NotLive).map_err(|_| Failure::Map)?;

@@ -13,6 +13,9 @@ use types::{Address, Pa};
 use crate::hcall::{self, FUNCTION, Hcall, SUCCESS};
 
 pub(crate) use check::check;
+pub(crate) use vcpu::{
+    Exit, GuestThread, Loaded, MACHINE_CHECK, MSR_EE, MSR_ME, MSR_SF, Refused, Vcpu,
+};
 
 /// Whether the platform lets this partition have partitions of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,9 +96,9 @@ impl<M: PhysMemory> PartitionTable<M> {
         }
     }
 
-    /// Gives a partition its tree, or none: `entry` is what the tree says of itself. The second
-    /// doubleword, the guest's own process table, is none.
-    pub(crate) fn set(&self, lpid: NonZeroU16, entry: u64) -> Result<(), NotMemory> {
+    /// Gives a partition its tree, or none: `tree` is what the tree says of itself. `process` names
+    /// the guest's own process table, or is zero.
+    pub(crate) fn set(&self, lpid: NonZeroU16, tree: u64, process: u64) -> Result<(), NotMemory> {
         let outside = NotMemory {
             pa: self.base,
             bytes: 16,
@@ -108,8 +111,8 @@ impl<M: PhysMemory> PartitionTable<M> {
             .checked_add(16 * u64::from(lpid.get()))
             .ok_or(outside)?;
         self.memory
-            .write_u64(at.checked_add(8).ok_or(outside)?, 0)?;
-        self.memory.write_u64(at, entry.to_be())
+            .write_u64(at.checked_add(8).ok_or(outside)?, process.to_be())?;
+        self.memory.write_u64(at, tree.to_be())
     }
 
     /// Ends the use of the table. No guest may be running.

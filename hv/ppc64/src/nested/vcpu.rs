@@ -23,6 +23,10 @@ pub(crate) const MSR_SF: u64 = 1 << 63;
 pub(crate) const MSR_ME: u64 = 1 << 12;
 /// Little-endian mode.
 pub(crate) const MSR_LE: u64 = 1 << 0;
+/// External interrupts and the decrementer are let through.
+pub(crate) const MSR_EE: u64 = 1 << 15;
+/// Instructions and data are translated.
+const MSR_IR_DR: u64 = 0x30;
 /// Problem state.
 const MSR_PR: u64 = 1 << 14;
 /// Hypervisor state: never a guest's.
@@ -30,6 +34,15 @@ const MSR_HV: u64 = 1 << 60;
 
 /// `LPCR[LD]`: the decrementer is large.
 const LPCR_LD: u64 = 1 << 17;
+
+/// `LPCR[ILE]`: interrupts arrive in little-endian mode.
+const LPCR_ILE: u64 = 1 << 25;
+/// `LPCR[AIL]` = 3: interrupts leave translation on and arrive at [`ALTERNATE`].
+const LPCR_AIL: u64 = 3 << 23;
+const ALTERNATE: u64 = 0xc000_0000_0000_4000;
+
+/// The vector that always arrives with translation off.
+pub(crate) const MACHINE_CHECK: u64 = 0x200;
 
 /// Facilities of a guest: all that its own FSCR does not refuse.
 const HFSCR_ALL: u64 = 0xff;
@@ -145,6 +158,39 @@ impl Vcpu {
         }
     }
 
+    /// Makes the CPU take an interrupt, as its own hardware would have. `reason` goes to SRR1, where
+    /// bits 33 to 36 and 42 to 47 say why. [Power ISA 3.1B Book III §7.5]
+    pub(crate) fn interrupt(&mut self, vector: u64, reason: u64) {
+        const REASONS: u64 = 0x783f_0000;
+        let msr = self.registers.msr;
+        self.state.srr0 = self.registers.nip;
+        self.state.srr1 = msr & !REASONS | reason;
+        self.registers.msr = MSR_SF | MSR_ME;
+        if self.state.lpcr & LPCR_ILE != 0 {
+            self.registers.msr |= MSR_LE;
+        }
+        self.registers.nip = vector;
+        let stays = vector != MACHINE_CHECK && self.state.lpcr & LPCR_AIL == LPCR_AIL;
+        if stays && msr & MSR_IR_DR == MSR_IR_DR {
+            self.registers.msr |= MSR_IR_DR;
+            self.registers.nip |= ALTERNATE;
+        }
+    }
+
+    /// Whether interrupts arrive in little-endian mode.
+    pub(crate) fn set_little_endian_interrupts(&mut self, on: bool) {
+        self.set_lpcr(LPCR_ILE, on);
+    }
+
+    /// Whether interrupts that come while addresses are translated leave them so.
+    pub(crate) fn set_alternate_location(&mut self, on: bool) {
+        self.set_lpcr(LPCR_AIL, on);
+    }
+
+    fn set_lpcr(&mut self, bits: u64, on: bool) {
+        self.state.lpcr = self.state.lpcr & !bits | if on { bits } else { 0 };
+    }
+
     /// Lets the guest's time base run ahead of ours by this many ticks.
     pub(crate) fn set_timebase_offset(&mut self, ticks: i64) {
         self.state.tb_offset = ticks;
@@ -230,6 +276,32 @@ impl Loaded<'_> {
         match outcome.status {
             status @ ..0x100 => Err(Refused { status }),
             vector => Ok(vcpu.exit(vector.cast_unsigned())),
+        }
+    }
+
+    /// What the guest shall find in DAR and DSISR.
+    pub(crate) fn set_fault(&mut self, address: u64, status: u64) {
+        spr::set_dar(address);
+        spr::set_dsisr(status);
+    }
+
+    /// Waits until the guest's decrementer has expired, with the thread given back to the platform.
+    pub(crate) fn wait(&mut self) {
+        loop {
+            let left = self
+                .vcpu
+                .unswitched
+                .decrementer_expires
+                .wrapping_sub(spr::timebase());
+            let left = left.cast_signed();
+            if left <= 0 {
+                return;
+            }
+            spr::set_decrementer(left.min(i64::from(i32::MAX)));
+            // SAFETY: waits for an interrupt; that of the decrementer returns, and no other has been
+            // asked for.
+            let _ = unsafe { hcall::call(Hcall::Cede, [0; 4]) };
+            spr::interrupts_off();
         }
     }
 }

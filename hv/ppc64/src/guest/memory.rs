@@ -1,0 +1,169 @@
+//! A guest's memory: frames, the tree that maps them, and bytes by guest real address.
+
+use alloc::vec::Vec;
+
+use hal::{FrameAllocator, PhysMemory};
+use pagetable::{NotLive, PageTable, Radix, RadixAttributes};
+use types::{Address, Ipa, Pa, Span};
+
+/// The largest piece that is taken at once: what one leaf maps.
+const LARGEST_ORDER: u8 = 18;
+
+/// A piece of memory that is contiguous on both sides.
+#[derive(Clone, Copy, Debug)]
+struct Piece {
+    at: u64,
+    frames: Pa,
+    order: u8,
+}
+
+impl Piece {
+    fn bytes(&self) -> u64 {
+        4096 << self.order
+    }
+}
+
+/// Memory from guest real address 0 on.
+pub(crate) struct GuestMemory<'f, M, F: FrameAllocator> {
+    memory: M,
+    tree: PageTable<Radix, M, &'f F>,
+    pieces: Vec<Piece>,
+    bytes: u64,
+}
+
+/// There is not enough memory for a guest, or its tables.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("no room for {bytes:#x} bytes of guest memory")]
+pub(crate) struct NoRoom {
+    bytes: u64,
+}
+
+/// An access that is not wholly in the guest's memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{bytes} bytes at guest real address {at:#x} are not its memory")]
+pub(crate) struct Outside {
+    at: u64,
+    bytes: usize,
+}
+
+impl<'f, M: PhysMemory + Copy, F: FrameAllocator> GuestMemory<'f, M, F> {
+    /// `bytes` bytes of zeroed memory, a multiple of 4 KiB, in the largest pieces there are.
+    pub(crate) fn new(memory: M, frames: &'f F, bytes: u64) -> Result<Self, NoRoom> {
+        let no_room = NoRoom { bytes };
+        let tree = PageTable::new_radix(memory, frames).map_err(|_| no_room)?;
+        let mut guest = Self {
+            memory,
+            tree,
+            pieces: Vec::new(),
+            bytes,
+        };
+        let mut at = 0;
+        let mut order = LARGEST_ORDER;
+        while at < bytes {
+            // The largest piece that the rest and the alignment allow and that is free.
+            while 4096 << order > bytes - at || at & ((4096 << order) - 1) != 0 {
+                order -= 1;
+            }
+            let found = loop {
+                match frames.alloc_zeroed(order) {
+                    Ok(found) => break found,
+                    Err(_) if order > 0 => order -= 1,
+                    Err(_) => return Err(no_room),
+                }
+            };
+            let piece = Piece {
+                at,
+                frames: found,
+                order,
+            };
+            let span = Span::from_len(Ipa::truncated(at), piece.bytes()).ok_or(no_room)?;
+            guest
+                .tree
+                .map(span, found, RadixAttributes::RAM, &mut NotLive)
+                .map_err(|_| no_room)?;
+            guest.pieces.push(piece);
+            at += piece.bytes();
+        }
+        Ok(guest)
+    }
+
+    /// Gives everything back. No partition may use the tree any more.
+    pub(crate) fn destroy(self, frames: &F) {
+        // Nothing is shared, so nothing stands in the way.
+        let _ = self.tree.destroy(&mut NotLive);
+        for piece in self.pieces {
+            frames.free(piece.frames, piece.order);
+        }
+    }
+
+    /// What the partition table holds for this guest.
+    pub(crate) fn partition_entry(&self) -> u64 {
+        self.tree.partition_entry()
+    }
+
+    /// Bytes of memory.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Hands each part of the range to `access`: its place in our memory, and which bytes of the
+    /// range it is.
+    fn parts(
+        &self,
+        at: u64,
+        bytes: usize,
+        mut access: impl FnMut(Pa, usize, usize) -> bool,
+    ) -> Result<(), Outside> {
+        let outside = Outside { at, bytes };
+        let end = at.checked_add(bytes as u64).ok_or(outside)?;
+        if end > self.bytes {
+            return Err(outside);
+        }
+        let mut done = 0;
+        while done < bytes {
+            let here = at + done as u64;
+            let next = self.pieces.partition_point(|piece| piece.at <= here);
+            let piece = next
+                .checked_sub(1)
+                .and_then(|i| self.pieces.get(i))
+                .ok_or(outside)?;
+            let offset = here - piece.at;
+            let left = usize::try_from(piece.bytes() - offset).unwrap_or(usize::MAX);
+            let run = left.min(bytes - done);
+            let pa = piece.frames.checked_add(offset).ok_or(outside)?;
+            if !access(pa, done, run) {
+                return Err(outside);
+            }
+            done += run;
+        }
+        Ok(())
+    }
+
+    /// Copies from the guest's memory.
+    pub(crate) fn read(&self, at: u64, buffer: &mut [u8]) -> Result<(), Outside> {
+        self.parts(at, buffer.len(), |pa, from, bytes| {
+            self.memory
+                .read(pa, &mut buffer[from..from + bytes])
+                .is_ok()
+        })
+    }
+
+    /// Copies to the guest's memory.
+    pub(crate) fn write(&self, at: u64, bytes: &[u8]) -> Result<(), Outside> {
+        self.parts(at, bytes.len(), |pa, from, run| {
+            self.memory.write(pa, &bytes[from..from + run]).is_ok()
+        })
+    }
+
+    /// A big-endian cell.
+    pub(crate) fn read_cell(&self, at: u64) -> Result<u32, Outside> {
+        let mut cell = [0; 4];
+        self.read(at, &mut cell)?;
+        Ok(u32::from_be_bytes(cell))
+    }
+
+    /// Writes a big-endian cell.
+    pub(crate) fn write_cell(&self, at: u64, value: u32) -> Result<(), Outside> {
+        self.write(at, &value.to_be_bytes())
+    }
+}
