@@ -109,7 +109,7 @@ fn bundle(options: &RunOptions, board: &Board) -> Result<Option<PathBuf>> {
     make_bundle(board, &manifest, &overrides).map(Some)
 }
 
-/// Makes the boot bundle of a manifest.
+/// Makes the boot bundle of a manifest, under the board's name in the build directory.
 ///
 /// # Errors
 /// A faulty manifest, or a file that cannot be had.
@@ -118,9 +118,7 @@ pub(crate) fn make_bundle(
     manifest: &Path,
     overrides: &Overrides,
 ) -> Result<PathBuf> {
-    let bundle = manifest::build_bundle(manifest, overrides, &|name, series| {
-        provide::payload::file(board.arch, name, series)
-    })?;
+    let bundle = bundle_of(board, manifest, overrides)?;
     let name = manifest.file_stem().unwrap_or_default().to_string_lossy();
     let path = workspace::target_dir()
         .join("boards")
@@ -133,6 +131,16 @@ pub(crate) fn make_bundle(
         path.display()
     );
     Ok(path)
+}
+
+/// The boot bundle of a manifest for a board.
+///
+/// # Errors
+/// A faulty manifest, or a file that cannot be had.
+pub(crate) fn bundle_of(board: &Board, manifest: &Path, overrides: &Overrides) -> Result<Vec<u8>> {
+    manifest::build_bundle(manifest, overrides, &|name, series| {
+        provide::payload::file(board.arch, name, series)
+    })
 }
 
 /// The files a board is started with; generated ones are made.

@@ -1,11 +1,11 @@
 //! Boot bundles for the tests, good ones and damaged ones.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
 
 use super::cases::Bundle;
-use crate::board::Board;
+use crate::board::{Arch, Board};
 use crate::manifest::{self, Overrides};
 use crate::{run, workspace};
 
@@ -29,23 +29,26 @@ const MAGIC: &[u8] = b"070701";
 pub(super) fn file(board: &Board, bundle: Bundle, name: &str) -> Result<Option<PathBuf>> {
     let bytes = match bundle {
         Bundle::None => return Ok(None),
-        Bundle::OfBoard => {
-            let guest = board
-                .guest
-                .as_ref()
-                .context("the board has no guest manifest")?;
-            let manifest = workspace::root().join(guest);
-            return run::make_bundle(board, &manifest, &Overrides::default()).map(Some);
+        Bundle::OfBoard => of_board(board, None)?,
+        Bundle::OneCommand => {
+            let console = match board.arch {
+                Arch::Aarch64 => "ttyAMA0",
+                Arch::Ppc64 => "hvc0",
+            };
+            of_board(
+                board,
+                Some(format!("console={console} quiet bulkhead.run=uname+-a")),
+            )?
         }
-        Bundle::Small => small()?,
+        Bundle::Small => small(board.arch)?,
         Bundle::Truncated => {
-            let mut bytes = small()?;
+            let mut bytes = small(board.arch)?;
             let kernel = kernel_header(&bytes)?;
             bytes.truncate(kernel + KERNEL_BYTES / 2);
             bytes
         }
         Bundle::LyingHeader => {
-            let mut bytes = small()?;
+            let mut bytes = small(board.arch)?;
             let size = kernel_header(&bytes)? + SIZE_AT;
             bytes
                 .get_mut(size..size + 8)
@@ -64,15 +67,35 @@ fn folder() -> PathBuf {
     workspace::target_dir().join("test/bundles")
 }
 
-fn small() -> Result<Vec<u8>> {
-    let manifest = folder().join("tiny.toml");
-    workspace::write_whole(&folder().join("tiny.bin"), &[b'k'; KERNEL_BYTES])?;
+fn of_board(board: &Board, append: Option<String>) -> Result<Vec<u8>> {
+    let guest = board
+        .guest
+        .as_ref()
+        .context("the board has no guest manifest")?;
+    let overrides = Overrides {
+        append,
+        ..Overrides::default()
+    };
+    run::bundle_of(board, &workspace::root().join(guest), &overrides)
+}
+
+fn small(arch: Arch) -> Result<Vec<u8>> {
+    let folder = folder().join(arch.to_string());
+    let mut kernel = match arch {
+        // mov w0, #0x84000008 (two instructions); hvc #0: PSCI SYSTEM_OFF. [DEN 0022, SYSTEM_OFF]
+        Arch::Aarch64 => [0x5280_0100_u32, 0x72b0_8000, 0xd400_0002]
+            .iter()
+            .flat_map(|instruction| instruction.to_le_bytes())
+            .collect(),
+        Arch::Ppc64 => Vec::new(),
+    };
+    kernel.resize(KERNEL_BYTES, 0);
+    workspace::write_whole(&folder.join("tiny.bin"), &kernel)?;
+    let manifest = folder.join("tiny.toml");
     workspace::write_whole(&manifest, MANIFEST.as_bytes())?;
-    manifest::build_bundle(
-        Path::new(&manifest),
-        &Overrides::default(),
-        &|name, _series| anyhow::bail!("the small bundle asks for {name}"),
-    )
+    manifest::build_bundle(&manifest, &Overrides::default(), &|name, _series| {
+        anyhow::bail!("the small bundle asks for {name}")
+    })
 }
 
 /// Where the header of the second file is: the kernel comes after the manifest.
@@ -92,7 +115,7 @@ mod tests {
 
     #[test]
     fn the_damage_is_done_where_it_is_meant() {
-        let good = small().unwrap();
+        let good = small(Arch::Aarch64).unwrap();
         assert!(::bundle::Bundle::parse(&good).is_ok());
         let kernel = kernel_header(&good).unwrap();
         let size = &good[kernel + SIZE_AT..kernel + SIZE_AT + 8];

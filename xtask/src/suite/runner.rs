@@ -11,7 +11,7 @@ use regex::Regex;
 
 use super::Tally;
 use super::bundles;
-use super::cases::{Case, Check, Company, Disks};
+use super::cases::{Case, Check, Company, Disks, End};
 use super::tool;
 use crate::board::{Arch, Board};
 use crate::build::{self, Built, Profile};
@@ -152,7 +152,10 @@ impl Bench<'_> {
         session::run(Plan {
             line: &line,
             watch: Watch::new(regexes(&case.expects)?, regexes(&case.forbids)?),
-            until: Until::Verdict(case.verdict),
+            until: match case.end {
+                End::PowerOff(verdict) => Until::Verdict(verdict),
+                End::Expected => Until::LastExpectation,
+            },
             timeout: Some(case.timeout),
             input: Input::Nothing,
             output: Output::Nothing,

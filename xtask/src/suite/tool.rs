@@ -77,8 +77,8 @@ pub(super) fn pasted(args: &[String]) -> Result<()> {
         line.lines().count() == 1,
         "not one line is printed:\n{line}"
     );
-    let run = Command::new("sh")
-        .args(["-c", line.trim()])
+    let run = Command::new("timeout")
+        .args(["600", "sh", "-c", line.trim()])
         .stdin(Stdio::null())
         .output();
     let run = run.context("cannot start a shell")?;

@@ -27,8 +27,8 @@ pub(super) struct Case {
     pub(super) expects: Vec<String>,
     /// What it must not show.
     pub(super) forbids: Vec<String>,
-    /// The verdict the machine must power off with.
-    pub(super) verdict: u64,
+    /// How it must end.
+    pub(super) end: End,
     /// The longest it may take.
     pub(super) timeout: Duration,
     /// Whether other machines may run beside it.
@@ -37,6 +37,15 @@ pub(super) struct Case {
     pub(super) check: Check,
     /// Whether it is left out of the default sample.
     pub(super) only_full: bool,
+}
+
+/// How a test must end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum End {
+    /// The machine powers off with this verdict.
+    PowerOff(u64),
+    /// Everything expected was seen; the machine would go on.
+    Expected,
 }
 
 /// The disks of a test's machine.
@@ -53,7 +62,7 @@ pub(super) enum Disks {
 pub(super) enum Bundle {
     /// None.
     None,
-    /// One VM with a kernel of a few bytes.
+    /// One VM with a kernel of a few instructions, which powers off.
     Small,
     /// That, cut off in the middle of its kernel.
     Truncated,
@@ -61,8 +70,10 @@ pub(super) enum Bundle {
     LyingHeader,
     /// Bytes that are no archive.
     Garbage,
-    /// What the board runs by default, with a real kernel.
+    /// What the board runs by default: Linux.
     OfBoard,
+    /// That, but all it does is to run one command.
+    OneCommand,
 }
 
 /// Whether other machines may run beside a test.
@@ -120,8 +131,8 @@ impl Case {
             bundle: Bundle::None,
             expects: Vec::new(),
             forbids: vec![r"\] (ERROR|WARN) ".to_owned(), "PANIC|EXCEPTION".to_owned()],
-            verdict: 0,
-            timeout: Duration::from_secs(120),
+            end: End::PowerOff(0),
+            timeout: Duration::from_secs(300),
             company: Company::Any,
             check: Check::Run,
             only_full: false,
@@ -146,9 +157,15 @@ impl Case {
         self
     }
 
+    /// The run is over with the last expectation.
+    fn until_expected(mut self) -> Self {
+        self.end = End::Expected;
+        self
+    }
+
     /// The hypervisor must give up with verdict 1.
     fn fatal(mut self) -> Self {
-        self.verdict = 1;
+        self.end = End::PowerOff(1);
         self.forbids.clear();
         self
     }
@@ -210,7 +227,8 @@ fn bundles(board: &'static str) -> Vec<Case> {
                 "bundle: vm0/kernel, 5000 bytes",
                 "vm tiny: 2 MiB, 1 vCPUs",
                 "report: complete",
-            ]),
+            ])
+            .until_expected(),
         Case::new(board, "the board's own bundle is listed")
             .bundle(Bundle::OfBoard)
             .expect(&[
@@ -218,7 +236,9 @@ fn bundles(board: &'static str) -> Vec<Case> {
                 "bundle: vm0/kernel, [0-9]{8} bytes",
                 "bundle: vm0/initrd, [0-9]{7} bytes",
                 "vm linux: 512 MiB",
-            ]),
+                "report: complete",
+            ])
+            .until_expected(),
         refused("that is cut off", Bundle::Truncated, &[]),
         refused(
             "with a lying header",

@@ -1,6 +1,6 @@
 //! Tests of QEMU's POWER machine.
 
-use super::{Bundle, Case, Check, Disks, bundles, provoked, sampled};
+use super::{Case, Check, Disks, bundles, provoked, sampled};
 use crate::qemu::Time;
 
 const BOARD: &str = "pseries";
@@ -80,7 +80,6 @@ fn reports() -> Vec<Case> {
 /// Machines out of the ordinary.
 fn machines() -> Vec<Case> {
     let mut same = Case::new(BOARD, "the console is the same in two runs under --icount")
-        .bundle(Bundle::Small)
         .expect(&["no device reaches memory", "report: complete"]);
     same.vary.time = Time::Instructions;
     same.check = Check::SameTwice;

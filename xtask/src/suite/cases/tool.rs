@@ -16,7 +16,11 @@ pub(super) fn cases() -> Vec<Case> {
         });
     }
     for board in ["virt", "pseries"] {
-        let args = ["run", board, "--dry-run"].map(str::to_owned).to_vec();
+        let console = if board == "virt" { "ttyAMA0" } else { "hvc0" };
+        let append = format!("console={console} quiet bulkhead.run=uname");
+        let args = ["run", board, "--dry-run", "--append", &append]
+            .map(str::to_owned)
+            .to_vec();
         let name = format!("the dry run's line works when pasted, {board}");
         cases.push(Case {
             check: Check::Pasted { args },
