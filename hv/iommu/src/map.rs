@@ -326,8 +326,11 @@ impl<B: Backend> Iommu<B> {
                 Err(Error::NotMapped { at: range.start() })
             };
         };
-        if first.start < start {
+        if first.start < start || first.last > last {
             return Err(Error::CutsArea { area: first.span() });
+        }
+        if first.last == last {
+            return Ok(());
         }
         if let Some(end) = ioas.areas.find(last)
             && end.last > last
@@ -367,13 +370,18 @@ impl<B: Backend> Iommu<B> {
         let backend = &mut self.backend;
         if !ioas.domains.is_empty() {
             let mut end = first.last;
-            ioas.areas.visit(start, last, |area| {
+            let mut clear = |area: Area| {
                 for shown in &ioas.domains {
                     backend.unmap(shown.table, area.span());
                 }
                 end = area.last;
                 ControlFlow::<()>::Continue(())
-            });
+            };
+            if first.last >= last {
+                let _ = clear(first);
+            } else {
+                ioas.areas.visit(start, last, clear);
+            }
             let cleared = span(first.start, end);
             let mut outcome = Ok(());
             for shown in &ioas.domains {

@@ -2,7 +2,7 @@
 //!
 //! A B+ tree in slabs of nodes: every operation is O(log n), and every growth happens in
 //! [`AreaTree::reserve`], before anything is changed, so that it can be refused. Leaves keep the
-//! first and last addresses apart from the rest: a search then touches few cache lines. Inner
+//! last addresses, by which is searched, apart from the rest: a search then touches few cache lines. Inner
 //! nodes know the largest hole below each child, which makes automatic placement O(log n) too.
 #![expect(
     clippy::arithmetic_side_effects,
@@ -29,12 +29,14 @@ const MAX_HEIGHT: usize = 8;
 
 #[derive(Clone, Copy, Debug)]
 struct Rest {
+    start: u64,
     offset: u64,
     memory: u32,
     flags: Flags,
 }
 
 const NO_REST: Rest = Rest {
+    start: 0,
     offset: 0,
     memory: 0,
     flags: Flags(0),
@@ -42,14 +44,13 @@ const NO_REST: Rest = Rest {
 
 #[derive(Clone, Debug)]
 struct Leaf {
-    starts: [u64; LEAF],
     lasts: [u64; LEAF],
     rest: [Rest; LEAF],
     len: usize,
 }
 
 /// What a parent knows of a child.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Summary {
     first: u64,
     last: u64,
@@ -91,7 +92,6 @@ fn open<T: Copy>(array: &mut [T], len: usize, at: usize, count: usize) {
 
 impl Node for Leaf {
     const EMPTY: Self = Self {
-        starts: [0; LEAF],
         lasts: [0; LEAF],
         rest: [NO_REST; LEAF],
         len: 0,
@@ -108,10 +108,10 @@ impl Node for Leaf {
         }
         let mut hole = 0;
         for i in 1..self.len {
-            hole = hole.max(self.starts[i] - self.lasts[i - 1] - 1);
+            hole = hole.max(self.rest[i].start - self.lasts[i - 1] - 1);
         }
         Summary {
-            first: self.starts[0],
+            first: self.rest[0].start,
             last: self.lasts[self.len - 1],
             hole,
         }
@@ -120,7 +120,6 @@ impl Node for Leaf {
     fn split_off(&mut self, at: usize, other: &mut Self) {
         let count = self.len - at;
         let to = other.len..other.len + count;
-        other.starts[to.clone()].copy_from_slice(&self.starts[at..self.len]);
         other.lasts[to.clone()].copy_from_slice(&self.lasts[at..self.len]);
         other.rest[to].copy_from_slice(&self.rest[at..self.len]);
         other.len += count;
@@ -129,11 +128,9 @@ impl Node for Leaf {
 
     fn give_front(&mut self, count: usize, other: &mut Self) {
         let to = other.len..other.len + count;
-        other.starts[to.clone()].copy_from_slice(&self.starts[..count]);
         other.lasts[to.clone()].copy_from_slice(&self.lasts[..count]);
         other.rest[to].copy_from_slice(&self.rest[..count]);
         other.len += count;
-        self.starts.copy_within(count..self.len, 0);
         self.lasts.copy_within(count..self.len, 0);
         self.rest.copy_within(count..self.len, 0);
         self.len -= count;
@@ -141,10 +138,8 @@ impl Node for Leaf {
 
     fn give_back(&mut self, count: usize, other: &mut Self) {
         let from = self.len - count..self.len;
-        open(&mut other.starts, other.len, 0, count);
         open(&mut other.lasts, other.len, 0, count);
         open(&mut other.rest, other.len, 0, count);
-        other.starts[..count].copy_from_slice(&self.starts[from.clone()]);
         other.lasts[..count].copy_from_slice(&self.lasts[from.clone()]);
         other.rest[..count].copy_from_slice(&self.rest[from]);
         other.len += count;
@@ -156,7 +151,7 @@ impl Leaf {
     fn get(&self, at: usize) -> Area {
         let rest = self.rest[at];
         Area {
-            start: self.starts[at],
+            start: rest.start,
             last: self.lasts[at],
             offset: rest.offset,
             memory: rest.memory,
@@ -165,12 +160,11 @@ impl Leaf {
     }
 
     fn insert(&mut self, at: usize, area: Area) {
-        open(&mut self.starts, self.len, at, 1);
         open(&mut self.lasts, self.len, at, 1);
         open(&mut self.rest, self.len, at, 1);
-        self.starts[at] = area.start;
         self.lasts[at] = area.last;
         self.rest[at] = Rest {
+            start: area.start,
             offset: area.offset,
             memory: area.memory,
             flags: area.flags,
@@ -180,7 +174,6 @@ impl Leaf {
 
     fn remove(&mut self, at: usize) -> Area {
         let area = self.get(at);
-        self.starts.copy_within(at + 1..self.len, at);
         self.lasts.copy_within(at + 1..self.len, at);
         self.rest.copy_within(at + 1..self.len, at);
         self.len -= 1;
@@ -188,8 +181,60 @@ impl Leaf {
     }
 
     /// The number of areas that end before `address`.
+    #[inline]
     fn before(&self, address: u64) -> usize {
         self.lasts[..self.len].partition_point(|last| *last < address)
+    }
+
+    /// The hole in front of an area, which is not the first.
+    fn hole(&self, at: usize) -> u64 {
+        self.rest[at].start - self.lasts[at - 1] - 1
+    }
+
+    /// The summary after an insertion at `at`, from the one before.
+    fn summary_with(&self, at: usize, old: Summary) -> Summary {
+        let mut hole = old.hole;
+        let (front, back) = (at > 0, at + 1 < self.len);
+        if front && back {
+            let split = self.rest[at + 1].start - self.lasts[at - 1] - 1;
+            if split == hole {
+                return self.summary();
+            }
+        } else if front {
+            hole = hole.max(self.hole(at));
+        } else if back {
+            hole = hole.max(self.hole(at + 1));
+        }
+        Summary {
+            first: self.rest[0].start,
+            last: self.lasts[self.len - 1],
+            hole,
+        }
+    }
+
+    /// The summary after a removal at `at`, from the one before.
+    fn summary_without(&self, at: usize, gone: Area, old: Summary) -> Summary {
+        if self.len == 0 {
+            return NO_SUMMARY;
+        }
+        let mut hole = old.hole;
+        if at > 0 && at < self.len {
+            hole = hole.max(self.hole(at));
+        } else {
+            let edge = if at == 0 {
+                self.rest[0].start - gone.last - 1
+            } else {
+                gone.start - self.lasts[at - 1] - 1
+            };
+            if edge == hole {
+                return self.summary();
+            }
+        }
+        Summary {
+            first: self.rest[0].start,
+            last: self.lasts[self.len - 1],
+            hole,
+        }
     }
 }
 
@@ -290,14 +335,53 @@ impl Inner {
         self.len -= 1;
     }
 
+    /// The largest hole in and beside a child.
+    fn around(&self, at: usize) -> u64 {
+        let mut hole = self.holes[at];
+        if at > 0 {
+            hole = hole.max(self.firsts[at] - self.lasts[at - 1] - 1);
+        }
+        if at + 1 < self.len {
+            hole = hole.max(self.firsts[at + 1] - self.lasts[at] - 1);
+        }
+        hole
+    }
+
+    /// Updates what is known of a child, and returns the summary, from the one before.
+    fn update(&mut self, at: usize, child: Summary, old: Summary) -> Summary {
+        let before = self.around(at);
+        self.set(at, child);
+        let after = self.around(at);
+        let hole = if after >= old.hole {
+            after
+        } else if before < old.hole {
+            old.hole
+        } else {
+            return self.summary();
+        };
+        Summary {
+            first: self.firsts[0],
+            last: self.lasts[self.len - 1],
+            hole,
+        }
+    }
+
     /// The child that an area starting at `start` belongs to.
     fn place(&self, start: u64) -> usize {
+        // Both ends are where areas come and go in order.
+        if self.len < 2 || self.firsts[1] > start {
+            return 0;
+        }
+        if self.firsts[self.len - 1] <= start {
+            return self.len - 1;
+        }
         self.firsts[..self.len]
             .partition_point(|first| *first <= start)
             .saturating_sub(1)
     }
 
     /// The number of children that end before `address`.
+    #[inline]
     fn before(&self, address: u64) -> usize {
         self.lasts[..self.len].partition_point(|last| *last < address)
     }
@@ -401,6 +485,11 @@ pub(crate) struct AreaTree {
     /// Levels of inner nodes above the leaves; meaningless while empty.
     height: usize,
     len: usize,
+    /// Of the root; meaningless while empty.
+    summary: Summary,
+    /// The leaf of the last change: the next one is often beside it. Any leaf in use will do, and an
+    /// unused one is empty, so this never goes stale.
+    finger: u32,
 }
 
 impl AreaTree {
@@ -428,8 +517,12 @@ impl AreaTree {
     /// The first area that ends at or after `address`.
     #[inline]
     pub(crate) fn at_or_after(&self, address: u64) -> Option<Area> {
-        if self.len == 0 {
+        if self.len == 0 || address > self.summary.last {
             return None;
+        }
+        let near = self.leaves.get(self.finger);
+        if near.len > 0 && near.rest[0].start <= address && address <= near.lasts[near.len - 1] {
+            return Some(near.get(near.before(address)));
         }
         let mut node = self.root;
         for _ in 0..self.height {
@@ -462,24 +555,29 @@ impl AreaTree {
         if self.len == 0 {
             self.root = self.leaves.take();
             self.height = 0;
-            self.leaves.get_mut(self.root).insert(0, area);
+            let leaf = self.leaves.get_mut(self.root);
+            leaf.insert(0, area);
+            self.summary = leaf.summary();
             self.len = 1;
             return;
         }
         // Areas mostly arrive in order. Splits at the very end leave full nodes behind; anywhere else
         // that would let a descending order make nodes of one.
-        let order = if self.at_or_after(area.start).is_none() {
+        let order = if area.start > self.summary.last {
             Order::Append
         } else {
             Order::Amid
         };
-        let (summary, split) = self.insert_below(self.root, self.height, area, order);
+        let (summary, split) =
+            self.insert_below(self.root, self.height, area, (order, self.summary));
+        self.summary = summary;
         if let Some((child, other)) = split {
             let root = self.inners.take();
             let old = self.root;
             let inner = self.inners.get_mut(root);
             inner.insert(0, old, summary);
             inner.insert(1, child, other);
+            self.summary = inner.summary();
             self.root = root;
             self.height += 1;
             assert!(self.height <= MAX_HEIGHT, "the tree is out of balance");
@@ -492,14 +590,15 @@ impl AreaTree {
         node: u32,
         height: usize,
         area: Area,
-        order: Order,
+        (order, old): (Order, Summary),
     ) -> (Summary, Option<(u32, Summary)>) {
         if height == 0 {
             let leaf = self.leaves.get_mut(node);
             let at = leaf.before(area.start);
+            self.finger = node;
             if leaf.len < LEAF {
                 leaf.insert(at, area);
-                return (leaf.summary(), None);
+                return (leaf.summary_with(at, old), None);
             }
             let other = self.leaves.take();
             let cut = order.cut(LEAF);
@@ -513,14 +612,15 @@ impl AreaTree {
                 (leaf.summary(), Some((other, new.summary())))
             });
         }
-        let at = self.inners.get(node).place(area.start);
-        let child = self.inners.get(node).children[at];
-        let (summary, split) = self.insert_below(child, height - 1, area, order);
+        let inner = self.inners.get(node);
+        let at = inner.place(area.start);
+        let (child, known) = (inner.children[at], inner.child(at));
+        let (summary, split) = self.insert_below(child, height - 1, area, (order, known));
         let inner = self.inners.get_mut(node);
-        inner.set(at, summary);
         let Some((new_child, new_summary)) = split else {
-            return (inner.summary(), None);
+            return (inner.update(at, summary, old), None);
         };
+        inner.set(at, summary);
         let at = at + 1;
         if inner.len < FAN {
             inner.insert(at, new_child, new_summary);
@@ -544,7 +644,8 @@ impl AreaTree {
         if self.len == 0 {
             return None;
         }
-        let (area, _) = self.remove_below(self.root, self.height, start)?;
+        let (area, summary) = self.remove_below(self.root, self.height, start, self.summary)?;
+        self.summary = summary;
         self.len -= 1;
         if self.len == 0 {
             let root = self.root;
@@ -562,23 +663,39 @@ impl AreaTree {
         Some(area)
     }
 
-    fn remove_below(&mut self, node: u32, height: usize, start: u64) -> Option<(Area, Summary)> {
+    fn remove_below(
+        &mut self,
+        node: u32,
+        height: usize,
+        start: u64,
+        old: Summary,
+    ) -> Option<(Area, Summary)> {
         if height == 0 {
             let leaf = self.leaves.get_mut(node);
             let at = leaf.before(start);
-            if at >= leaf.len || leaf.starts[at] != start {
+            if at >= leaf.len || leaf.rest[at].start != start {
                 return None;
             }
             let area = leaf.remove(at);
-            return Some((area, leaf.summary()));
+            self.finger = node;
+            return Some((area, leaf.summary_without(at, area, old)));
         }
         let inner = self.inners.get(node);
         let at = inner.place(start);
-        let child = inner.children[at];
-        let (area, summary) = self.remove_below(child, height - 1, start)?;
-        self.inners.get_mut(node).set(at, summary);
+        let (child, known) = (inner.children[at], inner.child(at));
+        let (area, summary) = self.remove_below(child, height - 1, start, known)?;
+        let (len, least) = if height == 1 {
+            (self.leaves.get(child).len, Leaf::MIN)
+        } else {
+            (self.inners.get(child).len, Inner::MIN)
+        };
+        let inner = self.inners.get_mut(node);
+        if len >= least {
+            return Some((area, inner.update(at, summary, old)));
+        }
+        inner.set(at, summary);
         if height == 1 {
-            rebalance(&mut self.leaves, self.inners.get_mut(node), at);
+            rebalance(&mut self.leaves, inner, at);
         } else {
             self.rebalance_inner(node, at);
         }
@@ -604,7 +721,7 @@ impl AreaTree {
         }
         let leaf = self.leaves.get_mut(node);
         let at = leaf.before(start);
-        if at < leaf.len && leaf.starts[at] == start {
+        if at < leaf.len && leaf.rest[at].start == start {
             leaf.rest[at].flags = flags;
         }
     }
@@ -636,7 +753,7 @@ impl AreaTree {
         if height == 0 {
             let leaf = self.leaves.get(node);
             for at in leaf.before(start)..leaf.len {
-                if leaf.starts[at] > last {
+                if leaf.rest[at].start > last {
                     break;
                 }
                 f(leaf.get(at))?;
@@ -685,10 +802,10 @@ impl AreaTree {
         if height == 0 {
             let leaf = self.leaves.get(node);
             for at in leaf.before(search.start)..leaf.len {
-                if leaf.starts[at] > search.last {
+                if leaf.rest[at].start > search.last {
                     break;
                 }
-                if let Some(found) = search.until(Some(leaf.starts[at])) {
+                if let Some(found) = search.until(Some(leaf.rest[at].start)) {
                     return Some(found);
                 }
                 search.from = leaf.lasts[at].checked_add(1);

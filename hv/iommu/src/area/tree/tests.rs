@@ -41,7 +41,8 @@ fn check(tree: &AreaTree) {
         (count, inner.summary())
     }
     if tree.len > 0 {
-        assert_eq!(below(tree, tree.root, tree.height, true).0, tree.len);
+        let (len, summary) = below(tree, tree.root, tree.height, true);
+        assert_eq!((len, summary), (tree.len, tree.summary));
     } else {
         let nodes = |slabs: usize| slabs << super::SLAB_SHIFT;
         assert_eq!(tree.leaves.free.len(), nodes(tree.leaves.slabs.len()));
