@@ -142,7 +142,7 @@ Examples:
   cargo xtask test                       everything, a sample of the large matrices
   cargo xtask test host smmu             host tests with `smmu` in their name
   cargo xtask test virt pseries          both boards
-  cargo xtask test virt 'smp 8' --full    every combination with 8 CPUs")]
+  cargo xtask test virt 'smp 8' --full  every combination with 8 CPUs")]
 pub(crate) struct TestOptions {
     /// Tiers (`host`, boards) and then, last, a part of the names of the tests to run
     #[arg(value_name = "host|BOARD|FILTER")]
@@ -200,6 +200,19 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_help_is_what_it_was() {
+        let mut text = String::new();
+        let mut command = Cli::command().term_width(100);
+        command.build();
+        text.push_str(&command.render_long_help().to_string());
+        for sub in command.get_subcommands_mut() {
+            let help = sub.render_long_help();
+            text.push_str(&format!("\n=== {}\n{help}", sub.get_name()));
+        }
+        insta::assert_snapshot!(text);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Tests of QEMU's POWER machine.
 
-use super::{Case, Check, Disks, bundles, provoked, sampled};
+use super::{Bundle, Case, Check, Disks, bundles, provoked, sampled};
 use crate::qemu::Time;
 
 const BOARD: &str = "pseries";
@@ -92,8 +92,22 @@ fn machines() -> Vec<Case> {
         .expect(&["segment 0000 .*: 0 functions", "report: complete"]);
     bare.disks = Disks::None;
 
+    let mut linux = Case::new(
+        BOARD,
+        "Linux 6.12 boots as a guest, runs a command and powers off",
+    )
+    .bundle(Bundle::OneCommand)
+    .expect(&[
+        r"guest: Linux 6\.12\..* on ppc64le is up",
+        r"Linux .* 6\.12\..* ppc64le",
+        "guest: command ended with 0",
+    ]);
+    // Linux says such things too.
+    linux.forbids.clear();
+
     vec![
         same,
+        linux,
         small,
         bare,
         Case::new(BOARD, "two host bridges have a DMA window and a group each")
