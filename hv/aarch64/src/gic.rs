@@ -60,7 +60,7 @@ pub(crate) fn enable_spi(intid: u32, mpidr: u64) {
     }
 }
 
-/// This CPU's redistributor.
+/// A CPU's redistributor.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Frame(usize);
 
@@ -71,23 +71,23 @@ impl Frame {
         const ISACTIVER0: usize = 0x1_0300;
         if intids != 0 {
             let register = with_exposed_provenance_mut::<u32>(self.0 + ISACTIVER0);
-            // SAFETY: `start_cpu` found the frame, which is mapped and this CPU's.
+            // SAFETY: `start_redistributor` found the frame, which is mapped.
             unsafe { register.write_volatile(intids) };
         }
     }
 }
 
-/// Starts this CPU's redistributor and CPU interface.
+/// Starts the redistributor of the CPU with this affinity, which may be asleep.
 ///
 /// # Safety
 /// The redistributor regions of `gic` must be mapped as device memory, and this must be the only
-/// call on this CPU.
-pub(crate) unsafe fn start_cpu(gic: &GicV3, mpidr: u64) -> Option<Frame> {
+/// call for this CPU.
+pub(crate) unsafe fn start_redistributor(gic: &GicV3, mpidr: u64) -> Option<Frame> {
     // SAFETY: the caller's promise.
     let frame = unsafe { find_redistributor(gic, mpidr) }?;
     let registers = with_exposed_provenance_mut::<GicrSgi>(frame);
     let registers = NonNull::new(registers)?;
-    // SAFETY: the frame is this CPU's, and the caller promises to be its only user.
+    // SAFETY: the caller promises that nobody else starts it.
     let registers = unsafe { UniqueMmioPointer::new(registers) };
     let mut redistributor = GicRedistributor::new(registers);
     if redistributor.mark_core_awake().is_err() {
@@ -104,7 +104,6 @@ pub(crate) unsafe fn start_cpu(gic: &GicV3, mpidr: u64) -> Option<Frame> {
         // A private interrupt cannot be refused.
         let _ = redistributor.enable_interrupt(intid, true);
     }
-    start_cpu_interface();
     Some(Frame(frame))
 }
 
@@ -113,7 +112,7 @@ fn ppi(intid: u32) -> IntId {
 }
 
 /// # Safety
-/// As [`start_cpu`].
+/// As [`start_redistributor`].
 unsafe fn find_redistributor(gic: &GicV3, mpidr: u64) -> Option<usize> {
     /// `GICR_TYPER`: affinity in 63:32, `Last` in bit 4, `VLPIS` (two more frames) in bit 1.
     const TYPER: usize = 0x8;
@@ -144,7 +143,13 @@ unsafe fn find_redistributor(gic: &GicV3, mpidr: u64) -> Option<usize> {
     None
 }
 
-fn start_cpu_interface() {
+/// Whether the CPU interface is system registers.
+pub(crate) fn has_registers() -> bool {
+    read_register!("id_aa64pfr0_el1") >> 24 & 0xf != 0
+}
+
+/// Starts this CPU's interface: from now on an interrupt ends its WFI.
+pub(crate) fn start_cpu_interface() {
     // System registers on, bypasses off, EL1 may use its own. [IHI 0069 §12.2.28]
     write_register!("icc_sre_el2", 0xf);
     isb();

@@ -22,7 +22,7 @@ pub(crate) fn vms(machine: &Machine, bundle: &Bundle<'static>, holdings: Holding
         frames,
         mut map,
         ram,
-        affinities,
+        seats,
         ..
     } = holdings;
     let frames = Box::leak(Box::new(frames));
@@ -33,12 +33,17 @@ pub(crate) fn vms(machine: &Machine, bundle: &Bundle<'static>, holdings: Holding
     // SAFETY: the survey mapped the distributor as device memory; nobody else drives it.
     unsafe { gic::start_distributor(controller.distributor) };
 
-    let mut cores: Vec<Core> = affinities
-        .into_iter()
-        .map(|mpidr| Core {
-            mpidr,
+    let mut cores: Vec<Core> = seats
+        .iter()
+        .map(|seat| Core {
+            mpidr: seat.mpidr,
+            // SAFETY: the regions are mapped, and each redistributor is started once, here.
+            redistributor: unsafe { gic::start_redistributor(controller, seat.mpidr) },
             vcpus: Vec::new(),
         })
+        .collect();
+    let online: Vec<usize> = (0..seats.len())
+        .filter(|seat| seats.get(*seat).is_some_and(|seat| seat.is_online))
         .collect();
     let mut vms = Vec::new();
     let mut next_core = 0;
@@ -54,7 +59,10 @@ pub(crate) fn vms(machine: &Machine, bundle: &Bundle<'static>, holdings: Holding
         let place = |vcpu: usize| {
             let core = match config.pin.get(vcpu) {
                 Some(pinned) => *pinned as usize,
-                None => next_core,
+                None => online
+                    .get(next_core % online.len().max(1))
+                    .copied()
+                    .unwrap_or(0),
             };
             next_core += usize::from(config.pin.is_empty());
             let core = core % cores.len();
@@ -89,6 +97,6 @@ pub(crate) fn vms(machine: &Machine, bundle: &Bundle<'static>, holdings: Holding
         .stdout()
         .and_then(|uart| uart.interrupt)
         .map(|interrupt| interrupt.number);
-    guest::start(vms, cores, controller.clone(), console);
+    guest::start(vms, cores, console);
     guest::serve(cpu::index())
 }

@@ -21,14 +21,23 @@ use crate::memory::{self, Ram, Registers};
 use crate::mmu::{self, Map, Use};
 use crate::smp;
 
+/// A physical CPU.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Seat {
+    /// Its affinity.
+    pub(crate) mpidr: u64,
+    /// Whether it has arrived.
+    pub(crate) is_online: bool,
+}
+
 /// What the hypervisor holds once stock is taken.
 pub(crate) struct Holdings {
     /// Free memory.
     pub(crate) frames: Frames<Ram>,
     /// All RAM that is mapped.
     pub(crate) ram: Ram,
-    /// The affinities of the CPUs that run, by their numbers.
-    pub(crate) affinities: Vec<u64>,
+    /// The CPUs, by their numbers.
+    pub(crate) seats: Vec<Seat>,
     /// SMMUs, locked.
     pub(crate) smmus: Vec<Locked<Registers>>,
     /// What is behind each host bridge, none of it mastering the bus.
@@ -57,7 +66,7 @@ pub(crate) fn take(machine: &Machine, fdt: Span<Pa>, mut map: Map) -> Holdings {
     log::info!("boot cpu: mpidr {:#x}, {features}", cpu::mpidr());
 
     let (frames, ram) = frames(machine, fdt, &mut map);
-    let affinities = start_cpus(machine, &frames, &mut map);
+    let seats = start_cpus(machine, &frames, &mut map);
     report_gic(machine, &features, &mut map);
     let devices = take_devices(machine, &mut map);
 
@@ -65,7 +74,7 @@ pub(crate) fn take(machine: &Machine, fdt: Span<Pa>, mut map: Map) -> Holdings {
     log::info!("heap: {} of {} KiB used", used.div_ceil(1024), size / 1024);
     Holdings {
         ram,
-        affinities,
+        seats,
         frames,
         smmus,
         devices,
@@ -149,13 +158,16 @@ fn frames(machine: &Machine, fdt: Span<Pa>, map: &mut Map) -> (Frames<Ram>, Ram)
     (frames, ram)
 }
 
-fn start_cpus(machine: &Machine, frames: &Frames<Ram>, map: &mut Map) -> Vec<u64> {
+fn start_cpus(machine: &Machine, frames: &Frames<Ram>, map: &mut Map) -> Vec<Seat> {
     let me = cpu::mpidr();
     if !machine.cpus.iter().any(|cpu| cpu.id == me) {
         log::warn!("boot cpu: mpidr {me:#x} is not in the device tree");
     }
     let others = machine.cpus.iter().filter(|cpu| cpu.id != me);
-    let mut running = Vec::from([me]);
+    let mut running = Vec::from([Seat {
+        mpidr: me,
+        is_online: true,
+    }]);
     for other in others {
         if other.status == CpuStatus::Failed {
             continue;
@@ -171,9 +183,19 @@ fn start_cpus(machine: &Machine, frames: &Frames<Ram>, map: &mut Map) -> Vec<u64
         match smp::start(index, other.id, frames, map) {
             Ok(()) => {
                 log::info!("cpu{index}: mpidr {:#x} online", other.id);
-                running.push(other.id);
+                running.push(Seat {
+                    mpidr: other.id,
+                    is_online: true,
+                });
             }
-            Err(error) => log::error!("cpu{index}: mpidr {:#x}: {error}", other.id),
+            Err(error) => {
+                log::error!("cpu{index}: mpidr {:#x}: {error}", other.id);
+                // Its number is used up: it may yet arrive.
+                running.push(Seat {
+                    mpidr: other.id,
+                    is_online: false,
+                });
+            }
         }
     }
     log::info!("cpus: {} online of {}", smp::online(), machine.cpus.len());

@@ -6,7 +6,6 @@ use core::sync::atomic::{AtomicUsize, Ordering, fence};
 use boot::Verdict;
 use bundle::Restart;
 use hal::Clock;
-use machine::GicV3;
 use vgic::{Kicks, Level};
 
 use super::context::{read_register, write_register};
@@ -25,6 +24,8 @@ const SLICE_US: u64 = 10_000;
 /// A core and the vCPUs that live on it.
 pub(crate) struct Core {
     pub(crate) mpidr: u64,
+    /// Its redistributor, started.
+    pub(crate) redistributor: Option<gic::Frame>,
     /// VM and vCPU numbers.
     pub(crate) vcpus: Vec<(usize, usize)>,
 }
@@ -33,7 +34,6 @@ pub(crate) struct Core {
 struct Guests {
     vms: Vec<Vm>,
     cores: Vec<Core>,
-    gic: GicV3,
     /// VMs that have not stopped.
     running: AtomicUsize,
     /// The interrupt of the console, if it has one.
@@ -48,7 +48,7 @@ pub(crate) fn alone() -> bool {
 }
 
 /// Hands the VMs to the cores, which wait in [`serve`].
-pub(crate) fn start(vms: Vec<Vm>, cores: Vec<Core>, gic: GicV3, console: Option<u32>) {
+pub(crate) fn start(vms: Vec<Vm>, cores: Vec<Core>, console: Option<u32>) {
     // The VMs' identifiers may be in TLBs from before us.
     // SAFETY: drops translations, which are walked anew.
     unsafe { core::arch::asm!("tlbi alle1is", "dsb ish", "isb", options(nostack)) };
@@ -56,29 +56,40 @@ pub(crate) fn start(vms: Vec<Vm>, cores: Vec<Core>, gic: GicV3, console: Option<
     GUESTS.call_once(|| Guests {
         vms,
         cores,
-        gic,
         running,
         console,
     });
     aarch64_cpu::asm::barrier::dsb(aarch64_cpu::asm::barrier::ISH);
-    aarch64_cpu::asm::sev();
+    // The others sleep in `serve` with their interfaces on.
+    if let Some(guests) = GUESTS.get() {
+        guests
+            .cores
+            .iter()
+            .skip(1)
+            .for_each(|core| gic::kick(core.mpidr));
+    }
 }
 
 /// Runs vCPUs on this core for ever.
 pub(crate) fn serve(core: usize) -> ! {
+    if !gic::has_registers() {
+        panic::park();
+    }
+    vcpu::prepare_core();
+    gic::start_cpu_interface();
     let guests = loop {
         if let Some(guests) = GUESTS.get() {
             break guests;
         }
-        aarch64_cpu::asm::wfe();
+        // The kick that follows the VMs stays pending until it is taken, so it cannot be slept
+        // through.
+        aarch64_cpu::asm::barrier::dsb(aarch64_cpu::asm::barrier::SY);
+        aarch64_cpu::asm::wfi();
     };
     let Some(this) = guests.cores.get(core) else {
         panic::park()
     };
-    vcpu::prepare_core();
-    // SAFETY: the redistributors were mapped before the VMs were handed over, and each core starts
-    // its own once.
-    let Some(frame) = (unsafe { gic::start_cpu(&guests.gic, this.mpidr) }) else {
+    let Some(frame) = this.redistributor else {
         log::error!("cpu{core}: no redistributor; its vCPUs cannot run");
         panic::park();
     };
