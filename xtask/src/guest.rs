@@ -14,7 +14,7 @@ use crate::{image, workspace};
 pub(crate) const PACKAGE: &str = "bulkhead-guests";
 
 /// The guests there are.
-const NAMES: [&str; 1] = ["bench"];
+const NAMES: [&str; 3] = ["bench", "heartbeat", "hostile"];
 
 /// The flat binary of a guest, built anew.
 ///
