@@ -7,7 +7,7 @@
 #![no_std]
 #![no_main]
 
-use guests::exception::Frame;
+use guests::exception::{Frame, Kind};
 use guests::options::Options;
 use guests::platform::VIRTUAL_TIMER;
 use guests::{cpu, gic, guest, println, psci};
@@ -55,12 +55,14 @@ fn main(options: Options) -> ! {
     psci::system_off()
 }
 
-/// Waits with interrupts masked: WFI wakes all the same, and nothing else runs.
+/// Waits with interrupts masked, so that none is lost between the look at the clock and WFI, which
+/// wakes all the same. Then the interrupt is taken: left pending, the next WFI would not wait.
 fn sleep_until(at: u64) {
     while cpu::now() < at {
         cpu::set_timer(at);
         cpu::wait();
-        cpu::stop_timer();
+        cpu::unmask();
+        cpu::mask();
     }
 }
 
@@ -69,5 +71,14 @@ fn secondary(_: usize) -> ! {
 }
 
 fn exception(frame: &mut Frame) {
-    panic!("{:?} at {:#x}", frame.kind(), frame.pc)
+    let intid = gic::acknowledge();
+    match (frame.kind(), intid) {
+        (Kind::Irq, VIRTUAL_TIMER) => {
+            cpu::stop_timer();
+            gic::end(intid);
+        }
+        // It was withdrawn meanwhile.
+        (Kind::Irq, 1020..) => {}
+        (kind, _) => panic!("{kind:?}, interrupt {intid}, at {:#x}", frame.pc),
+    }
 }

@@ -26,7 +26,7 @@ use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use guests::exception::Frame;
 use guests::options::Options;
-use guests::platform::{GICR, GICR_STRIDE, VIRTUAL_TIMER};
+use guests::platform::{GICR, GICR_STRIDE, UART, VIRTUAL_TIMER};
 use guests::{cpu, gic, guest, mmio, println, psci, write_register};
 
 use cage::{Cage, Context, ENDED_BY_INTERRUPT};
@@ -111,8 +111,14 @@ fn main(options: Options) -> ! {
     let mut attacker = Attacker::new(0);
     let entry = cpu::start(1);
     let before_the_end = ops - ops / 50;
+    let mut tenth = 1;
     while DONE.load(Ordering::Relaxed) < ops {
         attacker.operate();
+        while DONE.load(Ordering::Relaxed) >= ops / 10 * tenth && tenth < 10 {
+            clear_console();
+            println!("hostile: {tenth}0 %");
+            tenth += 1;
+        }
         if DONE.load(Ordering::Relaxed) >= before_the_end
             && !LAST_PART.swap(true, Ordering::Relaxed)
         {
@@ -122,7 +128,7 @@ fn main(options: Options) -> ! {
     }
     attacker.repair();
     let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-    println!("");
+    clear_console();
     println!(
         "hostile end: seed={seed} ops={} completed={} data_aborts={} instruction_aborts={} \
          undefined={} interrupts={} others={} cpu1={entry} lives={}",
@@ -164,10 +170,19 @@ fn exception(frame: &mut Frame) {
     panic!("{:?} at {:#x}", frame.kind(), frame.pc)
 }
 
+/// Makes the console one's own again: random writes may have turned it into a loop, and what they sent
+/// is in the middle of a line.
+fn clear_console() {
+    const UARTCR: usize = 0x30;
+    const ENABLED: u32 = 0x301;
+    mmio::write32(UART + UARTCR, ENABLED);
+    println!();
+}
+
 /// The guest itself has failed, not the random code.
 fn fail(esr: u64, far: u64, elr: u64, spsr: u64) -> ! {
     write_register!("sctlr_el1", 0x30d0_0800);
-    println!("");
+    clear_console();
     println!(
         "hostile lost: cpu {} esr {esr:#x} far {far:#x} elr {elr:#x} spsr {spsr:#x} after {} ops",
         cpu::index(),

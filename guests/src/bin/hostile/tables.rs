@@ -115,10 +115,17 @@ fn drop_translations() {
     };
 }
 
-/// Turns translation on with a table that is anywhere. This CPU does nothing useful ever after.
+/// Turns translation on with a table outside of memory. This CPU does nothing useful ever after: each
+/// fetch of an instruction is an abort for the hypervisor, which passes it to the guest, whose vector
+/// cannot be fetched either.
+///
+/// The table is where the hypervisor must judge. A table in the guest's own memory without a valid entry
+/// would fault without end at EL1 alone, and under `-icount`, where such a loop executes nothing, stop
+/// the emulator's time.
 pub(crate) fn jump_into_the_void(random: &mut Random) -> ! {
+    let nowhere = 1 << 37 | random.next() & 0xf_ffff_f000;
     write_register!("tcr_el1", 25 | 25 << 16 | 2 << 30 | 2 << 32);
-    write_register!("ttbr0_el1", random.next());
+    write_register!("ttbr0_el1", nowhere);
     write_register!("ttbr1_el1", random.next());
     drop_translations();
     write_register!("sctlr_el1", SCTLR | 1);

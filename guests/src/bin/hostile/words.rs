@@ -116,12 +116,12 @@ pub(crate) const SGIS: [u32; 4] = [
     register(0, 12, 11, 7),
 ];
 
-/// The GIC's CPU interface: PMR, IAR (a write), EOIR, BPR, CTLR, IGRPEN, DIR, AP0R0, AP1R0, SRE.
+/// The GIC's CPU interface: PMR, IAR (a write), EOIR, BPR0, CTLR, IGRPEN, DIR, AP0R0, AP1R0, SRE.
 pub(crate) const CPU_INTERFACE: [u32; 10] = [
     register(0, 4, 6, 0),
     register(0, 12, 8, 1),
     register(0, 12, 12, 1),
-    register(0, 12, 12, 3),
+    register(0, 12, 8, 3),
     register(0, 12, 12, 4),
     register(0, 12, 12, 7),
     register(0, 12, 11, 1),
@@ -171,8 +171,9 @@ pub(crate) fn tame(word: u32) -> u32 {
                 2 => crm_and_op2 < 4,
                 // MAIR.
                 10 => crm_and_op2 >> 3 == 2,
-                // VBAR, RMR.
-                12 => crm_and_op2 < 8,
+                // VBAR, RMR. And ICC_BPR1: QEMU ends itself when its low three bits are 0 and a higher
+                // one is not, seen with 10.0.2 (`icv_gprio_mask`: assertion `bpr > 0`).
+                12 => crm_and_op2 < 8 || crm_and_op2 == 12 << 3 | 3,
                 _ => false,
             };
         return if is_own { 0xd503_201f } else { word };
