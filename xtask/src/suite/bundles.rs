@@ -29,6 +29,11 @@ const MAGIC: &[u8] = b"070701";
 pub(super) fn file(board: &Board, bundle: Bundle, name: &str) -> Result<Option<PathBuf>> {
     let bytes = match bundle {
         Bundle::None => return Ok(None),
+        Bundle::Manifest(text) => {
+            let manifest = folder().join(format!("{name}.toml"));
+            workspace::write_whole(&manifest, text.as_bytes())?;
+            return run::make_bundle(board, &manifest, &Overrides::default()).map(Some);
+        }
         Bundle::OfBoard => of_board(board, None)?,
         Bundle::OneCommand => {
             let console = match board.arch {

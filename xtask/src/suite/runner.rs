@@ -111,6 +111,14 @@ impl Bench<'_> {
                 let outcome = self.boot(case, &log)?;
                 judge(&outcome, &log)
             }
+            Check::Judged(judge_console) => {
+                let log = log_path(case, "");
+                judge(&self.boot(case, &log)?, &log)?;
+                let console =
+                    fs::read(&log).with_context(|| format!("cannot read {}", log.display()))?;
+                judge_console(&String::from_utf8_lossy(&console))
+                    .with_context(|| format!("the console {}", log.display()))
+            }
             Check::SameTwice => {
                 let logs = [log_path(case, "-1"), log_path(case, "-2")];
                 for log in &logs {

@@ -1,5 +1,6 @@
 //! The board tests: what is started, what the console must and must not show.
 
+mod guests;
 mod pseries;
 mod tool;
 mod virt;
@@ -70,6 +71,8 @@ pub(super) enum Bundle {
     LyingHeader,
     /// Bytes that are no archive.
     Garbage,
+    /// That of a manifest with these contents.
+    Manifest(&'static str),
     /// What the board runs by default: Linux.
     OfBoard,
     /// That, but all it does is to run one command.
@@ -90,6 +93,8 @@ pub(super) enum Company {
 pub(super) enum Check {
     /// One run.
     Run,
+    /// One run, whose console is judged as a whole.
+    Judged(fn(&str) -> anyhow::Result<()>),
     /// Two runs whose consoles are equal, byte for byte.
     SameTwice,
     /// The line that `--dry-run` prints is given to a shell, and the machine powers off well.
@@ -174,7 +179,7 @@ impl Case {
 /// The tests of one board.
 pub(super) fn of_board(board: &str, extent: Extent) -> Vec<Case> {
     let mut cases = match board {
-        "virt" => [virt::cases(), tool::cases()].concat(),
+        "virt" => [virt::cases(), guests::cases(), tool::cases()].concat(),
         "pseries" => pseries::cases(),
         _ => Vec::new(),
     };

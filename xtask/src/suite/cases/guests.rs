@@ -1,0 +1,94 @@
+//! Tests with the guests of our own: a hostile one, and a neighbour that notices when it is held up.
+//!
+//! Time is counted in instructions, so that a seed says all: the same run comes again, on any machine.
+
+use std::time::Duration;
+
+use super::{Bundle, Case, Check};
+use crate::qemu::Time;
+use crate::suite::neighbours;
+
+const BOARD: &str = "virt";
+
+/// The manifest of a hostile VM and its neighbour: seed and operations of the one, CPU and options of the
+/// other.
+macro_rules! manifest {
+    ($seed:literal, $ops:literal, $cpu:literal, $options:expr) => {
+        Bundle::Manifest(concat!(
+            "[[vm]]\nname = \"hostile\"\nmemory = \"64M\"\ncpus = 4\npin = [0, 0, 0, 0]\n",
+            "kernel = \"guest:hostile\"\nkernel_format = \"flat\"\nrestart = \"never\"\n",
+            "append = \"seed=",
+            $seed,
+            " ops=",
+            $ops,
+            "\"\n[[vm]]\nname = \"heartbeat\"\nmemory = \"32M\"\npin = [",
+            $cpu,
+            "]\nkernel = \"guest:heartbeat\"\nkernel_format = \"flat\"\nrestart = \"never\"\n",
+            "append = \"",
+            $options,
+            "\"\n"
+        ))
+    };
+}
+
+/// On a CPU of its own a beat is missed when it comes a period late.
+macro_rules! apart {
+    ($seed:literal, $ops:literal, $beats:literal) => {
+        manifest!(
+            $seed,
+            $ops,
+            "1",
+            concat!("beats=", $beats, " period_us=10000")
+        )
+    };
+}
+
+pub(super) fn cases() -> Vec<Case> {
+    let apart = |name: &str, bundle| hostile(name, bundle, neighbours::judge);
+    let mut cases = vec![
+        apart(
+            "600000 hostile operations, seed 1, the neighbour on another CPU",
+            apart!(1, 600_000, 300),
+        ),
+        // Four vCPUs of the other VM take turns of 10 ms each.
+        hostile(
+            "400000 hostile operations, seed 2, the neighbour on the same CPU",
+            manifest!(2, 400_000, "0", "beats=60 period_us=50000 limit_us=45000"),
+            neighbours::judge,
+        ),
+        // The control: the same judge, and a neighbour that oversleeps.
+        hostile(
+            "a neighbour that misses beats is noticed",
+            manifest!(3, 2_000, "1", "beats=20 period_us=10000 stall=10"),
+            neighbours::judge_must_refuse,
+        ),
+    ];
+    let full = [
+        apart!(11, 1_000_000, 500),
+        apart!(12, 1_000_000, 500),
+        apart!(13, 1_000_000, 500),
+        apart!(14, 1_000_000, 500),
+    ];
+    cases.extend(full.into_iter().zip(11..).map(|(bundle, seed)| Case {
+        only_full: true,
+        ..apart(&format!("1000000 hostile operations, seed {seed}"), bundle)
+    }));
+    cases
+}
+
+fn hostile(name: &str, bundle: Bundle, judge: fn(&str) -> anyhow::Result<()>) -> Case {
+    let mut case = Case::new(BOARD, name).bundle(bundle).expect(&[
+        "hostile start: seed=",
+        "hostile end: seed=",
+        "heartbeat end: ",
+    ]);
+    case.vary.time = Time::Instructions;
+    // What the hostile guest writes to its console is anything.
+    case.forbids = vec![
+        r"^\[ *\d+\.\d+\] ERROR ".to_owned(),
+        "hostile lost: ".to_owned(),
+    ];
+    case.timeout = Duration::from_secs(1200);
+    case.check = Check::Judged(judge);
+    case
+}
