@@ -2,8 +2,9 @@
 
 use core::sync::atomic::Ordering;
 
+use firmware::GuestPlatform;
 use vdev::{Effects, Line, Width};
-use vgic::{Kicks, Level};
+use vgic::{Kicks, Level, Vgic};
 
 use super::vm::Vm;
 use crate::console;
@@ -16,50 +17,75 @@ fn seconds(vm: &Vm) -> u64 {
 }
 
 /// What is at a guest physical address.
-enum Target {
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Target {
     Uart(u64),
     Rtc(u64),
     Distributor(u64),
     Redistributor { vcpu: usize, offset: u64 },
 }
 
-fn find(vm: &Vm, ipa: u64) -> Option<Target> {
-    const PAGE: u64 = 0x1000;
-    let platform = vm.platform();
-    let within = |base: u64, bytes: u64| ipa.checked_sub(base).filter(|offset| *offset < bytes);
-    if let Some(offset) = within(platform.uart.base.bits(), PAGE) {
-        return Some(Target::Uart(offset));
-    }
-    let gic = &platform.gic;
-    if let Some(offset) = within(gic.distributor.bits(), vgic::DISTRIBUTOR_BYTES) {
-        return Some(Target::Distributor(offset));
-    }
-    let redistributors = gic.redistributors;
-    if let Some(offset) = within(
-        redistributors.start().bits(),
-        redistributors.len().unwrap_or(u64::MAX),
-    ) {
-        let vcpu = usize::try_from(offset / vgic::REDISTRIBUTOR_BYTES).ok()?;
-        let offset = offset % vgic::REDISTRIBUTOR_BYTES;
-        return Some(Target::Redistributor { vcpu, offset });
-    }
-    let rtc = platform.rtc.as_ref()?;
-    within(rtc.base.bits(), PAGE).map(Target::Rtc)
+/// Where the devices of a VM are, as plain numbers: every trapped access looks here first.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Bus {
+    uart: u64,
+    rtc: u64,
+    distributor: u64,
+    redistributors: u64,
+    redistributor_bytes: u64,
 }
 
-/// Whether an access there is about interrupts that may be in list registers.
-pub(crate) fn wants_sync(vm: &Vm, ipa: u64) -> bool {
-    match find(vm, ipa) {
-        Some(Target::Distributor(offset)) => Vgic::wants_sync(offset),
-        // Of a redistributor, only the second frame has such registers.
-        Some(Target::Redistributor { offset, .. }) => {
-            offset >= 0x1_0000 && Vgic::wants_sync(offset)
+impl Bus {
+    /// The bus of a platform.
+    pub(crate) fn new(platform: &GuestPlatform) -> Self {
+        let redistributors = platform.gic.redistributors;
+        Self {
+            uart: platform.uart.base.bits(),
+            // No page is there that a guest could name.
+            rtc: platform
+                .rtc
+                .as_ref()
+                .map_or(u64::MAX, |rtc| rtc.base.bits()),
+            distributor: platform.gic.distributor.bits(),
+            redistributors: redistributors.start().bits(),
+            redistributor_bytes: redistributors.len().unwrap_or(0),
         }
-        _ => false,
+    }
+
+    /// What answers at an address.
+    #[inline]
+    pub(crate) fn find(&self, ipa: u64) -> Option<Target> {
+        const PAGE: u64 = 0x1000;
+        let offset = ipa.wrapping_sub(self.uart);
+        if offset < PAGE {
+            return Some(Target::Uart(offset));
+        }
+        let offset = ipa.wrapping_sub(self.distributor);
+        if offset < vgic::DISTRIBUTOR_BYTES {
+            return Some(Target::Distributor(offset));
+        }
+        let offset = ipa.wrapping_sub(self.redistributors);
+        if offset < self.redistributor_bytes {
+            let vcpu = usize::try_from(offset / vgic::REDISTRIBUTOR_BYTES).ok()?;
+            let offset = offset % vgic::REDISTRIBUTOR_BYTES;
+            return Some(Target::Redistributor { vcpu, offset });
+        }
+        let offset = ipa.wrapping_sub(self.rtc);
+        (offset < PAGE).then_some(Target::Rtc(offset))
     }
 }
 
-use vgic::Vgic;
+impl Target {
+    /// Whether an access there is about interrupts that may be in list registers.
+    pub(crate) fn wants_sync(self) -> bool {
+        match self {
+            Self::Distributor(offset) => Vgic::wants_sync(offset),
+            // Of a redistributor, only the second frame has such registers.
+            Self::Redistributor { offset, .. } => offset >= 0x1_0000 && Vgic::wants_sync(offset),
+            _ => false,
+        }
+    }
+}
 
 const fn gic_width(width: Width) -> vgic::Width {
     match width {
@@ -71,8 +97,8 @@ const fn gic_width(width: Width) -> vgic::Width {
 }
 
 /// A guest's read; `None` when nobody answers there.
-pub(crate) fn read(vm: &Vm, ipa: u64, width: Width) -> Option<(u64, Kicks)> {
-    Some(match find(vm, ipa)? {
+pub(crate) fn read(vm: &Vm, target: Target, width: Width) -> Option<(u64, Kicks)> {
+    Some(match target {
         Target::Uart(offset) => {
             let (value, effects) = vm.uart.lock().read(offset, width);
             (
@@ -97,8 +123,8 @@ pub(crate) fn read(vm: &Vm, ipa: u64, width: Width) -> Option<(u64, Kicks)> {
 }
 
 /// A guest's write; `None` when nobody answers there.
-pub(crate) fn write(vm: &Vm, ipa: u64, width: Width, value: u64) -> Option<Kicks> {
-    Some(match find(vm, ipa)? {
+pub(crate) fn write(vm: &Vm, target: Target, width: Width, value: u64) -> Option<Kicks> {
+    Some(match target {
         Target::Uart(offset) => {
             let effects = vm.uart.lock().write(offset, width, value);
             carry_out(vm, vm.platform().uart.interrupt.intid(), effects)
@@ -142,6 +168,7 @@ fn feed(vm: &Vm) -> Kicks {
     carry_out(vm, vm.platform().uart.interrupt.intid(), effects)
 }
 
+#[inline]
 fn carry_out(vm: &Vm, intid: u32, effects: Effects) -> Kicks {
     if let Some(byte) = effects.transmitted {
         transmit(vm, byte);

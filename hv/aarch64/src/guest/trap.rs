@@ -2,7 +2,7 @@
 
 use armv8::{Action, Cause, Exception};
 use types::Ipa;
-use vdev::mmio::{self, Access, Base, Direction, Register};
+use vdev::mmio::{self, Access, Base, Direction, Extension, Register};
 use vgic::Kicks;
 
 use super::context::{read_register, write_register};
@@ -169,7 +169,7 @@ impl Residency<'_> {
         #[expect(clippy::cast_possible_truncation, reason = "an ISS has 25 bits")]
         let iss = esr as u32 & 0x1ff_ffff;
         let access = match mmio::from_syndrome(iss) {
-            Ok(Some(access)) => access,
+            Ok(Some(access)) => return self.simple(&access, ipa, fault),
             Ok(None) => {
                 let decoded = self.fetch().map(mmio::from_instruction);
                 let Some(Ok(access)) = decoded else {
@@ -181,6 +181,44 @@ impl Residency<'_> {
         };
         match self.carry_out(&access, ipa, far) {
             Some(()) => {
+                self.advance();
+                Next::Resume
+            }
+            None => self.inject(fault),
+        }
+    }
+
+    /// An access of one element to a general register, which is what nearly all are.
+    fn simple(&mut self, access: &Access, ipa: u64, fault: Cause) -> Next {
+        let Some(target) = self.vm.bus.find(ipa) else {
+            return self.inject(fault);
+        };
+        if target.wants_sync() {
+            self.sync();
+        }
+        let (width, _) = access.size.device_accesses();
+        let done = match access.direction {
+            Direction::Load => devices::read(self.vm, target, width).map(|(value, kicks)| {
+                #[expect(clippy::cast_possible_truncation, reason = "64-bit registers")]
+                let value = match access.extension {
+                    Extension::Zero => value,
+                    _ => access.loaded(value.into()) as u64,
+                };
+                if let Register::General(n) = access.first
+                    && let Some(x) = self.vcpu.registers.x.get_mut(usize::from(n))
+                {
+                    *x = value;
+                }
+                kicks
+            }),
+            Direction::Store => {
+                let value = self.general(access.first) & width.mask();
+                devices::write(self.vm, target, width, value)
+            }
+        };
+        match done {
+            Some(kicks) => {
+                self.kick(kicks);
                 self.advance();
                 Next::Resume
             }
@@ -220,7 +258,12 @@ impl Residency<'_> {
             }
             None => ipa,
         };
-        if devices::wants_sync(self.vm, start) {
+        if self
+            .vm
+            .bus
+            .find(start)
+            .is_some_and(devices::Target::wants_sync)
+        {
             self.sync();
         }
         let (width, count) = access.size.device_accesses();
@@ -236,14 +279,19 @@ impl Residency<'_> {
                 let at = at.wrapping_add(8 * u64::from(part));
                 match access.direction {
                     Direction::Load => {
-                        let (read, more) = devices::read(self.vm, at, width)?;
+                        let (read, more) = devices::read(self.vm, self.vm.bus.find(at)?, width)?;
                         value |= u128::from(read) << shift;
                         kicks = kicks.union(more);
                     }
                     Direction::Store => {
                         #[expect(clippy::cast_possible_truncation, reason = "a part of it")]
                         let part = (value >> shift) as u64;
-                        kicks = kicks.union(devices::write(self.vm, at, width, part)?);
+                        kicks = kicks.union(devices::write(
+                            self.vm,
+                            self.vm.bus.find(at)?,
+                            width,
+                            part,
+                        )?);
                     }
                 }
             }

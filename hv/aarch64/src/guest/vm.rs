@@ -17,6 +17,7 @@ use types::{Address, Ipa, Pa, PageSize, Span};
 use vdev::{Pl011, Pl031};
 use vgic::{Affinity, Vgic};
 
+use super::devices::Bus;
 use super::irq::Interface;
 use super::vcpu::Vcpu;
 use crate::console::SystemCounter;
@@ -139,6 +140,8 @@ pub(crate) struct Vm {
     pub(crate) name: String,
     pub(crate) restart: Restart,
     platform: GuestPlatform,
+    /// Where its devices are.
+    pub(crate) bus: Bus,
     payload: Payload<'static>,
     /// Its memory: where the guest sees it, and where it is.
     ram: Pieces,
@@ -217,6 +220,7 @@ impl Vm {
         let vm = Self {
             name: config.name.clone(),
             restart: config.restart,
+            bus: Bus::new(&platform),
             payload,
             ram,
             memory,
