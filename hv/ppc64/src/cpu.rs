@@ -38,6 +38,8 @@ pub(crate) struct Cpu {
     stacks: AtomicU64,
     number: AtomicU64,
     server: AtomicU64,
+    /// When the guest that runs here shall have left; zero while none runs.
+    slice_end: AtomicU64,
 }
 
 /// The CPU that firmware starts.
@@ -55,6 +57,7 @@ impl Cpu {
             stacks: AtomicU64::new(0),
             number: AtomicU64::new(number),
             server: AtomicU64::new(server),
+            slice_end: AtomicU64::new(0),
         }
     }
 
@@ -86,6 +89,22 @@ impl Cpu {
     /// Sets the platform's number, once the device tree has been read.
     pub(crate) fn set_server(&self, server: u64) {
         self.server.store(server, Ordering::Relaxed);
+    }
+
+    /// A guest runs here that shall have left at this time.
+    pub(crate) fn slice_begins(&self, end: u64) {
+        self.slice_end.store(end.max(1), Ordering::Relaxed);
+    }
+
+    /// No guest runs here.
+    pub(crate) fn slice_ends(&self) {
+        self.slice_end.store(0, Ordering::Relaxed);
+    }
+
+    /// Whether a guest runs here that should have left more than `grace` ticks ago.
+    pub(crate) fn is_late(&self, now: u64, grace: u64) -> bool {
+        let end = self.slice_end.load(Ordering::Relaxed);
+        end != 0 && now > end.saturating_add(grace)
     }
 
     /// The guarded bytes.

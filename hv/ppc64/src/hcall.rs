@@ -10,6 +10,8 @@ pub(crate) enum Hcall {
     GetTermChar = 0x54,
     PutTermChar = 0x58,
     Eoi = 0x64,
+    Cppr = 0x68,
+    Ipi = 0x6c,
     Xirr = 0x74,
     Cede = 0xe0,
     StuffTce = 0x138,

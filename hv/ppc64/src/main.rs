@@ -27,6 +27,7 @@ mod memory;
 mod nested;
 mod of;
 mod panic;
+mod presentation;
 mod rtas;
 mod self_test;
 mod smp;
@@ -35,13 +36,14 @@ mod survey;
 mod vectors;
 mod windows;
 
-use boot::{Logger, Options, Verdict};
+use boot::{Frames, Logger, Options, Verdict};
 use bundle::{Bundle, Restart};
 use console::{Terminal, TimeBase};
 use dtoolkit::model::DeviceTree;
 use hal::Clock;
 use machine::{Machine, UartKind};
-use nested::Nested;
+use memory::Ram;
+use nested::{LostSlice, Nested};
 use of::Firmware;
 use survey::Holdings;
 
@@ -162,6 +164,7 @@ fn run_guests(tree: &DeviceTree, bundle: &Bundle<'_>, holdings: &Holdings) -> ! 
         );
     }
     let (ram, frames) = (holdings.ram, &holdings.frames);
+    check_watch(ram, frames);
     loop {
         log::info!("vm {}: starts", config.name);
         match guest::run(tree, bundle, config, ram, frames, holdings.rtas.as_ref()) {
@@ -176,6 +179,21 @@ fn run_guests(tree: &DeviceTree, bundle: &Bundle<'_>, holdings: &Holdings) -> ! 
                 log::error!("vm {}: {error}", config.name);
                 panic::end(Verdict::Fatal("the VM cannot go on"));
             }
+        }
+    }
+}
+
+/// Sees that a guest whose slice has lost its end is made to leave by another CPU.
+fn check_watch(ram: Ram, frames: &Frames<Ram>) {
+    if smp::online() == 1 {
+        log::warn!("nested: no other CPU watches that slices end");
+        return;
+    }
+    match nested::check(ram, frames, LostSlice::Provoke) {
+        Ok(_) => log::info!("nested: a guest whose slice was lost was made to leave"),
+        Err(error) => {
+            log::error!("nested: {error}");
+            panic::end(Verdict::Fatal("slices of guests may not end"));
         }
     }
 }

@@ -10,7 +10,7 @@ use crate::console::TimeBase;
 use crate::cpu::{self, Cpu};
 use crate::hcall::{self, Hcall};
 use crate::rtas::{self, Rtas};
-use crate::{entry, spr};
+use crate::{entry, presentation, spr};
 
 /// How long a CPU may take from `start-cpu` to its first Rust: the platform may have to schedule
 /// it.
@@ -69,13 +69,25 @@ pub(crate) extern "C" fn secondary(cpu: &'static Cpu) -> ! {
     let _ = hcall::watch_stores(cpu.guard());
     ONLINE.fetch_add(1, Ordering::AcqRel);
     loop {
-        spr::postpone_decrementer();
+        spr::set_decrementer(WATCH_TICKS);
         // SAFETY: gives the thread back to the platform until an interrupt. The call returns with
-        // interrupts on; the decrementer's vector postpones it again, and no other interrupt has
-        // been asked for.
+        // interrupts on; the decrementer's vector returns, and no other interrupt is let through.
         let _ = unsafe { hcall::call(Hcall::Cede, [0; 4]) };
         spr::interrupts_off();
         assert!(cpu.guard_is_whole(), "the stack has overflowed");
+        watch(&cpu::BOOT_CPU);
+    }
+}
+
+/// An idle CPU looks after the one that runs guests as often as this: 20 ms.
+const WATCH_TICKS: i64 = 10_240_000;
+/// How late a guest may leave before that is no delay any more: 10 ms.
+const GRACE_TICKS: u64 = 5_120_000;
+
+/// Makes a guest leave whose slice has not ended when it should: the platform may lose the end.
+fn watch(cpu: &Cpu) {
+    if cpu.is_late(spr::timebase(), GRACE_TICKS) {
+        presentation::kick(cpu.server());
     }
 }
 

@@ -11,7 +11,7 @@ use pci::Topology;
 use types::{Pa, Span};
 
 use crate::memory::{self, Ram};
-use crate::nested::{self, Nested};
+use crate::nested::{self, LostSlice, Nested};
 use crate::rtas::Rtas;
 use crate::{LOW, bus, cpu, entry, heap, smp, windows};
 
@@ -48,8 +48,8 @@ pub(crate) fn take(machine: &Machine) -> Holdings {
     }
     let rtas = rtas.map(Rtas::new);
     let (ram, frames) = frames(machine);
-    let nested = check_nested(nested, ram, &frames);
     start_cpus(machine, rtas.as_ref(), &frames);
+    let nested = check_nested(nested, ram, &frames);
     let bridges = machine.host_bridges.iter();
     let devices = bridges.filter_map(|bridge| {
         // SAFETY: the machine is ours, and no guest exists yet.
@@ -110,7 +110,7 @@ fn check_nested(nested: Nested, ram: Ram, frames: &Frames<Ram>) -> Nested {
     if nested != Nested::V1 {
         return nested;
     }
-    match nested::check(ram, frames) {
+    match nested::check(ram, frames, LostSlice::Spare) {
         Ok(ticks) => {
             log::info!("nested: a guest ran and left in each way; {ticks} ticks a hypercall");
             nested

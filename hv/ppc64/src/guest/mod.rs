@@ -14,13 +14,12 @@ use dtoolkit::model::DeviceTree;
 use hal::{Clock, FrameAllocator, NotMemory, PhysMemory};
 
 use crate::console::TimeBase;
-use crate::hcall::{self, Hcall};
 use crate::nested::{
     Exit, GuestThread, Loaded, MACHINE_CHECK, MSR_EE, MSR_ME, MSR_SF, NoTable, PartitionTable,
     Refused, Vcpu,
 };
 use crate::rtas::Rtas;
-use crate::spr;
+use crate::{cpu, presentation, spr};
 use hypercalls::Answer;
 use icp::Icp;
 use memory::{GuestMemory, NoRoom, Outside};
@@ -223,7 +222,7 @@ impl<M: PhysMemory + Copy, F: FrameAllocator> GuestCpu<'_, M, F> {
             Exit::HcallFromUser => {
                 self.loaded.vcpu.registers.gpr[3] = hypercalls::PRIVILEGE.cast_unsigned();
             }
-            Exit::Interrupt => acknowledge(),
+            Exit::Interrupt => presentation::acknowledge(cpu::this().server()),
             Exit::Emulation | Exit::Facility => self.loaded.vcpu.interrupt(0x700, ILLEGAL),
             // Nothing answers outside the guest's memory. A storage interrupt would not do: by the
             // guest's own tables all is well, and it would try again for ever.
@@ -265,17 +264,5 @@ impl<M: PhysMemory + Copy, F: FrameAllocator> GuestCpu<'_, M, F> {
             }
             Answer::End(end) => Ok(Some(end)),
         }
-    }
-}
-
-/// Accepts what is pending for the hypervisor, which has asked for nothing.
-fn acknowledge() {
-    // SAFETY: changes the presentation controller of this CPU only, which is used for nothing.
-    let outcome = unsafe { hcall::call(Hcall::Xirr, [0; 4]) };
-    let [accepted, ..] = outcome.values;
-    if accepted & 0x00ff_ffff != 0 {
-        log::warn!("interrupt {accepted:#x} came unasked");
-        // SAFETY: as above.
-        let _ = unsafe { hcall::call(Hcall::Eoi, [accepted, 0, 0, 0]) };
     }
 }

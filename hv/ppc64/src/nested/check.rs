@@ -10,7 +10,7 @@ use types::{Ipa, Pa, PageSize, Span};
 
 use super::vcpu::{Exit, GuestThread, Loaded, MSR_LE, MSR_ME, MSR_SF, Refused, Vcpu};
 use super::{NoTable, PartitionTable};
-use crate::spr;
+use crate::{cpu, presentation, spr};
 
 // Entered at guest real address 0 in real mode, with r29 = a page that may not be executed and r30 =
 // an address where nothing is. What it leaves in registers is looked at below.
@@ -93,19 +93,33 @@ pub(crate) enum Failure {
     },
 }
 
+/// Whether the guest's slice is to get lost once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum LostSlice {
+    /// Its end never comes, and another CPU must make the guest leave: up to 30 ms.
+    Provoke,
+    /// All slices end.
+    Spare,
+}
+
 /// Runs the guest. Gives the ticks from one of its hypercalls to the next.
-pub(crate) fn check<M, F>(memory: M, frames: &F) -> Result<u64, Failure>
+pub(crate) fn check<M, F>(memory: M, frames: &F, lost: LostSlice) -> Result<u64, Failure>
 where
     M: PhysMemory + Copy,
     F: FrameAllocator,
 {
     let table = PartitionTable::new(memory, frames)?;
-    let result = in_table(memory, frames, &table);
+    let result = in_table(memory, frames, &table, lost);
     table.destroy(frames);
     result
 }
 
-fn in_table<M, F>(memory: M, frames: &F, table: &PartitionTable<M>) -> Result<u64, Failure>
+fn in_table<M, F>(
+    memory: M,
+    frames: &F,
+    table: &PartitionTable<M>,
+    lost: LostSlice,
+) -> Result<u64, Failure>
 where
     M: PhysMemory + Copy,
     F: FrameAllocator,
@@ -124,7 +138,7 @@ where
             table
                 .set(LPID, tree.partition_entry(), 0)
                 .map_err(|_| Failure::Map)?;
-            let result = steps();
+            let result = steps(lost);
             table.set(LPID, 0, 0).map_err(|_| Failure::Map)?;
             result
         });
@@ -156,7 +170,7 @@ fn program() -> &'static [u8] {
     unsafe { core::slice::from_raw_parts(start, end.addr() - start.addr()) }
 }
 
-fn steps() -> Result<u64, Failure> {
+fn steps(lost: LostSlice) -> Result<u64, Failure> {
     let mut vcpu = Vcpu::new(LPID, 0, MSR_SF | MSR_ME | MSR_LE);
     vcpu.registers.gpr[29] = DATA_PAGE;
     vcpu.registers.gpr[30] = NOTHING;
@@ -166,13 +180,13 @@ fn steps() -> Result<u64, Failure> {
     let mut thread = unsafe { GuestThread::claim() };
     let mut other = Vcpu::new(LPID, 0, MSR_SF | MSR_ME | MSR_LE);
     let mut loaded = vcpu.load(&mut thread);
-    first_steps(&mut loaded)?;
+    first_steps(&mut loaded, lost)?;
     drop(loaded);
     drop(other.load(&mut thread));
     last_steps(&mut vcpu.load(&mut thread))
 }
 
-fn first_steps(vcpu: &mut Loaded<'_>) -> Result<(), Failure> {
+fn first_steps(vcpu: &mut Loaded<'_>, lost: LostSlice) -> Result<(), Failure> {
     let before = spr::timebase().wrapping_add_signed(AHEAD);
     expect(vcpu, 1, |exit| exit == Exit::Hcall)?;
     let after = spr::timebase().wrapping_add_signed(AHEAD);
@@ -205,10 +219,30 @@ fn first_steps(vcpu: &mut Loaded<'_>) -> Result<(), Failure> {
     }
     register(vcpu, 5, 7, |value| value == 7)?;
     run_once(vcpu, 5, |exit| exit == Exit::SliceEnd)?;
+    if lost == LostSlice::Provoke {
+        lose_slice(vcpu)?;
+    }
     vcpu.vcpu.registers.nip += 4;
 
     expect(vcpu, 6, |exit| exit == Exit::Hcall)?;
     register(vcpu, 6, 8, |value| value == KEPT)
+}
+
+/// Enters the guest, which loops, with a slice that ended long ago: another CPU must make it leave.
+fn lose_slice(vcpu: &mut Loaded<'_>) -> Result<(), Failure> {
+    // SAFETY: as in `run_once`.
+    let exit = unsafe { vcpu.enter(1) };
+    match exit.map_err(|refused| Failure::Refused { step: 5, refused })? {
+        Exit::Interrupt => {
+            presentation::acknowledge(cpu::this().server());
+            Ok(())
+        }
+        exit => Err(Failure::Exit {
+            step: 5,
+            exit,
+            nip: vcpu.vcpu.registers.nip,
+        }),
+    }
 }
 
 /// After another CPU's registers were in the thread.
@@ -244,14 +278,22 @@ fn run_once(
     step: u8,
     mut wanted: impl FnMut(Exit) -> bool,
 ) -> Result<(), Failure> {
-    // SAFETY: the tree of the partition maps two frames that were taken for this.
-    let exit = unsafe { vcpu.run(spr::timebase() + SLICE) };
-    let exit = exit.map_err(|refused| Failure::Refused { step, refused })?;
-    if wanted(exit) {
-        Ok(())
-    } else {
-        let nip = vcpu.vcpu.registers.nip;
-        Err(Failure::Exit { step, exit, nip })
+    let mut kicks = 0;
+    loop {
+        // SAFETY: the tree of the partition maps two frames that were taken for this.
+        let exit = unsafe { vcpu.run(spr::timebase() + SLICE) };
+        match exit.map_err(|refused| Failure::Refused { step, refused })? {
+            // On a busy machine the end of a slice may come so late that another CPU interferes.
+            Exit::Interrupt if kicks < SLICES => {
+                presentation::acknowledge(cpu::this().server());
+                kicks += 1;
+            }
+            exit if wanted(exit) => return Ok(()),
+            exit => {
+                let nip = vcpu.vcpu.registers.nip;
+                return Err(Failure::Exit { step, exit, nip });
+            }
+        }
     }
 }
 

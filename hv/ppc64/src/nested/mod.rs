@@ -12,7 +12,7 @@ use types::{Address, Pa};
 
 use crate::hcall::{self, FUNCTION, Hcall, SUCCESS};
 
-pub(crate) use check::check;
+pub(crate) use check::{LostSlice, check};
 pub(crate) use vcpu::{
     Exit, GuestThread, Loaded, MACHINE_CHECK, MSR_EE, MSR_ME, MSR_SF, Refused, Vcpu,
 };

@@ -7,7 +7,7 @@ use core::num::NonZeroU16;
 use super::state::{HvState, Registers, VERSION};
 use super::switch::Unswitched;
 use crate::hcall::{self, Hcall};
-use crate::{cpu, spr};
+use crate::{cpu, presentation, spr};
 
 /// The shortest time a guest is given, in ticks. A deadline that has passed when the platform reads
 /// it never comes: QEMU arms no timer for it, and the guest would run for ever. So the deadline is
@@ -212,6 +212,7 @@ impl GuestThread {
     /// # Safety
     /// There must be one a thread at most.
     pub(crate) unsafe fn claim() -> Self {
+        presentation::open();
         Self {
             watched: hcall::watch_nothing().is_ok(),
             _here: PhantomData,
@@ -221,6 +222,7 @@ impl GuestThread {
 
 impl Drop for GuestThread {
     fn drop(&mut self) {
+        presentation::close();
         if self.watched {
             // It was on before, so it can be on again.
             let _ = hcall::watch_stores(cpu::this().guard());
@@ -251,6 +253,20 @@ impl Loaded<'_> {
     /// # Safety
     /// The partition's tree must give the guest only memory that is its own.
     pub(crate) unsafe fn run(&mut self, deadline: u64) -> Result<Exit, Refused> {
+        let earliest = spr::timebase() + SHORTEST_SLICE;
+        // SAFETY: passed on to the caller.
+        unsafe { self.enter(deadline.max(earliest)) }
+    }
+
+    /// As [`Loaded::run`], with the end of the slice as it is given. One that is past never comes:
+    /// then only another CPU ends the slice.
+    ///
+    /// # Errors
+    /// As [`Loaded::run`].
+    ///
+    /// # Safety
+    /// As [`Loaded::run`].
+    pub(super) unsafe fn enter(&mut self, slice_end: u64) -> Result<Exit, Refused> {
         let vcpu = &mut *self.vcpu;
         vcpu.registers.msr = vcpu.registers.msr & !MSR_HV | MSR_ME;
         // What directed doorbells a guest leaves pending makes QEMU stop.
@@ -263,12 +279,14 @@ impl Loaded<'_> {
             left.cast_signed()
                 .clamp(i64::MIN >> 9, DECREMENTER_MAX.cast_signed()),
         );
-        vcpu.state.hdec_expiry = deadline.max(spr::timebase() + SHORTEST_SLICE);
+        vcpu.state.hdec_expiry = slice_end;
+        cpu::this().slice_begins(slice_end);
         // SAFETY: the platform reads and writes the two structures, which are exactly as it wants
         // them and which nothing else uses now; the guest touches its own memory only, by the
         // caller's promise, and the registers that it changes beside those that come back with the
         // call are the guest's as long as `self` lives.
         let outcome = unsafe { hcall::call(Hcall::EnterNested, [state, registers, 0, 0]) };
+        cpu::this().slice_ends();
         let left = spr::decrementer();
         vcpu.unswitched.decrementer_expires = spr::timebase().wrapping_add_signed(left);
         spr::postpone_decrementer();
@@ -298,10 +316,12 @@ impl Loaded<'_> {
                 return;
             }
             spr::set_decrementer(left.min(i64::from(i32::MAX)));
+            presentation::close();
             // SAFETY: waits for an interrupt; that of the decrementer returns, and no other has been
             // asked for.
             let _ = unsafe { hcall::call(Hcall::Cede, [0; 4]) };
             spr::interrupts_off();
+            presentation::open();
         }
     }
 }
