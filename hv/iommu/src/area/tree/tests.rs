@@ -44,7 +44,7 @@ fn check(tree: &AreaTree) {
         let (len, summary) = below(tree, tree.root, tree.height, true);
         assert_eq!((len, summary), (tree.len, tree.summary));
     } else {
-        let nodes = |slabs: usize| slabs << super::SLAB_SHIFT;
+        let nodes = |slabs: usize| slabs << super::slabs::SLAB_SHIFT;
         assert_eq!(tree.leaves.free.len(), nodes(tree.leaves.slabs.len()));
         assert_eq!(tree.inners.free.len(), nodes(tree.inners.slabs.len()));
     }
@@ -66,7 +66,7 @@ fn areas_inserted_in_order_fill_their_leaves() {
         put(&mut tree, i * 4096, i * 4096 + 4095);
     }
     check(&tree);
-    let leaves = tree.leaves.slabs.len() << super::SLAB_SHIFT;
+    let leaves = tree.leaves.slabs.len() << super::slabs::SLAB_SHIFT;
     assert!(leaves * LEAF < 10_000 + 20 * LEAF);
     assert!(tree.bytes() / 10_000 <= 96, "{}", tree.bytes() / 10_000);
 }
