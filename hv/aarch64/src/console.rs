@@ -6,7 +6,9 @@ use arm_pl011_uart::{Interrupts, PL011Registers, Uart, UniqueMmioPointer};
 use dtoolkit::fdt::Fdt;
 use dtoolkit::standard::NodeStandard;
 use hal::{Clock, Console};
+use spin::mutex::TicketMutex;
 use types::Pa;
+use vm::{Reply, Terminal, Typed};
 
 /// The counter-timer, which counts from power-on at a fixed rate.
 #[derive(Clone, Copy, Debug)]
@@ -25,7 +27,17 @@ impl Clock for SystemCounter {
     }
 }
 
-static UART: spin::Mutex<Option<Uart<'static>>> = spin::Mutex::new(None);
+/// The UART and who has it.
+struct Shared {
+    uart: Option<Uart<'static>>,
+    terminal: Terminal,
+}
+
+/// A fair lock: a guest that prints without end must not keep the others from it.
+static SHARED: TicketMutex<Shared> = TicketMutex::new(Shared {
+    uart: None,
+    terminal: Terminal::new(),
+});
 
 /// Where the UART is, for the panic path, which may not wait for the lock.
 static BASE: spin::Once<Pa> = spin::Once::new();
@@ -36,26 +48,70 @@ pub(crate) struct Pl011;
 
 impl Console for Pl011 {
     fn write(&self, bytes: &[u8]) {
-        if let Some(uart) = UART.lock().as_mut() {
-            write(uart, bytes);
-        }
+        with(|terminal, mut out| terminal.log(bytes, &mut out));
     }
 
     fn read(&self) -> Option<u8> {
-        UART.lock().as_mut()?.read_word().ok().flatten()
+        SHARED.lock().uart.as_mut()?.read_word().ok().flatten()
     }
 }
 
-/// Bytes of a guest, which ends its lines itself.
-pub(crate) fn write_raw(bytes: &[u8]) {
-    if let Some(uart) = UART.lock().as_mut() {
-        bytes.iter().for_each(|byte| write_byte(uart, *byte));
-    }
+/// Does something with the terminal.
+fn with<R>(what: impl FnOnce(&mut Terminal, &mut dyn FnMut(&[u8])) -> R) -> R {
+    let shared = &mut *SHARED.lock();
+    let uart = &mut shared.uart;
+    what(&mut shared.terminal, &mut |bytes| {
+        if let Some(uart) = uart {
+            bytes.iter().for_each(|byte| write_byte(uart, *byte));
+        }
+    })
+}
+
+/// Adds a VM to the terminal. They are numbered in this order.
+pub(crate) fn add_vm(name: &str) {
+    SHARED.lock().terminal.add(name);
+}
+
+/// A byte that a VM prints.
+pub(crate) fn guest(vm: usize, byte: u8) {
+    let now = SystemCounter.ticks() / (SystemCounter.frequency() / 1_000_000).max(1);
+    with(|terminal, mut out| terminal.guest(vm, byte, now, &mut out));
+}
+
+/// A VM has ended.
+pub(crate) fn vm_ended(vm: usize) {
+    with(|terminal, mut out| terminal.ended(vm, &mut out));
+}
+
+/// The next byte that somebody typed, and what it means.
+pub(crate) fn typed() -> Option<Typed> {
+    let byte = Pl011.read()?;
+    Some(with(|terminal, mut out| terminal.typed(byte, &mut out)))
+}
+
+/// The monitor's answer.
+pub(crate) fn reply(reply: &Reply) {
+    with(|terminal, mut out| terminal.reply(reply, &mut out));
+}
+
+/// Gives the keyboard to the monitor.
+pub(crate) fn open_monitor() {
+    with(|terminal, mut out| terminal.open_monitor(&mut out));
+}
+
+/// Whether the keyboard is the monitor's.
+pub(crate) fn in_monitor() -> bool {
+    SHARED.lock().terminal.in_monitor()
+}
+
+/// Ends whatever line the terminal is in.
+pub(crate) fn finish_line() {
+    with(|terminal, mut out| terminal.free_cursor(&mut out));
 }
 
 /// Lets typed bytes interrupt.
 pub(crate) fn enable_input() {
-    if let Some(uart) = UART.lock().as_mut() {
+    if let Some(uart) = SHARED.lock().uart.as_mut() {
         uart.set_interrupt_masks(Interrupts::RXI | Interrupts::RTI);
     }
 }
@@ -88,7 +144,7 @@ fn write_byte(uart: &mut Uart<'_>, byte: u8) {
 pub(crate) unsafe fn start(base: Pa) {
     // SAFETY: the caller promises a PL011 of ours there.
     let uart = unsafe { open(base) };
-    *UART.lock() = uart;
+    SHARED.lock().uart = uart;
     BASE.call_once(|| base);
 }
 

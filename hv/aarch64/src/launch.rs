@@ -7,7 +7,7 @@ use boot::Verdict;
 use bundle::{Bundle, Start};
 use machine::{InterruptController, Machine};
 
-use crate::guest::{self, Core, Vm};
+use crate::guest::{self, Core, Handover, Vm};
 use crate::mmu::Use;
 use crate::panic;
 use crate::survey::Holdings;
@@ -23,6 +23,7 @@ pub(crate) fn vms(machine: &Machine, bundle: &Bundle<'static>, holdings: Holding
         mut map,
         ram,
         seats,
+        smmus,
         ..
     } = holdings;
     let frames = Box::leak(Box::new(frames));
@@ -48,14 +49,7 @@ pub(crate) fn vms(machine: &Machine, bundle: &Bundle<'static>, holdings: Holding
     let mut vms = Vec::new();
     let mut next_core = 0;
     for config in bundle.manifest().vms() {
-        if config.start != Start::Boot {
-            log::info!("vm {}: not started at boot", config.name);
-            continue;
-        }
         let number = vms.len();
-        let Ok(vmid) = u16::try_from(number + 1) else {
-            break;
-        };
         let place = |vcpu: usize| {
             let core = match config.pin.get(vcpu) {
                 Some(pinned) => *pinned as usize,
@@ -71,7 +65,7 @@ pub(crate) fn vms(machine: &Machine, bundle: &Bundle<'static>, holdings: Holding
             }
             core
         };
-        match Vm::build(config, bundle, ram, frames, vmid, place) {
+        match Vm::build(config, bundle, ram, frames, number, place) {
             Ok(vm) => {
                 log::info!(
                     "vm {}: {} MiB, {} vCPUs, {} frames left",
@@ -80,6 +74,9 @@ pub(crate) fn vms(machine: &Machine, bundle: &Bundle<'static>, holdings: Holding
                     config.cpus,
                     frames.free_frames()
                 );
+                if config.start != Start::Boot {
+                    log::info!("vm {}: not started at boot", vm.name);
+                }
                 vms.push(vm);
             }
             Err(error) => {
@@ -97,6 +94,12 @@ pub(crate) fn vms(machine: &Machine, bundle: &Bundle<'static>, holdings: Holding
         .stdout()
         .and_then(|uart| uart.interrupt)
         .map(|interrupt| interrupt.number);
-    guest::start(vms, cores, console);
+    guest::start(Handover {
+        vms,
+        cores,
+        console,
+        smmus,
+        frames,
+    });
     guest::serve(cpu::index())
 }

@@ -3,7 +3,7 @@
 use core::fmt;
 use core::sync::atomic::{AtomicU8, AtomicU32, AtomicUsize, Ordering};
 
-use bundle::{Restart, Start, VmConfig};
+use bundle::{Restart, Start};
 
 /// What a VM is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -241,22 +241,33 @@ pub const fn rest_ticks(lived: u64, rebuilt: u64) -> u64 {
     rebuilt.saturating_mul(9).saturating_sub(lived)
 }
 
-/// The VMs that start when `ended` has stopped, by their place in the manifest.
-pub fn dependents<'a>(vms: &'a [VmConfig], ended: &'a str) -> impl Iterator<Item = usize> + 'a {
-    vms.iter()
+/// The places of the VMs that start when `ended` has stopped, among those whose starts are given.
+pub fn dependents<'a>(
+    starts: impl IntoIterator<Item = &'a Start>,
+    ended: &str,
+) -> impl Iterator<Item = usize> {
+    starts
+        .into_iter()
         .enumerate()
-        .filter(move |(_, vm)| matches!(&vm.start, Start::After(name) if name == ended))
+        .filter(move |(_, start)| matches!(start, Start::After(name) if name == ended))
         .map(|(index, _)| index)
+}
+
+/// Whether the `starts`-th start of a VM is worth a line of the log: one that resets in a loop must
+/// not fill it.
+#[must_use]
+pub const fn is_notable(starts: u32) -> bool {
+    starts <= 8 || starts.is_power_of_two()
 }
 
 #[cfg(test)]
 mod tests {
     use alloc::vec::Vec;
 
-    use bundle::{Restart, Start, VmConfig};
+    use bundle::{Restart, Start};
     use proptest::prelude::{prop, proptest};
 
-    use super::{Ended, Ending, Lifecycle, Next, State, dependents, rest_ticks};
+    use super::{Ended, Ending, Lifecycle, Next, State, dependents, is_notable, rest_ticks};
 
     fn running() -> Lifecycle {
         let vm = Lifecycle::new();
@@ -352,13 +363,18 @@ mod tests {
 
     #[test]
     fn dependents_are_those_that_name_the_vm() {
-        let mut vms: Vec<_> = ["a", "b", "c"]
-            .map(|name| VmConfig::new(name, 2 << 20, "k"))
-            .into();
-        vms[1].start = Start::After("a".into());
-        vms[2].start = Start::After("b".into());
-        assert_eq!(dependents(&vms, "a").collect::<Vec<_>>(), [1]);
-        assert_eq!(dependents(&vms, "c").count(), 0);
+        let starts = [
+            Start::Boot,
+            Start::After("a".into()),
+            Start::After("b".into()),
+        ];
+        assert_eq!(dependents(&starts, "a").collect::<Vec<_>>(), [1]);
+        assert_eq!(dependents(&starts, "c").count(), 0);
+    }
+
+    #[test]
+    fn a_loop_of_resets_is_logged_ever_more_rarely() {
+        assert_eq!((1..=1_000_000).filter(|n| is_notable(*n)).count(), 8 + 16);
     }
 
     proptest! {

@@ -171,32 +171,11 @@ fn feed(vm: &Vm) -> Kicks {
 #[inline]
 fn carry_out(vm: &Vm, intid: u32, effects: Effects) -> Kicks {
     if let Some(byte) = effects.transmitted {
-        transmit(vm, byte);
+        console::guest(vm.number, byte);
     }
     match effects.line {
         Some(Line::Asserted) => vm.gic.set_spi_line(intid, Level::High),
         Some(Line::Released) => vm.gic.set_spi_line(intid, Level::Low),
         None => Kicks::NONE,
-    }
-}
-
-/// A byte of the VM's console. Alone on the terminal it goes out as it is; among others a line is
-/// collected and goes out with the VM's name before it.
-fn transmit(vm: &Vm, byte: u8) {
-    /// A guest that never ends its line is cut here.
-    const LONGEST: usize = 512;
-    if super::run::alone() {
-        return console::write_raw(&[byte]);
-    }
-    let mut line = vm.line.lock();
-    if line.is_empty() {
-        line.push(b'[');
-        line.extend_from_slice(vm.name.as_bytes());
-        line.extend_from_slice(b"] ");
-    }
-    line.push(byte);
-    if byte == b'\n' || line.len() >= LONGEST {
-        console::write_raw(&line);
-        line.clear();
     }
 }

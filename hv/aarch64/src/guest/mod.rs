@@ -1,6 +1,7 @@
 //! Guests: their vCPUs on physical CPUs, and what happens when they trap.
 
 mod context;
+mod control;
 mod debug;
 mod devices;
 mod enter;
@@ -12,5 +13,5 @@ mod vcpu;
 mod vm;
 
 pub(crate) use context::{read_register, write_register};
-pub(crate) use run::{Core, serve, start};
+pub(crate) use run::{Core, Handover, serve, start};
 pub(crate) use vm::Vm;

@@ -1,25 +1,27 @@
 //! Which vCPU a core runs, and for how long.
 
+use alloc::string::String;
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicUsize, Ordering, fence};
+use core::sync::atomic::{AtomicBool, Ordering, fence};
 
-use boot::Verdict;
-use bundle::Restart;
+use boot::{Frames, Verdict};
+use bundle::Start;
 use hal::Clock;
+use smmuv3::Locked;
+use spin::Mutex;
 use vgic::{Kicks, Level};
+use vm::{Ended, Ending, Monitor, Next, RoundRobin, State, Typed};
 
 use super::context::{read_register, write_register};
 use super::devices;
 use super::enter::{self, Exit};
 use super::irq;
-use super::trap::Next;
-use super::vcpu::{self, TRAP_WFI, Vcpu};
-use super::vm::{Activity, Life, Slot, Vm};
+use super::trap::Next as After;
+use super::vcpu::{self, TRAP_WFI, Vcpu, Whereabouts};
+use super::vm::{Activity, Slot, Vm};
 use crate::console::{self, SystemCounter};
+use crate::memory::{Ram, Registers};
 use crate::{gic, panic};
-
-/// How long a vCPU runs while others wait for its core.
-const SLICE_US: u64 = 10_000;
 
 /// A core and the vCPUs that live on it.
 pub(crate) struct Core {
@@ -30,34 +32,72 @@ pub(crate) struct Core {
     pub(crate) vcpus: Vec<(usize, usize)>,
 }
 
-/// All VMs and cores.
-struct Guests {
-    vms: Vec<Vm>,
-    cores: Vec<Core>,
-    /// VMs that have not stopped.
-    running: AtomicUsize,
+/// What is handed over to run.
+pub(crate) struct Handover {
+    pub(crate) vms: Vec<Vm>,
+    pub(crate) cores: Vec<Core>,
     /// The interrupt of the console, if it has one.
-    console: Option<u32>,
+    pub(crate) console: Option<u32>,
+    pub(crate) smmus: Vec<Locked<Registers>>,
+    pub(crate) frames: &'static Frames<Ram>,
 }
+
+/// All VMs and cores.
+pub(super) struct Guests {
+    pub(super) vms: Vec<Vm>,
+    pub(super) cores: Vec<Core>,
+    console: Option<u32>,
+    pub(super) smmus: Vec<Locked<Registers>>,
+    pub(super) frames: &'static Frames<Ram>,
+    monitor: Mutex<Monitor>,
+    /// A line for the monitor, which waits until the console's core has no vCPU on it.
+    command: Mutex<Option<String>>,
+    /// The end has begun.
+    over: AtomicBool,
+}
+
+/// The core that has the console.
+const CONSOLE_CORE: usize = 0;
 
 static GUESTS: spin::Once<Guests> = spin::Once::new();
 
-/// Whether there is but one VM, which then has the terminal to itself.
-pub(crate) fn alone() -> bool {
-    GUESTS.get().is_some_and(|guests| guests.vms.len() == 1)
-}
-
-/// Hands the VMs to the cores, which wait in [`serve`].
-pub(crate) fn start(vms: Vec<Vm>, cores: Vec<Core>, console: Option<u32>) {
+/// Starts the VMs that are to start at boot, and hands all to the cores, which wait in [`serve`].
+pub(crate) fn start(handover: Handover) {
+    let Handover {
+        vms,
+        cores,
+        console,
+        smmus,
+        frames,
+    } = handover;
     // The VMs' identifiers may be in TLBs from before us.
     // SAFETY: drops translations, which are walked anew.
     unsafe { core::arch::asm!("tlbi alle1is", "dsb ish", "isb", options(nostack)) };
-    let running = AtomicUsize::new(vms.len());
+    for vm in &vms {
+        console::add_vm(&vm.name);
+        if vm.start == Start::Boot
+            && vm.lifecycle.claim()
+            && let Err(error) = vm.begin(None)
+        {
+            log::error!("vm {}: {error}", vm.name);
+        }
+    }
+    if !vms.iter().any(|vm| vm.lifecycle.is_running()) {
+        let manual = vms.iter().all(|vm| vm.start != Start::Boot);
+        match console {
+            Some(_) if manual => console::open_monitor(),
+            _ => panic::end(Verdict::Fatal("no VM of the bundle can be run")),
+        }
+    }
     GUESTS.call_once(|| Guests {
         vms,
         cores,
-        running,
         console,
+        smmus,
+        frames,
+        monitor: Mutex::new(Monitor::new()),
+        command: Mutex::new(None),
+        over: AtomicBool::new(false),
     });
     aarch64_cpu::asm::barrier::dsb(aarch64_cpu::asm::barrier::ISH);
     // The others sleep in `serve` with their interfaces on.
@@ -93,16 +133,24 @@ pub(crate) fn serve(core: usize) -> ! {
         log::error!("cpu{core}: no redistributor; its vCPUs cannot run");
         panic::park();
     };
-    if core == 0
+    if core == CONSOLE_CORE
         && let Some(intid) = guests.console
     {
         console::enable_input();
         gic::enable_spi(intid, this.mpidr);
     }
-    let mut turn = 0;
+    let mut turns = RoundRobin::default();
     loop {
+        if core == CONSOLE_CORE {
+            monitor(guests);
+        }
         wake_expired(guests, this);
-        match pick(guests, this, &mut turn) {
+        let next = turns.pick(&this.vcpus, |(vm, index)| {
+            let vm = guests.vms.get(*vm)?;
+            let ready = vm.slots.get(*index)?.activity() == Activity::Ready;
+            (ready && vm.lifecycle.is_running()).then_some((vm, *index))
+        });
+        match next {
             Some((vm, index)) => reside(guests, core, frame, vm, index),
             None => idle(guests, this),
         }
@@ -123,25 +171,6 @@ fn slots<'g>(guests: &'g Guests, core: &'g Core) -> impl Iterator<Item = &'g Slo
     core.vcpus
         .iter()
         .filter_map(|(vm, vcpu)| guests.vms.get(*vm).and_then(|vm| vm.slots.get(*vcpu)))
-}
-
-/// The next vCPU in turn that can run.
-fn pick<'g>(guests: &'g Guests, core: &Core, turn: &mut usize) -> Option<(&'g Vm, usize)> {
-    let count = core.vcpus.len();
-    for step in 0..count {
-        let at = (*turn + step) % count;
-        let (vm, index) = *core.vcpus.get(at)?;
-        let vm = guests.vms.get(vm)?;
-        let ready = vm
-            .slots
-            .get(index)
-            .is_some_and(|slot| slot.activity() == Activity::Ready);
-        if ready && vm.life() == Life::Running {
-            *turn = at + 1;
-            return Some((vm, index));
-        }
-    }
-    None
 }
 
 /// Nothing to run: sleeps until an interrupt.
@@ -165,10 +194,12 @@ fn idle(guests: &Guests, core: &Core) {
             }
             intid => {
                 gic::drop_priority(intid);
-                if Some(intid) == guests.console {
-                    console_input(guests, usize::MAX);
-                }
+                let command = Some(intid) == guests.console && console_input(guests, usize::MAX);
                 gic::deactivate(intid);
+                // Typed bytes behind the command keep the interrupt pending.
+                if command {
+                    break;
+                }
             }
         }
     }
@@ -186,26 +217,62 @@ fn set_alarm(deadline: Option<u64>) {
     aarch64_cpu::asm::barrier::isb(aarch64_cpu::asm::barrier::SY);
 }
 
-/// Typed bytes go to the first VM.
-fn console_input(guests: &Guests, from: usize) {
-    use hal::Console;
-    let mut bytes = [0; 32];
-    loop {
-        let mut count = 0;
-        while let Some(place) = bytes.get_mut(count) {
-            let Some(byte) = console::Pl011.read() else {
-                break;
-            };
-            *place = byte;
-            count += 1;
-        }
-        if count == 0 {
-            return;
-        }
-        if let (Some(vm), Some(typed)) = (guests.vms.first(), bytes.get(..count)) {
-            kick(guests, vm, devices::receive(vm, typed), from);
+/// Gives typed bytes to whom they are for; `from` is the core that has a vCPU on it, if one has.
+/// True when the monitor has a command to carry out before more is read.
+fn console_input(guests: &Guests, from: usize) -> bool {
+    if guests.command.lock().is_some() {
+        return true;
+    }
+    while let Some(typed) = console::typed() {
+        match typed {
+            Typed::Nothing => {}
+            Typed::Guest { vm, byte } => {
+                if let Some(vm) = guests.vms.get(vm) {
+                    kick(guests, vm, devices::receive(vm, &[byte]), from);
+                }
+            }
+            Typed::Command(line) => {
+                *guests.command.lock() = Some(line);
+                return true;
+            }
+            Typed::LeftMonitor => end_if_all_off(guests),
         }
     }
+    false
+}
+
+/// Carries out what was asked of the monitor. No vCPU is on this core.
+fn monitor(guests: &Guests) {
+    loop {
+        let Some(line) = guests.command.lock().take() else {
+            return;
+        };
+        let reply = guests.monitor.lock().execute(&line, &mut &*guests);
+        console::reply(&reply);
+        match reply.then {
+            vm::Then::Quit => end(guests, "the monitor was told to quit"),
+            vm::Then::Leave | vm::Then::Focus(_) => end_if_all_off(guests),
+            vm::Then::Stay => {}
+        }
+        console_input(guests, usize::MAX);
+    }
+}
+
+/// The machine is off when no VM runs and nobody is at the monitor to start one.
+fn end_if_all_off(guests: &Guests) {
+    let off = |vm: &Vm| matches!(vm.lifecycle.state(), State::Stopped | State::Failed);
+    if guests.vms.iter().all(off) && !console::in_monitor() {
+        end(guests, "all VMs are off");
+    }
+}
+
+/// The end of the run, once.
+fn end(guests: &Guests, reason: &str) -> ! {
+    if guests.over.swap(true, Ordering::AcqRel) {
+        panic::park();
+    }
+    console::finish_line();
+    panic::end(Verdict::Good(reason))
 }
 
 /// Makes vCPUs look at their interrupts. `from` is the core that asks.
@@ -230,6 +297,7 @@ pub(crate) struct Residency<'a> {
     core: usize,
     pub(crate) vm: &'a Vm,
     pub(crate) index: usize,
+    slot: &'a Slot,
     pub(crate) vcpu: &'a mut Vcpu,
     /// The list registers are to be filled anew.
     refill: bool,
@@ -251,8 +319,8 @@ fn reside(guests: &Guests, core: usize, frame: gic::Frame, vm: &Vm, index: usize
     let Some(slot) = vm.slots.get(index) else {
         return;
     };
-    vm.residents.fetch_add(1, Ordering::AcqRel);
-    if vm.life() == Life::Running {
+    // It may have been turned off since it was picked, by the end of its VM.
+    if vm.lifecycle.enter() && slot.activity() == Activity::Ready {
         let shared = guests
             .cores
             .get(core)
@@ -261,14 +329,17 @@ fn reside(guests: &Guests, core: usize, frame: gic::Frame, vm: &Vm, index: usize
         if let Some((pc, x0)) = slot.start.lock().take() {
             vcpu.reset(pc, x0);
         }
+        let now = SystemCounter.ticks();
+        slot.clock.begin(now);
         vcpu.load(vm, if shared { TRAP_WFI } else { 0 });
         frame.set_active(vm.gic.physical_active(index));
-        set_alarm(shared.then(|| SystemCounter.ticks() + SystemCounter.ticks_of_us(SLICE_US)));
+        set_alarm(shared.then(|| now + SystemCounter.ticks_of_us(vm.slice_us)));
         let mut residency = Residency {
             guests,
             core,
             vm,
             index,
+            slot,
             vcpu: &mut vcpu,
             refill: true,
         };
@@ -279,6 +350,7 @@ fn reside(guests: &Guests, core: usize, frame: gic::Frame, vm: &Vm, index: usize
             gic::deactivate(intid);
         }
         vcpu.put();
+        slot.clock.end(SystemCounter.ticks());
         match departure {
             Departure::Preempted => {}
             Departure::Off => slot.set_activity(Activity::Off),
@@ -289,9 +361,7 @@ fn reside(guests: &Guests, core: usize, frame: gic::Frame, vm: &Vm, index: usize
             slot.set_activity(Activity::Ready);
         }
     }
-    if vm.residents.fetch_sub(1, Ordering::AcqRel) == 1 {
-        conclude(guests, vm);
-    }
+    leave(guests, vm);
 }
 
 /// Lets a vCPU wait, unless something has come for it meanwhile.
@@ -309,41 +379,74 @@ fn bits(set: u32) -> impl Iterator<Item = u32> {
     (0..32).filter(move |bit| set >> bit & 1 == 1)
 }
 
-/// The last vCPU of a VM that ends has left its core.
-fn conclude(guests: &Guests, vm: &Vm) {
-    let again = if vm.change(Life::PoweringOff, Life::Stopped) {
-        log::info!("vm {}: powered off", vm.name);
-        vm.restart == Restart::Always
-    } else if vm.change(Life::Resetting, Life::Stopped) {
-        log::info!("vm {}: reset", vm.name);
-        vm.restart != Restart::Never
-    } else {
-        return;
-    };
-    if again {
-        match vm.reset() {
-            Ok(()) => {
-                if let Some(core) = vm
-                    .slots
-                    .first()
-                    .and_then(|slot| guests.cores.get(slot.core))
+/// A core is done with a VM for now. The last to leave one that ends concludes it.
+fn leave(guests: &Guests, vm: &Vm) {
+    if let Some(ended) = vm.lifecycle.leave(vm.restart) {
+        conclude(guests, vm, ended);
+    }
+}
+
+/// A VM has ended: no vCPU of it is on a core.
+fn conclude(guests: &Guests, vm: &Vm, ended: Ended) {
+    console::vm_ended(vm.number);
+    if vm::is_notable(vm.lifecycle.starts()) {
+        log::info!("vm {}: {}", vm.name, ended.ending);
+    }
+    match ended.next {
+        Next::Start => begin(guests, vm, Some(ended.ending)),
+        Next::Stay => {
+            let starts = guests.vms.iter().map(|vm| &vm.start);
+            for next in vm::dependents(starts, &vm.name) {
+                if let Some(next) = guests.vms.get(next)
+                    && next.lifecycle.claim()
                 {
-                    gic::kick(core.mpidr);
+                    log::info!("vm {}: starts after {}", next.name, vm.name);
+                    begin(guests, next, None);
                 }
-                return;
             }
-            Err(error) => log::error!("vm {}: does not start again: {error}", vm.name),
         }
     }
-    if guests.running.fetch_sub(1, Ordering::AcqRel) == 1 {
-        panic::end(Verdict::Good("all VMs are off"));
+    end_if_all_off(guests);
+}
+
+/// Starts a VM that is claimed.
+pub(super) fn begin(guests: &Guests, vm: &Vm, ended: Option<Ending>) {
+    match vm.begin(ended) {
+        Ok(()) => {
+            let first = vm.slots.first();
+            if let Some(core) = first.and_then(|slot| guests.cores.get(slot.core)) {
+                gic::kick(core.mpidr);
+            }
+        }
+        Err(error) => log::error!("vm {}: does not start: {error}", vm.name),
+    }
+}
+
+/// Ends a running VM from outside; `from` is the core that asks and has no vCPU on it. False when it
+/// is not running.
+pub(super) fn stop(guests: &Guests, vm: &Vm, ending: Ending, from: usize) -> bool {
+    let _ = vm.lifecycle.enter();
+    let ends = vm.lifecycle.end(ending);
+    if ends {
+        call_in(guests, vm, from);
+    }
+    leave(guests, vm);
+    ends
+}
+
+/// Makes all vCPUs of a VM leave their cores, other than the core `from`.
+fn call_in(guests: &Guests, vm: &Vm, from: usize) {
+    for slot in vm.slots.iter().filter(|slot| slot.core != from) {
+        if let Some(core) = guests.cores.get(slot.core) {
+            gic::kick(core.mpidr);
+        }
     }
 }
 
 impl Residency<'_> {
     fn run(&mut self, shared: bool) -> Departure {
         loop {
-            if self.vm.life() != Life::Running {
+            if !self.vm.lifecycle.is_running() {
                 return Departure::Off;
             }
             if self.refill || self.vm.gic.needs_flush(self.index) {
@@ -351,12 +454,20 @@ impl Residency<'_> {
             }
             // SAFETY: `load` put this vCPU's stage 2 and HCR_EL2 on the core; stage 2 holds the
             // VM's memory only.
-            match unsafe { enter::enter(&mut self.vcpu.registers) } {
+            let exit = unsafe { enter::enter(&mut self.vcpu.registers) };
+            // This core alone counts.
+            let exits = &self.slot.exits;
+            exits.store(exits.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+            match exit {
                 Exit::Synchronous => match self.synchronous() {
-                    Next::Resume => {}
-                    Next::Leave => return Departure::Off,
-                    Next::Wait if shared => return Departure::Waits,
-                    Next::Wait => self.wait(),
+                    After::Resume => {}
+                    After::Leave => return Departure::Off,
+                    After::Wait if shared => return Departure::Waits,
+                    After::Wait => {
+                        if self.wait() {
+                            return Departure::Waits;
+                        }
+                    }
                 },
                 Exit::Interrupt => {
                     if self.interrupt() == Some(Departure::Preempted) {
@@ -370,7 +481,7 @@ impl Residency<'_> {
                         self.index,
                         read_register!("esr_el2")
                     );
-                    self.power_off();
+                    self.end(Ending::Fault);
                     return Departure::Off;
                 }
             }
@@ -402,18 +513,21 @@ impl Residency<'_> {
         }
     }
 
-    /// Sleeps on the core until the vCPU has an interrupt. Nobody else wants the core.
-    fn wait(&mut self) {
+    /// Sleeps on the core until the vCPU has an interrupt. No other vCPU wants the core; true when the
+    /// monitor does.
+    fn wait(&mut self) -> bool {
         loop {
             self.sync();
             if self.vm.gic.has_interrupt(self.index, &irq::current())
-                || self.vm.life() != Life::Running
+                || !self.vm.lifecycle.is_running()
             {
-                return;
+                return false;
             }
             aarch64_cpu::asm::barrier::dsb(aarch64_cpu::asm::barrier::SY);
             aarch64_cpu::asm::wfi();
-            self.interrupt();
+            if self.interrupt().is_some() {
+                return true;
+            }
         }
     }
 
@@ -437,7 +551,14 @@ impl Residency<'_> {
                 gic::deactivate(intid);
                 return Some(Departure::Preempted);
             }
-            _ if Some(intid) == self.guests.console => console_input(self.guests, self.core),
+            gic::KICK if self.slot.peek.swap(false, Ordering::AcqRel) => {
+                *self.slot.view.lock() = Some(self.vcpu.view(Whereabouts::OnThisCore));
+            }
+            _ if Some(intid) == self.guests.console => {
+                let command = console_input(self.guests, self.core);
+                gic::deactivate(intid);
+                return command.then_some(Departure::Preempted);
+            }
             _ => {}
         }
         gic::deactivate(intid);
@@ -456,26 +577,10 @@ impl Residency<'_> {
         }
     }
 
-    pub(crate) fn power_off(&self) {
-        if self.vm.change(Life::Running, Life::PoweringOff) {
-            self.call_in();
-        }
-    }
-
-    pub(crate) fn restart(&self) {
-        if self.vm.change(Life::Running, Life::Resetting) {
-            self.call_in();
-        }
-    }
-
-    /// Makes all vCPUs of the VM leave their cores.
-    fn call_in(&self) {
-        for slot in &self.vm.slots {
-            if slot.core != self.core
-                && let Some(core) = self.guests.cores.get(slot.core)
-            {
-                gic::kick(core.mpidr);
-            }
+    /// Ends the VM.
+    pub(crate) fn end(&self, ending: Ending) {
+        if self.vm.lifecycle.end(ending) {
+            call_in(self.guests, self.vm, self.core);
         }
     }
 }

@@ -4,6 +4,7 @@ use armv8::{Action, Cause, Exception};
 use types::Ipa;
 use vdev::mmio::{self, Access, Base, Direction, Extension, Register};
 use vgic::Kicks;
+use vm::Ending;
 
 use super::context::{read_register, write_register};
 use super::devices;
@@ -116,11 +117,11 @@ impl Residency<'_> {
                 return Next::Wait;
             }
             Some(Action::SystemOff) => {
-                self.power_off();
+                self.end(Ending::PowerOff);
                 return Next::Leave;
             }
             Some(Action::SystemReset) => {
-                self.restart();
+                self.end(Ending::Reset);
                 return Next::Leave;
             }
         }

@@ -1,5 +1,7 @@
 //! A vCPU's state, on and off a core.
 
+use alloc::vec::Vec;
+
 use aarch64_cpu::asm::barrier;
 use vgic::{CpuContext, LrImage};
 
@@ -45,6 +47,15 @@ const MDCR: u64 = 1 << 6 | 1 << 5;
 
 /// `CNTHCTL_EL2`: EL1 may use the physical counter and timer.
 const CNTHCTL: u64 = 3;
+
+/// Where a vCPU's system registers are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Whereabouts {
+    /// On the core that asks.
+    OnThisCore,
+    /// In memory.
+    OffCore,
+}
 
 /// A vCPU.
 pub(crate) struct Vcpu {
@@ -139,6 +150,40 @@ impl Vcpu {
         self.debug.save();
         write_register!("hcr_el2", 1 << 31);
         barrier::isb(barrier::SY);
+    }
+
+    /// Its registers by name. `here`: it is on this core, which has the system registers.
+    pub(crate) fn view(&self, here: Whereabouts) -> Vec<(&'static str, u64)> {
+        const X: [&str; 31] = [
+            "x0", "x1", "x2", "x3", "x4", "x5", "x6", "x7", "x8", "x9", "x10", "x11", "x12", "x13",
+            "x14", "x15", "x16", "x17", "x18", "x19", "x20", "x21", "x22", "x23", "x24", "x25",
+            "x26", "x27", "x28", "x29", "x30",
+        ];
+        let mut taken = SystemContext::default();
+        let system = match here {
+            Whereabouts::OnThisCore => {
+                taken.save();
+                &taken
+            }
+            Whereabouts::OffCore => &self.system,
+        };
+        let mut view: Vec<_> = X.into_iter().zip(self.registers.x).collect();
+        view.extend([
+            ("pc", self.registers.pc),
+            ("pstate", self.registers.pstate),
+            ("sp_el0", system.sp_el0),
+            ("sp_el1", system.sp_el1),
+            ("elr_el1", system.elr),
+            ("spsr_el1", system.spsr),
+            ("esr_el1", system.esr),
+            ("far_el1", system.far),
+            ("vbar_el1", system.vbar),
+            ("sctlr_el1", system.sctlr),
+            ("tcr_el1", system.tcr),
+            ("ttbr0_el1", system.ttbr0),
+            ("ttbr1_el1", system.ttbr1),
+        ]);
+        view
     }
 
     /// When, on the physical counter, a timer of the vCPU that is off its core will fire.

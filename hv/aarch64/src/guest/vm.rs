@@ -4,11 +4,11 @@ use alloc::boxed::Box;
 use alloc::collections::VecDeque;
 use alloc::string::String;
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 
 use armv8::{Psci, Shown};
 use boot::Frames;
-use bundle::{Bundle, Firmware, KernelFormat, Restart, VmConfig};
+use bundle::{Bundle, Firmware, KernelFormat, Restart, Start, VmConfig};
 use firmware::{FirmwareError, FirmwareKind, GuestPlatform, Payload, PlatformError};
 use hal::{Clock, FrameAllocator, OutOfFrames, PhysMemory};
 use pagetable::{Geometry, NotLive, PageTable, Stage2, Stage2Attributes};
@@ -16,6 +16,7 @@ use spin::Mutex;
 use types::{Address, Ipa, Pa, PageSize, Span};
 use vdev::{Pl011, Pl031};
 use vgic::{Affinity, Vgic};
+use vm::{Ending, Lifecycle, RunClock};
 
 use super::devices::Bus;
 use super::irq::Interface;
@@ -84,20 +85,6 @@ pub(crate) enum Activity {
     Waiting = 2,
 }
 
-/// What a VM does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub(crate) enum Life {
-    /// Its vCPUs run.
-    Running = 0,
-    /// It has asked to be turned off; its vCPUs are leaving their cores.
-    PoweringOff = 1,
-    /// It has asked to be restarted; likewise.
-    Resetting = 2,
-    /// Nothing of it runs.
-    Stopped = 3,
-}
-
 /// A vCPU and what others may know of it.
 pub(crate) struct Slot {
     /// The core it runs on.
@@ -109,6 +96,14 @@ pub(crate) struct Slot {
     pub(crate) start: Mutex<Option<(u64, u64)>>,
     /// Held by the core it is on.
     pub(crate) vcpu: Mutex<Vcpu>,
+    /// Its exits; counted by the core it is on.
+    pub(crate) exits: AtomicU64,
+    /// How long it has been on its core.
+    pub(crate) clock: RunClock,
+    /// The monitor wants to see the registers of the vCPU, which is on a core.
+    pub(crate) peek: AtomicBool,
+    /// The registers as they were when it did.
+    pub(crate) view: Mutex<Option<Vec<(&'static str, u64)>>>,
 }
 
 impl Slot {
@@ -137,8 +132,18 @@ impl Slot {
 
 /// A VM.
 pub(crate) struct Vm {
+    /// Its place among the VMs.
+    pub(crate) number: usize,
     pub(crate) name: String,
     pub(crate) restart: Restart,
+    pub(crate) start: Start,
+    pub(crate) slice_us: u64,
+    pub(crate) bytes: u64,
+    pub(crate) lifecycle: Lifecycle,
+    /// Nothing has run in it yet: its memory is as it was given out, zero.
+    fresh: AtomicBool,
+    /// When it started last.
+    born: AtomicU64,
     platform: GuestPlatform,
     /// Where its devices are.
     pub(crate) bus: Bus,
@@ -147,7 +152,7 @@ pub(crate) struct Vm {
     ram: Pieces,
     memory: Ram,
     /// Kept for as long as the VM: its tables are in use. Nothing changes it yet.
-    _stage2: Tree,
+    stage2: Tree,
     vttbr: u64,
     vtcr: u64,
     counter_offset: AtomicU64,
@@ -156,14 +161,9 @@ pub(crate) struct Vm {
     pub(crate) rtc: Mutex<Pl031>,
     pub(crate) psci: Mutex<Psci>,
     pub(crate) slots: Box<[Slot]>,
-    life: AtomicU8,
-    /// vCPUs that are on a core, and those about to be.
-    pub(crate) residents: AtomicUsize,
     /// Typed bytes that its UART has no room for yet, and whether there are any.
     pub(crate) input: Mutex<VecDeque<u8>>,
     pub(crate) has_input: AtomicBool,
-    /// The line of output being collected, when VMs share the terminal.
-    pub(crate) line: Mutex<Vec<u8>>,
 }
 
 /// The file of a bundle.
@@ -174,13 +174,14 @@ fn file(bundle: &Bundle<'static>, name: &str) -> Result<&'static [u8], BuildErro
 }
 
 impl Vm {
-    /// Makes a VM and loads its guest. `vmid` is its own; `place` says on which core each vCPU runs.
+    /// Makes a VM, stopped. `number` is its place among the VMs; `place` says on which core each vCPU
+    /// runs.
     pub(crate) fn build(
         config: &VmConfig,
         bundle: &Bundle<'static>,
         memory: Ram,
         frames: Frame,
-        vmid: u16,
+        number: usize,
         mut place: impl FnMut(usize) -> usize,
     ) -> Result<Self, BuildError> {
         let cpus = u16::try_from(config.cpus).unwrap_or(u16::MAX);
@@ -205,8 +206,9 @@ impl Vm {
                 Firmware::Acpi => FirmwareKind::Acpi,
             },
         };
+        let vmid = number as u64 + 1;
         let (stage2, ram) = build_memory(&platform, memory, frames)?;
-        let vttbr = stage2.root().bits() | u64::from(vmid) << 48;
+        let vttbr = stage2.root().bits() | vmid << 48;
         let vtcr = pagetable::vtcr(stage2.geometry(), 8);
         let affinities: Vec<u64> = platform.cpus.iter().map(|mpidr| mpidr.bits()).collect();
         let gic = new_gic(&affinities)?;
@@ -216,15 +218,26 @@ impl Vm {
             deadline: AtomicU64::new(u64::MAX),
             start: Mutex::new(None),
             vcpu: Mutex::new(Vcpu::new(*mpidr)),
+            exits: AtomicU64::new(0),
+            clock: RunClock::default(),
+            peek: AtomicBool::new(false),
+            view: Mutex::new(None),
         });
-        let vm = Self {
+        Ok(Self {
+            number,
             name: config.name.clone(),
             restart: config.restart,
             bus: Bus::new(&platform),
+            start: config.start.clone(),
+            slice_us: vm::slice_us(config.time_slice_us),
+            bytes: config.memory,
+            lifecycle: Lifecycle::new(),
+            fresh: AtomicBool::new(true),
+            born: AtomicU64::new(0),
             payload,
             ram,
             memory,
-            _stage2: stage2,
+            stage2,
             vttbr,
             vtcr,
             counter_offset: AtomicU64::new(0),
@@ -233,19 +246,54 @@ impl Vm {
             rtc: Mutex::new(Pl031::new(0, 0)),
             psci: Mutex::new(Psci::new(&affinities)),
             slots: slots.collect(),
-            life: AtomicU8::new(Life::Stopped as u8),
-            residents: AtomicUsize::new(0),
             input: Mutex::new(VecDeque::new()),
             has_input: AtomicBool::new(false),
-            line: Mutex::new(Vec::new()),
             platform,
-        };
-        vm.boot()?;
-        Ok(vm)
+        })
     }
 
-    /// Loads the guest and makes its first vCPU ready. The VM is stopped, and its memory is zero.
-    fn boot(&self) -> Result<(), BuildError> {
+    /// Starts the VM, which is claimed for that: zeroed memory, devices at reset, the guest loaded.
+    /// It rests before it runs when it `ended` by itself, so that a loop of resets leaves its core
+    /// to others.
+    pub(crate) fn begin(&self, ended: Option<Ending>) -> Result<(), BuildError> {
+        let begun = SystemCounter.ticks();
+        let loaded = if self.fresh.swap(false, Ordering::AcqRel) {
+            self.load()
+        } else {
+            self.clear().and_then(|()| self.load())
+        };
+        let now = SystemCounter.ticks();
+        let lived = begun.saturating_sub(self.born.swap(now, Ordering::AcqRel));
+        match (loaded, self.slots.first()) {
+            (Ok(()), Some(first)) => {
+                let rest = match ended {
+                    Some(Ending::Reset | Ending::PowerOff) => vm::rest_ticks(lived, now - begun),
+                    _ => 0,
+                };
+                first
+                    .deadline
+                    .store(now.saturating_add(rest), Ordering::Release);
+                first.set_activity(if rest > 0 {
+                    Activity::Waiting
+                } else {
+                    Activity::Ready
+                });
+                self.lifecycle.started();
+                Ok(())
+            }
+            (Ok(()), None) => {
+                self.lifecycle.failed();
+                Err(BuildError::Geometry)
+            }
+            (Err(error), _) => {
+                self.lifecycle.failed();
+                Err(error)
+            }
+        }
+    }
+
+    /// Loads the guest, whose memory is zero, and says where its first vCPU starts.
+    fn load(&self) -> Result<(), BuildError> {
         let layout = firmware::plan(&self.platform, &self.payload).map_err(BuildError::Firmware)?;
         for placement in &layout.placements {
             self.write(placement.at, &placement.bytes)
@@ -259,14 +307,11 @@ impl Vm {
             return Err(BuildError::Geometry);
         };
         *first.start.lock() = Some((layout.entry.pc.bits(), layout.entry.x0.bits()));
-        self.life.store(Life::Running as u8, Ordering::Release);
-        first.set_activity(Activity::Ready);
         Ok(())
     }
 
-    /// Back to the beginning: zeroed memory, devices at reset, the guest loaded anew. No vCPU is on
-    /// a core.
-    pub(crate) fn reset(&self) -> Result<(), BuildError> {
+    /// Back to the beginning: zeroed memory, devices at reset. No vCPU is on a core.
+    fn clear(&self) -> Result<(), BuildError> {
         for (span, pa) in &self.ram {
             let bytes = span
                 .len()
@@ -278,7 +323,6 @@ impl Vm {
         self.gic.reset();
         *self.uart.lock() = Pl011::new();
         *self.rtc.lock() = Pl031::new(0, 0);
-        self.line.lock().clear();
         self.input.lock().clear();
         self.has_input.store(false, Ordering::Release);
         let affinities: Vec<u64> = self
@@ -292,7 +336,7 @@ impl Vm {
             slot.set_activity(Activity::Off);
             *slot.start.lock() = None;
         }
-        self.boot()
+        Ok(())
     }
 
     /// Copies into guest memory.
@@ -356,20 +400,17 @@ impl Vm {
         Shown { ipa_bits: IPA_BITS }
     }
 
-    pub(crate) fn life(&self) -> Life {
-        match self.life.load(Ordering::Acquire) {
-            0 => Life::Running,
-            1 => Life::PoweringOff,
-            2 => Life::Resetting,
-            _ => Life::Stopped,
+    /// Where stage 2 takes a guest physical address.
+    pub(crate) fn walk(&self, at: Ipa) -> vm::Walk {
+        match self.stage2.walk(at) {
+            Ok(leaf) => vm::Walk::Mapped {
+                pa: leaf.pa.bits(),
+                bytes: leaf.size.bytes(),
+                level: leaf.level,
+                descriptor: leaf.descriptor,
+            },
+            Err(fault) => vm::Walk::Unmapped { level: fault.level },
         }
-    }
-
-    /// Moves the VM from one state to another; false when it was not in the first.
-    pub(crate) fn change(&self, from: Life, to: Life) -> bool {
-        self.life
-            .compare_exchange(from as u8, to as u8, Ordering::AcqRel, Ordering::Acquire)
-            .is_ok()
     }
 }
 
