@@ -9,11 +9,12 @@ use crate::board::{Arch, Board};
 use crate::manifest::{self, Overrides};
 use crate::{run, workspace};
 
+/// The memory is the least that POWER gives a guest.
 const MANIFEST: &str = "\
 version = 1
 [[vm]]
 name = \"tiny\"
-memory = \"2M\"
+memory = \"256M\"
 kernel = \"tiny.bin\"
 kernel_format = \"flat\"
 ";

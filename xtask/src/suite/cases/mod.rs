@@ -230,7 +230,7 @@ fn bundles(board: &'static str) -> Vec<Case> {
                 "bundle: 2 files, 1 VMs",
                 "bundle: manifest.dtb, ",
                 "bundle: vm0/kernel, 5000 bytes",
-                "vm tiny: 2 MiB, 1 vCPUs",
+                "vm tiny: 256 MiB, 1 vCPUs",
                 "report: complete",
             ])
             .until_expected(),
