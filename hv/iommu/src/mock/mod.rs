@@ -74,10 +74,20 @@ pub enum Leaves {
     SmallAndHuge,
 }
 
+/// Whether endpoints of a unit can use the same table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sharing {
+    /// Any can.
+    Any,
+    /// A table suits the endpoint it was made for and no other (a LIOBN of a host bridge).
+    Own,
+}
+
 #[derive(Clone, Debug)]
 struct Unit {
     capabilities: Capabilities,
     windows: Vec<Window>,
+    sharing: Sharing,
 }
 
 /// How often the mock was asked what.
@@ -151,6 +161,7 @@ impl Mock {
             Unit {
                 capabilities,
                 windows: windows.into(),
+                sharing: Sharing::Any,
             },
         );
         self
@@ -175,6 +186,7 @@ impl Mock {
             Unit {
                 capabilities,
                 windows: windows.into(),
+                sharing: Sharing::Any,
             },
         );
         self
@@ -184,6 +196,13 @@ impl Mock {
     pub fn change(&mut self, unit: UnitId, f: impl FnOnce(&mut Capabilities)) {
         if let Some(unit) = self.units.get_mut(&unit) {
             f(&mut unit.capabilities);
+        }
+    }
+
+    /// Says which endpoints of a unit can share tables.
+    pub fn set_sharing(&mut self, unit: UnitId, sharing: Sharing) {
+        if let Some(unit) = self.units.get_mut(&unit) {
+            unit.sharing = sharing;
         }
     }
 
@@ -330,7 +349,7 @@ impl Backend for Mock {
         if (options.nest_parent && !caps.nesting) || (options.dirty && !caps.dirty) {
             return Err(BackendError::Unsupported);
         }
-        let table = Table::new(endpoint.unit, unit.windows.clone());
+        let table = Table::new(endpoint, unit.windows.clone());
         self.allocate()?;
         let id = TableId::new(self.next_table);
         self.next_table += 1;
@@ -395,7 +414,7 @@ impl Backend for Mock {
     }
 
     fn reset_windows(&mut self, table: TableId) -> Result<(), BackendError> {
-        let unit = self.table(table)?.unit;
+        let unit = self.table(table)?.made_for.unit;
         let windows = self
             .units
             .get(&unit)
@@ -415,7 +434,7 @@ impl Backend for Mock {
             return none;
         };
         if !self
-            .capabilities(table.unit)
+            .capabilities(table.made_for.unit)
             .is_some_and(|caps| caps.dynamic_windows)
         {
             return none;
@@ -490,10 +509,13 @@ impl Backend for Mock {
             return Err(BackendError::Timeout);
         }
         take(&mut self.installs_left, BackendError::Timeout)?;
-        if let Binding::Table(table) | Binding::Nested { parent: table, .. } = binding
-            && self.table(*table)?.unit != endpoint.unit
-        {
-            return Err(BackendError::Incompatible);
+        if let Binding::Table(table) | Binding::Nested { parent: table, .. } = binding {
+            let made_for = self.table(*table)?.made_for;
+            let unit = self.units.get(&endpoint.unit);
+            let own = unit.is_some_and(|unit| unit.sharing == Sharing::Own);
+            if made_for.unit != endpoint.unit || own && made_for != endpoint {
+                return Err(BackendError::Incompatible);
+            }
         }
         self.history.push((endpoint, *binding));
         if *binding == Binding::Abort {

@@ -6,7 +6,7 @@ use alloc::vec::Vec;
 use types::{Iova, Pa, Span};
 
 use crate::area::{Permissions, span};
-use crate::backend::{DirtyRead, DirtyTracking, MemoryType, UnitId, Window};
+use crate::backend::{DirtyRead, DirtyTracking, Endpoint, MemoryType, Window};
 
 /// One entry of a table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,7 +25,7 @@ pub struct Leaf {
 
 #[derive(Clone, Debug)]
 pub(super) struct Table {
-    pub(super) unit: UnitId,
+    pub(super) made_for: Endpoint,
     pub(super) windows: Vec<Window>,
     leaves: BTreeMap<u64, Leaf>,
     cache: BTreeMap<u64, Leaf>,
@@ -46,9 +46,9 @@ fn overlapping(map: &BTreeMap<u64, Leaf>, span: Span<Iova>) -> Vec<u64> {
 }
 
 impl Table {
-    pub(super) fn new(unit: UnitId, windows: Vec<Window>) -> Self {
+    pub(super) fn new(made_for: Endpoint, windows: Vec<Window>) -> Self {
         Self {
-            unit,
+            made_for,
             windows,
             leaves: BTreeMap::new(),
             cache: BTreeMap::new(),

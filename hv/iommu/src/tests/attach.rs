@@ -406,6 +406,25 @@ fn two_groups_may_share_windows() {
 }
 
 #[test]
+fn a_table_that_does_not_suit_an_endpoint_is_not_the_last_word() {
+    let mut f = Fixture::new();
+    let sharing = crate::mock::Sharing::Own;
+    f.core.backend_mut().set_sharing(TCE, sharing);
+    let (a, b) = (f.device(TCE), f.device(TCE));
+    f.map(0, 0, PAGE).unwrap();
+    let first = f.core.attach(a, Target::Ioas(f.ioas)).unwrap();
+    // Asked for by name it is refused, asked for by address space another one is made.
+    assert_eq!(
+        refused(f.core.attach(b, Target::Domain(first))),
+        Error::Backend(BackendError::Incompatible)
+    );
+    let second = f.core.attach(b, Target::Ioas(f.ioas)).unwrap();
+    assert_ne!(first, second);
+    assert_eq!((f.reads(a, 0), f.reads(b, 0)), (Some(RAM), Some(RAM)));
+    crate::mock::check(&f.core);
+}
+
+#[test]
 fn mapping_reaches_domains_of_every_kind_of_unit() {
     let mut f = Fixture::new();
     let a = f.attached(SMMU);
