@@ -67,6 +67,34 @@ impl Ram {
     }
 }
 
+impl Ram {
+    /// Writes what the caches hold of a range back to memory and drops it: for whoever will look
+    /// with its caches off, as a guest does at first.
+    ///
+    /// # Errors
+    /// [`NotMemory`] outside memory.
+    pub(crate) fn clean(&self, pa: Pa, bytes: usize) -> Result<(), NotMemory> {
+        let start = self.check(pa, bytes)?;
+        let line = cache_line_bytes();
+        for address in (start & !(line - 1)..start + bytes).step_by(line) {
+            // SAFETY: cache maintenance by address changes no value.
+            unsafe {
+                core::arch::asm!("dc civac, {}", in(reg) address, options(nostack));
+            };
+        }
+        aarch64_cpu::asm::barrier::dsb(aarch64_cpu::asm::barrier::SY);
+        Ok(())
+    }
+}
+
+/// Bytes of the smallest data cache line. [DDI 0487 D19.2.34]
+fn cache_line_bytes() -> usize {
+    let ctr: usize;
+    // SAFETY: reads an identification register.
+    unsafe { core::arch::asm!("mrs {}, ctr_el0", out(reg) ctr, options(nomem, nostack)) };
+    4 << (ctr >> 16 & 0xf)
+}
+
 impl PhysMemory for Ram {
     fn read(&self, pa: Pa, buffer: &mut [u8]) -> Result<(), NotMemory> {
         let from = with_exposed_provenance_mut::<u8>(self.check(pa, buffer.len())?);

@@ -100,14 +100,17 @@ const fn gic_width(width: Width) -> vgic::Width {
 pub(crate) fn read(vm: &Vm, target: Target, width: Width) -> Option<(u64, Kicks)> {
     Some(match target {
         Target::Uart(offset) => {
-            let (value, effects) = vm.uart.lock().read(offset, width);
-            (
-                value,
-                carry_out(vm, vm.platform().uart.interrupt.intid(), effects),
-            )
+            let mut uart = vm.uart.lock();
+            let (value, effects) = uart.read(offset, width);
+            // Under the lock, so that two CPUs cannot tell the line's states in the wrong order.
+            let kicks = carry_out(vm, vm.platform().uart.interrupt.intid(), effects);
+            drop(uart);
+            // The guest has made room, if it read a byte.
+            (value, kicks.union(feed(vm)))
         }
         Target::Rtc(offset) => {
-            let (value, effects) = vm.rtc.lock().read(offset, width, seconds(vm));
+            let mut rtc = vm.rtc.lock();
+            let (value, effects) = rtc.read(offset, width, seconds(vm));
             let intid = vm.platform().rtc.as_ref()?.interrupt.intid();
             (value, carry_out(vm, intid, effects))
         }
@@ -126,11 +129,16 @@ pub(crate) fn read(vm: &Vm, target: Target, width: Width) -> Option<(u64, Kicks)
 pub(crate) fn write(vm: &Vm, target: Target, width: Width, value: u64) -> Option<Kicks> {
     Some(match target {
         Target::Uart(offset) => {
-            let effects = vm.uart.lock().write(offset, width, value);
-            carry_out(vm, vm.platform().uart.interrupt.intid(), effects)
+            let mut uart = vm.uart.lock();
+            let effects = uart.write(offset, width, value);
+            let kicks = carry_out(vm, vm.platform().uart.interrupt.intid(), effects);
+            drop(uart);
+            // It may have turned its receiver on.
+            kicks.union(feed(vm))
         }
         Target::Rtc(offset) => {
-            let effects = vm.rtc.lock().write(offset, width, value, seconds(vm));
+            let mut rtc = vm.rtc.lock();
+            let effects = rtc.write(offset, width, value, seconds(vm));
             carry_out(vm, vm.platform().rtc.as_ref()?.interrupt.intid(), effects)
         }
         Target::Distributor(offset) => vm.gic.write_distributor(offset, gic_width(width), value),
@@ -160,11 +168,11 @@ fn feed(vm: &Vm) -> Kicks {
         return Kicks::NONE;
     }
     let mut input = vm.input.lock();
-    let (taken, effects) = vm.uart.lock().receive(input.make_contiguous());
+    let mut uart = vm.uart.lock();
+    let (taken, effects) = uart.receive(input.make_contiguous());
     let taken = taken.min(input.len());
     input.drain(..taken);
     vm.has_input.store(!input.is_empty(), Ordering::Release);
-    drop(input);
     carry_out(vm, vm.platform().uart.interrupt.intid(), effects)
 }
 

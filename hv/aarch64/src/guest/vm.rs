@@ -299,7 +299,16 @@ impl Vm {
             self.write(placement.at, &placement.bytes)
                 .ok_or(BuildError::Geometry)?;
         }
-        // The guest starts with its caches off: what was written must be in memory.
+        // The guest starts with its caches off: what was zeroed and written must be in memory, and
+        // no line of it may be written back over what the guest writes.
+        for (span, pa) in &self.ram {
+            let bytes = span
+                .len()
+                .and_then(|len| usize::try_from(len).ok())
+                .unwrap_or(0);
+            let cleaned = self.memory.clean(*pa, bytes);
+            cleaned.map_err(|error| BuildError::Stage2(error.into()))?;
+        }
         clean_instruction_side();
         self.counter_offset
             .store(SystemCounter.ticks(), Ordering::Release);
