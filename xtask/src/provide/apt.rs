@@ -235,11 +235,16 @@ impl Apt {
             Suite::Default => format!("apt-get update && {install} {packages}"),
             Suite::Backports => {
                 let suite = self.backports();
-                let uri = sources::backports(&self.sources, &self.codename)
-                    .and_then(|source| source.uris.into_iter().next())
+                let source = sources::backports(&self.sources, &self.codename).unwrap_or_default();
+                let uri = source.uris.first().map_or("", String::as_str);
+                // A key written into the sources themselves has no place in one line.
+                let key = source
+                    .signed_by
+                    .filter(|key| key.starts_with('/'))
+                    .map(|key| format!("[signed-by={key}] "))
                     .unwrap_or_default();
                 format!(
-                    "echo deb {uri} {suite} main >/etc/apt/sources.list.d/{suite}.list && \
+                    "echo deb {key}{uri} {suite} main >/etc/apt/sources.list.d/{suite}.list && \
                      apt-get update && {install} -t {suite} {packages}"
                 )
             }
@@ -251,6 +256,12 @@ impl Apt {
         };
         format!("{root} {}", shell::quote(&script))
     }
+}
+
+/// The version that the machine's own apt would install, by the lists that it has.
+pub(crate) fn candidate_of_machine(package: &str) -> Option<String> {
+    let policy = output_of(Command::new("apt-cache").args(["policy", package]))?;
+    candidate(&policy).map(str::to_owned)
 }
 
 /// Whether we may install packages.
@@ -364,7 +375,7 @@ mod tests {
             uris: vec!["http://deb.example.org/debian".into()],
             suites: vec!["bookworm".into()],
             components: vec!["main".into()],
-            signed_by: None,
+            signed_by: Some("/k.gpg".into()),
         };
         let apt = Apt {
             scope: Scope::Machine,
@@ -381,7 +392,9 @@ mod tests {
             "{line}"
         );
         assert!(
-            line.contains("deb http://deb.example.org/debian bookworm-backports main"),
+            line.contains(
+                "deb [signed-by=/k.gpg] http://deb.example.org/debian bookworm-backports main"
+            ),
             "{line}"
         );
         assert_eq!(line.lines().count(), 1);

@@ -63,10 +63,18 @@ pub(crate) fn need(arch: Arch) -> Need {
 fn cure() -> String {
     match Apt::new(Scope::Machine) {
         Ok(_) if apt::may_install() => "cargo xtask run installs it".to_owned(),
-        Ok(apt) => apt.command_for_root(&Wanted {
-            packages: &PACKAGES,
-            from: Suite::Backports,
-        }),
+        Ok(apt) => {
+            let own = apt::candidate_of_machine(PACKAGES[0]);
+            let from = if apt::new_enough(own.as_deref(), LEAST) {
+                Suite::Default
+            } else {
+                Suite::Backports
+            };
+            apt.command_for_root(&Wanted {
+                packages: &PACKAGES,
+                from,
+            })
+        }
         Err(error) => format!(
             "{error}: install QEMU {}.{} or newer and put it first in PATH",
             LEAST.major, LEAST.minor
