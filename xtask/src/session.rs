@@ -1,5 +1,6 @@
 //! One run of QEMU, from its start to a judgement.
 
+use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, Read, Write as _};
 use std::path::{Path, PathBuf};
@@ -24,12 +25,23 @@ const MESSAGES_LIMIT: usize = 64 << 10;
 pub(crate) const TIMED_OUT: u8 = 124;
 
 /// Where the console's input comes from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Input {
     /// Our own standard input.
     Standard,
     /// Nowhere.
     Nothing,
+    /// A script, in order.
+    Script(VecDeque<Typed>),
+}
+
+/// What is typed once so many expectations have been met.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Typed {
+    /// How many.
+    pub(crate) after: usize,
+    /// What.
+    pub(crate) text: String,
 }
 
 /// Where the console's output goes, beside the log.
@@ -114,17 +126,18 @@ pub(crate) fn run(mut plan: Plan<'_>) -> Result<Outcome> {
     thread::spawn(move || pump_console(stdout, &console));
     let echo = plan.output;
     let messages = thread::spawn(move || collect_messages(stderr, echo));
-    let mut signals = Signals::listen(plan.input, &sender)?;
+    let mut signals = Signals::listen(&plan.input, &sender)?;
     // Held open to the end when nothing is typed: a closed console is not what boards have.
-    let _stdin = match plan.input {
+    let mut typist = match &mut plan.input {
         Input::Standard => {
             thread::spawn(move || pump_input(stdin, &sender));
             None
         }
-        Input::Nothing => Some(stdin),
+        Input::Nothing => Some(Typist::new(stdin, VecDeque::new())),
+        Input::Script(script) => Some(Typist::new(stdin, std::mem::take(script))),
     };
 
-    let end = watch(&mut plan, &mut qemu, &events, log.as_mut());
+    let end = watch(&mut plan, &mut qemu, &events, log.as_mut(), typist.as_mut());
     qemu.end();
     signals.close();
     let messages = messages.join().unwrap_or_default();
@@ -144,6 +157,7 @@ fn watch(
     qemu: &mut Qemu,
     events: &Receiver<Event>,
     mut log: Option<&mut Log>,
+    mut typist: Option<&mut Typist<impl io::Write>>,
 ) -> Result<End> {
     let start = Instant::now();
     let mut deadline = plan.timeout.map(|timeout| start + timeout);
@@ -164,7 +178,11 @@ fn watch(
                     log.write(&bytes)?;
                 }
                 let verdict_before = plan.watch.verdict().is_some();
-                match plan.watch.feed(&bytes) {
+                let seen = plan.watch.feed(&bytes);
+                if let Some(typist) = typist.as_deref_mut() {
+                    typist.go_on(plan.watch.met());
+                }
+                match seen {
                     Seen::Forbidden => return Ok(End::Enough),
                     Seen::LastExpectation if plan.until == Until::LastExpectation => {
                         return Ok(End::Enough);
@@ -271,6 +289,31 @@ fn judge(watch: &Watch, until: Until, end: &End) -> (u8, String) {
     )
 }
 
+/// Types what a script says.
+struct Typist<W> {
+    console: W,
+    script: VecDeque<Typed>,
+}
+
+impl<W: io::Write> Typist<W> {
+    fn new(console: W, script: VecDeque<Typed>) -> Self {
+        Self { console, script }
+    }
+
+    /// Types what is due when `met` expectations have been met.
+    fn go_on(&mut self, met: usize) {
+        while self.script.front().is_some_and(|typed| typed.after <= met) {
+            if let Some(typed) = self.script.pop_front() {
+                // A machine that is gone is noticed by its end.
+                let _ = self
+                    .console
+                    .write_all(typed.text.as_bytes())
+                    .and_then(|()| self.console.flush());
+            }
+        }
+    }
+}
+
 fn pump_console(mut stdout: impl Read, events: &Sender<Event>) {
     let mut buffer = [0; 4096];
     loop {
@@ -340,8 +383,8 @@ fn collect_messages(stderr: impl Read, echo: Output) -> String {
 struct Signals(Option<signal_hook::iterator::Handle>);
 
 impl Signals {
-    fn listen(input: Input, events: &Sender<Event>) -> Result<Self> {
-        if input == Input::Nothing {
+    fn listen(input: &Input, events: &Sender<Event>) -> Result<Self> {
+        if *input != Input::Standard {
             return Ok(Self(None));
         }
         use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
@@ -406,6 +449,17 @@ mod tests {
 
     /// A run of a shell script in QEMU's place.
     fn outcome(script: &str, expects: &[&str], until: Until, timeout_ms: u64) -> Outcome {
+        typed(script, expects, &[], until, timeout_ms)
+    }
+
+    /// The same, with something typed after so many expectations.
+    fn typed(
+        script: &str,
+        expects: &[&str],
+        typed: &[(usize, &str)],
+        until: Until,
+        timeout_ms: u64,
+    ) -> Outcome {
         let line = Line {
             program: "sh".into(),
             args: vec!["-c".into(), script.into()],
@@ -419,7 +473,15 @@ mod tests {
             watch: Watch::new(expects, vec![Regex::new("BAD").unwrap()]),
             until,
             timeout: Some(Duration::from_millis(timeout_ms)),
-            input: Input::Nothing,
+            input: Input::Script(
+                typed
+                    .iter()
+                    .map(|&(after, text)| Typed {
+                        after,
+                        text: text.to_owned(),
+                    })
+                    .collect(),
+            ),
             output: Output::Nothing,
             log: None,
         })
@@ -435,6 +497,22 @@ mod tests {
     #[test]
     fn a_good_verdict_and_a_power_off_are_success() {
         assert_eq!(status("echo 'bulkhead: verdict 0: done'", &[]), 0);
+    }
+
+    #[test]
+    fn a_script_types_when_it_has_seen_what_it_waits_for() {
+        let machine = "printf 'login: '; read a; echo \"<$a>\"; printf '$ '; read b; \
+                       echo \"bulkhead: verdict 0: $b\"";
+        let script = [(1, "root\n"), (3, "bye\n")];
+        let expects = ["login: $", "<root>", r"\$ $"];
+        let end = typed(machine, &expects, &script, Until::Verdict(0), LONG);
+        assert_eq!(end.status, 0, "{}", end.reason);
+        assert!(end.reason.ends_with(": bye"), "{}", end.reason);
+        // The control: nothing is typed, so nothing goes on.
+        assert_eq!(
+            typed(machine, &expects, &[], Until::Verdict(0), 100).status,
+            TIMED_OUT
+        );
     }
 
     #[test]

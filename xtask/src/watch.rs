@@ -84,6 +84,11 @@ impl Watch {
         self.expects.get(self.next)
     }
 
+    /// How many expectations were met so far.
+    pub(crate) fn met(&self) -> usize {
+        self.next
+    }
+
     /// Whether there is anything to wait for.
     pub(crate) fn expects_anything(&self) -> bool {
         !self.expects.is_empty()

@@ -19,6 +19,20 @@ kernel = \"tiny.bin\"
 kernel_format = \"flat\"
 ";
 const KERNEL_BYTES: usize = 5000;
+/// Flat Arm kernels of a few instructions, which a test's manifest may name.
+const TINY: [(&str, &[u32]); 4] = [
+    // b .
+    ("spin.bin", &[0x1400_0000]),
+    // mov w0, #0x84000008; hvc #0: PSCI SYSTEM_OFF.
+    ("off.bin", &[0x5280_0100, 0x72b0_8000, 0xd400_0002]),
+    // mov w0, #0x84000009; hvc #0: PSCI SYSTEM_RESET.
+    ("reset.bin", &[0x5280_0120, 0x72b0_8000, 0xd400_0002]),
+    // mov x1, #0x9000000; mov w0, #'x'; strb w0, [x1]; b .-4: prints without end.
+    (
+        "chatter.bin",
+        &[0xd2a1_2001, 0x5280_0f00, 0x3900_0020, 0x17ff_ffff],
+    ),
+];
 /// Where a `newc` header has the size of its file, and how long a header is.
 const SIZE_AT: usize = 54;
 const MAGIC: &[u8] = b"070701";
@@ -33,6 +47,10 @@ pub(super) fn file(board: &Board, bundle: Bundle, name: &str) -> Result<Option<P
         Bundle::Manifest(text) => {
             let manifest = folder().join(format!("{name}.toml"));
             workspace::write_whole(&manifest, text.as_bytes())?;
+            for (name, code) in TINY {
+                let bytes: Vec<u8> = code.iter().flat_map(|word| word.to_le_bytes()).collect();
+                workspace::write_whole(&folder().join(name), &bytes)?;
+            }
             return run::make_bundle(board, &manifest, &Overrides::default()).map(Some);
         }
         Bundle::OfBoard => of_board(board, None)?,

@@ -165,7 +165,7 @@ impl Bench<'_> {
                 End::Expected => Until::LastExpectation,
             },
             timeout: Some(case.timeout),
-            input: Input::Nothing,
+            input: Input::Script(case.typed.iter().cloned().collect()),
             output: Output::Nothing,
             log: Some(log),
         })

@@ -4,12 +4,14 @@ mod guests;
 mod pseries;
 mod tool;
 mod virt;
+mod vms;
 
 use std::time::Duration;
 
 use super::Extent;
 use super::pairwise;
 use crate::qemu::Variation;
+use crate::session::Typed;
 
 /// One board test.
 #[derive(Debug, Clone)]
@@ -26,6 +28,8 @@ pub(super) struct Case {
     pub(super) bundle: Bundle,
     /// What the console must show, in order.
     pub(super) expects: Vec<String>,
+    /// What is typed, each once so many of those were seen.
+    pub(super) typed: Vec<Typed>,
     /// What it must not show.
     pub(super) forbids: Vec<String>,
     /// How it must end.
@@ -135,6 +139,7 @@ impl Case {
             disks: Disks::OfBoard,
             bundle: Bundle::None,
             expects: Vec::new(),
+            typed: Vec::new(),
             forbids: vec![r"\] (ERROR|WARN) ".to_owned(), "PANIC|EXCEPTION".to_owned()],
             end: End::PowerOff(0),
             timeout: Duration::from_secs(300),
@@ -147,6 +152,15 @@ impl Case {
     fn expect(mut self, patterns: &[&str]) -> Self {
         self.expects
             .extend(patterns.iter().map(|&pattern| pattern.to_owned()));
+        self
+    }
+
+    /// Types this once all that is expected so far was seen.
+    fn types(mut self, text: &str) -> Self {
+        self.typed.push(Typed {
+            after: self.expects.len(),
+            text: text.to_owned(),
+        });
         self
     }
 
@@ -179,7 +193,7 @@ impl Case {
 /// The tests of one board.
 pub(super) fn of_board(board: &str, extent: Extent) -> Vec<Case> {
     let mut cases = match board {
-        "virt" => [virt::cases(), guests::cases(), tool::cases()].concat(),
+        "virt" => [virt::cases(), guests::cases(), vms::cases(), tool::cases()].concat(),
         "pseries" => pseries::cases(),
         _ => Vec::new(),
     };

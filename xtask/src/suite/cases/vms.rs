@@ -1,0 +1,325 @@
+//! Tests of several VMs on one terminal: the escape key, the monitor, lifecycle and time sharing.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use regex::Regex;
+
+use super::{Bundle, Case, Check};
+use crate::qemu::Time;
+
+const BOARD: &str = "virt";
+/// Ctrl-] m.
+const MONITOR: &str = "\x1dm";
+const PROMPT: &str = "monitor> ";
+/// Restarts after which a lost frame would be noticed.
+const RESTARTS: usize = 100;
+
+/// A VM of a manifest whose kernel is one of the tiny ones.
+macro_rules! tiny {
+    ($name:literal, $kernel:literal, $cpu:literal, $more:literal) => {
+        concat!(
+            "[[vm]]\nname = \"",
+            $name,
+            "\"\nmemory = \"2M\"\nkernel = \"",
+            $kernel,
+            ".bin\"\nkernel_format = \"flat\"\npin = [",
+            $cpu,
+            "]\n",
+            $more,
+            "\n"
+        )
+    };
+}
+
+/// A guest of our own on the other CPU that tells the time.
+macro_rules! clock {
+    () => {
+        concat!(
+            "[[vm]]\nname = \"clock\"\nmemory = \"32M\"\npin = [1]\nkernel = \"guest:heartbeat\"\n",
+            "kernel_format = \"flat\"\nrestart = \"never\"\nappend = \"beats=300 period_us=10000\"\n"
+        )
+    };
+}
+/// Two Linux VMs.
+const LINUX: &str = include_str!("../../../../qemu/guests/two-vms.toml");
+
+pub(super) fn cases() -> Vec<Case> {
+    vec![
+        two_linux(),
+        restarts(),
+        reset_loop(),
+        flood(),
+        starts(),
+        shares(
+            "two busy VMs on one CPU have half of it each",
+            Bundle::Manifest(concat!(
+                tiny!("a", "spin", 0, ""),
+                tiny!("b", "spin", 0, ""),
+                clock!()
+            )),
+            |console| judge_shares(console, [45..=55, 45..=55]),
+        ),
+        shares(
+            "a VM with a slice three times as long has three times the CPU",
+            Bundle::Manifest(concat!(
+                tiny!("a", "spin", 0, "time_slice_us = 5000"),
+                tiny!("b", "spin", 0, "time_slice_us = 15000"),
+                clock!()
+            )),
+            |console| judge_shares(console, [20..=30, 70..=80]),
+        ),
+    ]
+}
+
+fn case(name: &str, bundle: Bundle) -> Case {
+    Case::new(BOARD, name).bundle(bundle)
+}
+
+impl Case {
+    /// Types a command at the monitor's prompt and expects its answer.
+    fn asks(self, command: &str, answers: &[&str]) -> Self {
+        self.expect(&[PROMPT])
+            .types(&format!("{command}\r"))
+            .expect(answers)
+    }
+}
+
+/// What is typed reaches the VM with the keyboard and no other; the monitor stops, starts and shows.
+fn two_linux() -> Case {
+    let prompt = |vm: &str| format!(r"\[{vm}\] / # ");
+    let (one, two) = (prompt("one"), prompt("two"));
+    let mut case = case(
+        "two Linux VMs on one terminal are typed to, stopped and started",
+        Bundle::Manifest(LINUX),
+    )
+    .expect(&[&one])
+    .types("echo o-$((6*7))\r")
+    .expect(&[r"\[one\] o-42"])
+    .types("\x1d2")
+    .expect(&[r"\[two\] has the keyboard", &two])
+    .types("echo t-$((6*7))\r")
+    .expect(&[r"\[two\] t-42"])
+    .types(MONITOR)
+    .asks("list", &[" 1 one +running ", " 2 two +running "])
+    .asks("vcpu one 0", &["vCPU 0: .* core 0", " pc [0-9a-f]{16}"])
+    .asks("vcpu two 0", &["vCPU 0: .* core 1", " pc [0-9a-f]{16}"])
+    .asks("vcpu two 1", &["there is no such vCPU"])
+    .asks("walk two 40000000", &["0x40000000 -> 0x.*, level [12]"])
+    .asks("walk two 9000000", &["0x9000000 is not mapped"])
+    .asks("smmu", &["smmu0: locked"])
+    .asks("restart two", &["two: running"])
+    .asks("stop two", &["two: stopped"])
+    .asks("stop two", &["two: it is not running"])
+    .asks("list", &[" 1 one +running ", " 2 two +stopped "])
+    .asks("start two", &["two: running"])
+    .asks("focus two", &[r"\[two\] has the keyboard", &two])
+    .types("poweroff -f\r")
+    .expect(&["vm two: powered off"])
+    .types("\x1d1")
+    .expect(&[r"\[one\] has the keyboard", &one])
+    .types("poweroff -f\r")
+    .expect(&["vm one: powered off"]);
+    case.timeout = Duration::from_secs(600);
+    // What is typed to one appears at no other, and what does not begin with a prefix is ours.
+    case.forbids
+        .extend([r"\[one\].*t-42".to_owned(), r"\[two\].*o-42".to_owned()]);
+    case
+}
+
+/// The VM spins on another core than the monitor's, beside one that spins on the monitor's.
+fn restarts() -> Case {
+    let mut case = case(
+        "a VM restarts a hundred times without losing a frame",
+        Bundle::Manifest(concat!(
+            tiny!("here", "spin", 0, ""),
+            tiny!("there", "spin", 1, "")
+        )),
+    )
+    .expect(&["vm there: 2 MiB"])
+    .types(MONITOR)
+    .asks("frames", &["frames of 4 KiB free"]);
+    for _ in 0..RESTARTS / 2 {
+        case = case
+            .asks("restart here", &["here: running"])
+            .asks("restart there", &["there: running"]);
+    }
+    let mut case = case
+        .asks("frames", &["frames of 4 KiB free"])
+        .asks("list", &[" here +running .* 51 ", " there +running .* 51 "])
+        .asks("quit", &["verdict 0: the monitor was told to quit"]);
+    case.check = Check::Judged(same_frames);
+    case
+}
+
+/// The first and the last answer to `frames` are the same, and are answers.
+fn same_frames(console: &str) -> Result<()> {
+    let pattern = Regex::new(r"(\d+) of \d+ frames of 4 KiB free, heap: (\d+) of")?;
+    let free: Vec<(u64, u64)> = pattern
+        .captures_iter(console)
+        .map(|found| Ok((found[1].parse()?, found[2].parse()?)))
+        .collect::<Result<_>>()?;
+    let (first, last) = free
+        .first()
+        .zip(free.last())
+        .context("nobody told of frames")?;
+    ensure!(free.len() >= 2, "frames were told of only once");
+    ensure!(
+        first.0 == last.0,
+        "{} frames were free, then {}",
+        first.0,
+        last.0
+    );
+    // A KiB more may be what the monitor itself keeps.
+    ensure!(
+        last.1 <= first.1 + 2,
+        "the heap has grown from {} to {} KiB",
+        first.1,
+        last.1
+    );
+    Ok(())
+}
+
+/// It cannot fill the log, it leaves its neighbour alone, and it can be stopped.
+fn reset_loop() -> Case {
+    let mut case = case(
+        "a VM that resets itself without end is held back and stopped",
+        Bundle::Manifest(concat!(
+            tiny!("calm", "spin", 0, ""),
+            tiny!("loop", "reset", 1, "")
+        )),
+    )
+    .expect(&["vm loop: 2 MiB"])
+    .types(MONITOR)
+    .asks("frames", &["frames of 4 KiB free"])
+    // Its 128th reset is the twelfth that is logged.
+    .expect(&["vm loop: reset"; 12])
+    .types("stop loop\r")
+    .expect(&["loop: stopped"])
+    .asks(
+        "list",
+        &[" calm +running .* 1 ", " loop +stopped .* [1-9][0-9]{2} "],
+    )
+    .asks("frames", &["frames of 4 KiB free"])
+    .asks("quit", &["verdict 0"]);
+    case.check = Check::Judged(same_frames);
+    case
+}
+
+/// It is cut off with a note; the monitor is heard through it.
+fn flood() -> Case {
+    case(
+        "a VM that prints without end is cut off, and the monitor is heard",
+        Bundle::Manifest(concat!(
+            tiny!("calm", "spin", 0, ""),
+            tiny!("chatter", "chatter", 1, "")
+        )),
+    )
+    .expect(&[r"\[chatter\] x{512}$"])
+    .types(MONITOR)
+    .asks("list", &[" calm +running ", " chatter +running "])
+    .expect(&[r"\[chatter\] \(\d+ bytes dropped\)"])
+    .types("stop chatter\r")
+    .expect(&["chatter: stopped"])
+    .asks("list", &[" calm +running ", " chatter +stopped "])
+    .asks("quit", &["verdict 0"])
+}
+
+/// A VM starts when it is told to, or when another has stopped.
+fn starts() -> Case {
+    case(
+        "VMs start by hand and after others, and the last to end turns the machine off",
+        Bundle::Manifest(concat!(
+            tiny!("first", "spin", 0, ""),
+            tiny!("then", "off", 1, "start = \"after:first\""),
+            tiny!("asked", "off", 1, "start = \"manual\"")
+        )),
+    )
+    .expect(&["vm then: not started at boot"])
+    .types(MONITOR)
+    .asks(
+        "list",
+        &[
+            " first +running .* 1 ",
+            " then +stopped .* 0 ",
+            " asked +stopped .* 0 ",
+        ],
+    )
+    .asks(
+        "stop first",
+        &["vm then: starts after first", "vm then: powered off"],
+    )
+    .types("start asked\r")
+    .expect(&["vm asked: powered off"])
+    .asks(
+        "list",
+        &[
+            " first +stopped ",
+            " then +stopped .* 1 ",
+            " asked +stopped .* 1 ",
+        ],
+    )
+    // With nobody at the monitor, nothing is left to run.
+    .asks("focus", &["verdict 0: all VMs are off"])
+}
+
+/// Two seconds by the clock between two lists.
+fn shares(name: &str, bundle: Bundle, judge: fn(&str) -> Result<()>) -> Case {
+    let mut case = case(name, bundle)
+        .expect(&["vm clock: 32 MiB"])
+        .types(MONITOR)
+        .expect(&[PROMPT, r"\[clock\] beat 50"])
+        .types("list\r")
+        .expect(&[" b +running ", r"\[clock\] beat 250"])
+        .types("list\r")
+        .expect(&[" b +running ", "vm clock: powered off"])
+        .types("quit\r")
+        .expect(&["verdict 0"]);
+    case.vary.time = Time::Instructions;
+    case.check = Check::Judged(judge);
+    case
+}
+
+/// The shares that the second list shows of the VMs `a` and `b`, in percent of a CPU.
+fn judge_shares(console: &str, wanted: [std::ops::RangeInclusive<u64>; 2]) -> Result<()> {
+    for (vm, wanted) in ["a", "b"].into_iter().zip(wanted) {
+        let pattern = Regex::new(&format!(r"(?m)^ *\d {vm} +running .* (\d+)\.\d%\r?$"))?;
+        let found: Vec<_> = pattern.captures_iter(console).collect();
+        ensure!(found.len() == 2, "{} lists show {vm}", found.len());
+        let share: u64 = found[1][1].parse()?;
+        ensure!(
+            wanted.contains(&share),
+            "VM {vm} has {share} % of the CPU, not {wanted:?}"
+        );
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{judge_shares, same_frames};
+
+    #[test]
+    fn frames_must_be_told_twice_and_alike() {
+        let told = |free: &[u64]| -> String {
+            free.iter()
+                .map(|n| format!("{n} of 9 frames of 4 KiB free, heap: 3 of 512 KiB used\n"))
+                .collect()
+        };
+        assert!(same_frames(&told(&[7, 7])).is_ok());
+        assert!(same_frames(&told(&[7])).is_err());
+        assert!(same_frames(&told(&[7, 6])).is_err());
+        assert!(same_frames("").is_err());
+    }
+
+    #[test]
+    fn the_second_list_is_judged() {
+        let list = |a: &str, b: &str| {
+            format!(" 1 a   running   1  2 MiB  1  5  0.1   {a}%\r\n 2 b   running 1 {b}%\r\n")
+        };
+        let judge = |console: &str| judge_shares(console, [45..=55, 45..=55]);
+        assert!(judge(&(list("0.0", "9.9") + &list("49.1", "50.2"))).is_ok());
+        assert!(judge(&(list("50.0", "50.0") + &list("30.1", "69.9"))).is_err());
+        assert!(judge(&list("50.0", "50.0")).is_err());
+    }
+}
