@@ -140,6 +140,8 @@ pub(crate) fn serve(core: usize) -> ! {
         gic::enable_spi(intid, this.mpidr);
     }
     let mut turns = RoundRobin::default();
+    // VMIDs count from 1.
+    let mut last = alloc::vec![usize::MAX; guests.vms.len() + 1];
     loop {
         if core == CONSOLE_CORE {
             monitor(guests);
@@ -151,7 +153,7 @@ pub(crate) fn serve(core: usize) -> ! {
             (ready && vm.lifecycle.is_running()).then_some((vm, *index))
         });
         match next {
-            Some((vm, index)) => reside(guests, core, frame, vm, index),
+            Some((vm, index)) => reside(guests, core, frame, &mut last, vm, index),
             None => idle(guests, this),
         }
     }
@@ -315,7 +317,16 @@ enum Departure {
 }
 
 /// Runs a vCPU on this core until it leaves.
-fn reside(guests: &Guests, core: usize, frame: gic::Frame, vm: &Vm, index: usize) {
+///
+/// `last` says for each VM, by its VMID, which of its vCPUs was on this core last.
+fn reside(
+    guests: &Guests,
+    core: usize,
+    frame: gic::Frame,
+    last: &mut [usize],
+    vm: &Vm,
+    index: usize,
+) {
     let Some(slot) = vm.slots.get(index) else {
         return;
     };
@@ -332,6 +343,12 @@ fn reside(guests: &Guests, core: usize, frame: gic::Frame, vm: &Vm, index: usize
         let now = SystemCounter.ticks();
         slot.clock.begin(now);
         vcpu.load(vm, if shared { TRAP_WFI } else { 0 });
+        if let Some(last) = last.get_mut(usize::from(vm.vmid()))
+            && *last != index
+        {
+            vcpu::forget_translations();
+            *last = index;
+        }
         frame.set_active(vm.gic.physical_active(index));
         set_alarm(shared.then(|| now + SystemCounter.ticks_of_us(vm.slice_us)));
         let mut residency = Residency {

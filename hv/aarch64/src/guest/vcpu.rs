@@ -226,3 +226,19 @@ pub(crate) fn prepare_core() {
     }
     barrier::isb(barrier::SY);
 }
+
+/// Drops what this core has cached of the loaded VM's translations and instructions, when another of
+/// its vCPUs was on the core before. They share the VMID, but each believes that its ASIDs and local
+/// invalidations are its own.
+pub(crate) fn forget_translations() {
+    // SAFETY: what is dropped is walked and fetched anew.
+    unsafe {
+        core::arch::asm!(
+            "tlbi vmalle1",
+            "ic iallu",
+            "dsb nsh",
+            "isb",
+            options(nostack)
+        );
+    }
+}
