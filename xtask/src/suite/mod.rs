@@ -3,6 +3,7 @@
 mod bundles;
 mod cases;
 pub(crate) mod host;
+mod kernel_log;
 mod neighbours;
 mod pairwise;
 mod runner;

@@ -1,6 +1,7 @@
 //! The board tests: what is started, what the console must and must not show.
 
 mod guests;
+mod linux;
 mod pseries;
 mod tool;
 mod virt;
@@ -193,7 +194,14 @@ impl Case {
 /// The tests of one board.
 pub(super) fn of_board(board: &str, extent: Extent) -> Vec<Case> {
     let mut cases = match board {
-        "virt" => [virt::cases(), guests::cases(), vms::cases(), tool::cases()].concat(),
+        "virt" => [
+            virt::cases(),
+            linux::cases(),
+            guests::cases(),
+            vms::cases(),
+            tool::cases(),
+        ]
+        .concat(),
         "pseries" => pseries::cases(),
         _ => Vec::new(),
     };
