@@ -3,6 +3,7 @@
 //! Under `--icount` an instruction takes one nanosecond of the machine's time, so that its clock
 //! counts instructions.
 
+mod boot;
 mod traps;
 
 use std::fs;
@@ -70,6 +71,9 @@ pub(crate) fn command(options: &BenchOptions) -> Result<u8> {
     if name == Some(traps::NAME) {
         return traps::run();
     }
+    if name == Some(boot::NAME) {
+        return boot::run();
+    }
     let chosen: Vec<&Bench> = BENCHES
         .iter()
         .filter(|bench| name.is_none_or(|name| name == bench.name))
@@ -78,7 +82,7 @@ pub(crate) fn command(options: &BenchOptions) -> Result<u8> {
         let known: Vec<&str> = BENCHES
             .iter()
             .map(|bench| bench.name)
-            .chain([traps::NAME])
+            .chain([traps::NAME, boot::NAME])
             .collect();
         bail!(
             "there is no such bench; the benches are: {}",
@@ -121,7 +125,7 @@ pub(crate) fn command(options: &BenchOptions) -> Result<u8> {
     say!("the figures are in {} too", folder().display());
     let over = u8::from(figures.iter().any(|figure| figure.value > figure.limit));
     match name {
-        None => Ok(over.max(traps::run()?)),
+        None => Ok(over.max(traps::run()?).max(boot::run()?)),
         Some(_) => Ok(over),
     }
 }

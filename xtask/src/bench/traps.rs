@@ -112,7 +112,7 @@ pub(super) fn run() -> Result<u8> {
 }
 
 /// The machine without EL2 and without what only a hypervisor drives.
-fn bare(board: &Board) -> Board {
+pub(super) fn bare(board: &Board) -> Board {
     let mut bare = board.clone();
     bare.machine
         .options

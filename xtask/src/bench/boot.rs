@@ -1,0 +1,326 @@
+//! `cargo xtask bench boot`: Linux from its first instruction to its first program, in instructions.
+//!
+//! The same kernel, initial RAM disk, command line and kind of device tree, once as a guest and once at EL1 on
+//! the same machine without the hypervisor. The first program is a few instructions long: it prints the
+//! virtual counter as it was at its start, and powers off. Under the hypervisor that counter starts just before
+//! the guest's first instruction, on the machine without it with the machine; a tick is an instruction.
+//! What the kernel waits in WFI is in both counts: the clock then jumps to the next timer.
+//! The two trees differ in the start of RAM: plain QEMU keeps the first 2 MiB for a tree of its own.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use regex::Regex;
+use serde::Serialize;
+
+use super::{folder, traps};
+use crate::board::Board;
+use crate::build::{self, Profile};
+use crate::initramfs;
+use crate::manifest::{Overrides, PayloadName};
+use crate::provide::{self, toolchain};
+use crate::qemu::{self, Line, Time, Variation};
+use crate::session::{self, Input, Output, Plan, Until};
+use crate::suite::host;
+use crate::watch::Watch;
+use crate::{run, say, workspace};
+
+/// Its name on the command line.
+pub(super) const NAME: &str = "boot";
+const BOARD: &str = "virt";
+const SERIES: &str = "6.12";
+const APPEND: &str = "console=ttyAMA0 quiet";
+/// What the first program prints: the counter, and its frequency.
+const LINES: &str = r"(?m)^([0-9a-f]{16})\r?\n([0-9a-f]{16})\r?$";
+/// The most that the one may take of the other, in a thousand.
+const LIMIT_PER_MILLE: u64 = 1050;
+
+/// The first program, for Linux on Arm.
+const PROGRAM: [u32; 35] = [
+    0xd53b_e049, // mrs x9, cntvct_el0
+    0xd53b_e00a, // mrs x10, cntfrq_el0
+    0xd100_c3ff, // sub sp, sp, #48
+    0x9100_03e1, // mov x1, sp
+    0xd280_004f, // mov x15, #2
+    0xd280_078b, // 2: mov x11, #60
+    0x9acb_252c, // 1: lsr x12, x9, x11
+    0x9240_0d8c, // and x12, x12, #15
+    0xf100_299f, // cmp x12, #10
+    0x9100_c18d, // add x13, x12, #'0'
+    0x9101_5d8e, // add x14, x12, #'a' - 10
+    0x9a8e_31ac, // csel x12, x13, x14, lo
+    0x3800_142c, // strb w12, [x1], #1
+    0xf100_116b, // subs x11, x11, #4
+    0x54ff_ff05, // b.pl 1b
+    0xaa0a_03e9, // mov x9, x10
+    0x5280_014c, // mov w12, #'\n'
+    0x3800_142c, // strb w12, [x1], #1
+    0xf100_05ef, // subs x15, x15, #1
+    0x54ff_fe41, // b.ne 2b
+    0xd280_0020, // mov x0, #1
+    0x9100_03e1, // mov x1, sp
+    0xd280_0442, // mov x2, #34
+    0xd280_0808, // mov x8, #64: write
+    0xd400_0001, // svc #0
+    0xd29b_d5a0, // mov x0, #0xfee1dead
+    0xf2bf_dc20, //
+    0xd283_2d21, // mov x1, #0x28121969
+    0xf2a5_0241, //
+    0xd29f_db82, // mov x2, #0x4321fedc: power off
+    0xf2a8_6422, //
+    0xd280_0003, // mov x3, #0
+    0xd280_11c8, // mov x8, #142: reboot
+    0xd400_0001, // svc #0
+    0x1400_0000, // b .
+];
+/// Where it is loaded.
+const PROGRAM_AT: u64 = 0x40_0000;
+/// Bytes of the headers before it.
+const HEADERS: u64 = 64 + 56;
+
+/// What is written to `target/bench/boot.json`.
+#[derive(Debug, Serialize, PartialEq, Eq)]
+struct Figure {
+    name: &'static str,
+    what: &'static str,
+    value: u64,
+    /// The same without the hypervisor.
+    bare: u64,
+    per_mille: u64,
+    limit_per_mille: u64,
+    command: String,
+}
+
+/// Measures. The status is 1 when the figure is over its limit.
+///
+/// # Errors
+/// A failed build or run, or a console without the figure.
+pub(super) fn run() -> Result<u8> {
+    let board = Board::load(&workspace::root().join("boards"), BOARD)?;
+    let qemu = provide::qemu::provide(board.arch)?;
+    let built = build::build(&toolchain::provide()?, board.arch, Profile::Release)?;
+    let dir = folder().join(NAME);
+    let kernel = provide::payload::file(board.arch, &PayloadName::DebianKernel(SERIES), &[SERIES])?;
+    let initrd = dir.join("initrd");
+    let archive = initramfs::build(&program(), b"", &[])?;
+    workspace::write_whole(&initrd, &archive)?;
+    let vary = Variation {
+        time: Time::Instructions,
+        smp: Some(1),
+        ..Variation::default()
+    };
+
+    let mut files = run::files(&board, &built)?;
+    let manifest = dir.join("boot.toml");
+    workspace::write_whole(&manifest, manifest_text(&initrd).as_bytes())?;
+    files.bundle = Some(run::make_bundle(&board, &manifest, &Overrides::default())?);
+    let line = qemu::line(&qemu, &board, &vary, &files)?;
+    let ours = measure(&line, Until::Verdict(0), "boot")?;
+
+    let bare = traps::bare(&board);
+    files.bundle = None;
+    let vary = Variation {
+        memory: Some("1G".to_owned()),
+        args: stage(&kernel, &initrd, &dir.join("stage"))?,
+        ..vary
+    };
+    let line = without_kernel(qemu::line(&qemu, &bare, &vary, &files)?)?;
+    let bare = measure(&line, Until::LastExpectation, "boot-bare")?;
+
+    let figure = figure(ours, bare)?;
+    let mut json = serde_json::to_string_pretty(&figure).context("cannot write the figure")?;
+    json.push('\n');
+    let path = folder().join("boot.json");
+    workspace::write_whole(&path, json.as_bytes())?;
+    print!("{}", table(&figure));
+    say!("the figures are in {} too", path.display());
+    Ok(u8::from(figure.is_over()))
+}
+
+/// An ELF file with the first program.
+fn program() -> Vec<u8> {
+    let code: Vec<u8> = PROGRAM
+        .iter()
+        .flat_map(|instruction| instruction.to_le_bytes())
+        .collect();
+    let bytes = HEADERS + code.len() as u64;
+    let mut file = vec![0x7f, b'E', b'L', b'F', 2, 1, 1, 0];
+    file.resize(16, 0);
+    let mut put = |value: u64, width: usize| {
+        file.extend_from_slice(value.to_le_bytes().get(..width).unwrap_or_default());
+    };
+    // An executable for AArch64, one program header right behind this one, no sections.
+    for (value, width) in [(2, 2), (183, 2), (1, 4), (PROGRAM_AT + HEADERS, 8), (64, 8)] {
+        put(value, width);
+    }
+    for (value, width) in [
+        (0, 8),
+        (0, 4),
+        (64, 2),
+        (56, 2),
+        (1, 2),
+        (64, 2),
+        (0, 2),
+        (0, 2),
+    ] {
+        put(value, width);
+    }
+    // The whole file, readable and executable.
+    for (value, width) in [(1, 4), (5, 4), (0, 8), (PROGRAM_AT, 8), (PROGRAM_AT, 8)] {
+        put(value, width);
+    }
+    for value in [bytes, bytes, 0x1000] {
+        put(value, 8);
+    }
+    file.extend_from_slice(&code);
+    file
+}
+
+/// As much RAM as the machine without the hypervisor leaves to the kernel.
+fn manifest_text(initrd: &Path) -> String {
+    format!(
+        "version = 1\n[[vm]]\nname = \"linux\"\nmemory = \"1022M\"\nkernel = \"debian:{SERIES}\"\n\
+         initrd = \"{}\"\nfirmware = \"dt\"\nrestart = \"never\"\nappend = \"{APPEND}\"\n",
+        initrd.display()
+    )
+}
+
+/// QEMU's arguments for a kernel laid out as the hypervisor does it.
+fn stage(kernel: &Path, initrd: &Path, dir: &Path) -> Result<Vec<String>> {
+    let mut command = host::cargo();
+    command.args(["run", "-q", "--locked", "-p", "bulkhead-firmware"]);
+    command.args(["--example", "stage", "--"]);
+    command.args([kernel, initrd]).args(["dt", "1", "plain"]);
+    command.arg(dir).arg(APPEND);
+    let line = provide::output_of(&mut command).context("the guest cannot be laid out")?;
+    Ok(line.split_whitespace().map(str::to_owned).collect())
+}
+
+/// The line without QEMU's own way of loading a kernel.
+fn without_kernel(mut line: Line) -> Result<Line> {
+    let at = line
+        .args
+        .iter()
+        .position(|arg| arg == "-kernel")
+        .context("QEMU's line has no kernel")?;
+    line.args.drain(at..at + 2);
+    Ok(line)
+}
+
+fn measure(line: &Line, until: Until, name: &str) -> Result<u64> {
+    let log: PathBuf = folder().join(format!("{name}.log"));
+    let outcome = session::run(Plan {
+        line,
+        watch: Watch::new(
+            vec![Regex::new("^[0-9a-f]{16}$")?, Regex::new("^[0-9a-f]{16}$")?],
+            vec![Regex::new("Kernel panic")?],
+        ),
+        until,
+        timeout: Some(Duration::from_secs(600)),
+        input: Input::Nothing,
+        output: Output::Nothing,
+        log: Some(&log),
+    })?;
+    ensure!(
+        outcome.status == 0,
+        "{name}: {} (console: {})",
+        outcome.reason,
+        log.display()
+    );
+    let console = fs::read(&log).with_context(|| format!("cannot read {}", log.display()))?;
+    instructions(&String::from_utf8_lossy(&console))
+}
+
+fn instructions(console: &str) -> Result<u64> {
+    let found = Regex::new(LINES)?;
+    let found = found
+        .captures(console)
+        .context("the first program has printed no counter")?;
+    let [count, hertz] = [1, 2].map(|at| u64::from_str_radix(&found[at], 16));
+    let (count, hertz) = (count?, hertz?);
+    ensure!(
+        hertz == 1_000_000_000,
+        "the guest's counter does not count instructions: {hertz} Hz"
+    );
+    Ok(count)
+}
+
+fn figure(value: u64, bare: u64) -> Result<Figure> {
+    let per_mille = value
+        .checked_mul(1000)
+        .and_then(|value| value.checked_add(bare / 2)?.checked_div(bare))
+        .context("a count that cannot be")?;
+    Ok(Figure {
+        name: NAME,
+        what: "Linux from its first instruction to its first program, idle time included",
+        value,
+        bare,
+        per_mille,
+        limit_per_mille: LIMIT_PER_MILLE,
+        command: format!("cargo xtask bench {NAME}"),
+    })
+}
+
+impl Figure {
+    fn is_over(&self) -> bool {
+        self.per_mille > self.limit_per_mille
+    }
+}
+
+fn table(figure: &Figure) -> String {
+    let ratio = |per_mille: u64| format!("{}.{:03}", per_mille / 1000, per_mille % 1000);
+    let mark = if figure.is_over() { "  OVER" } else { "" };
+    format!(
+        "{:20} {:>14} {:>14} {:>8} {:>8}  what\n{:20} {:>14} {:>14} {:>8} {:>8}  {}{mark}\n",
+        "boot, instructions",
+        "as a guest",
+        "without",
+        "ratio",
+        "limit",
+        figure.name,
+        figure.value,
+        figure.bare,
+        ratio(figure.per_mille),
+        ratio(figure.limit_per_mille),
+        figure.what
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use object::read::elf::ElfFile64;
+    use object::{Endianness, Object as _, ObjectSegment as _};
+
+    use super::*;
+
+    #[test]
+    fn the_counter_is_read_with_its_frequency() {
+        let console = "quiet\r\n000000003b9aca01\r\n000000003b9aca00\r\nreboot: Power down\r\n";
+        assert_eq!(instructions(console).unwrap(), 1_000_000_001);
+        assert!(instructions(&console.replace("ca00", "ca02")).is_err());
+        assert!(instructions("000000003b9aca01\r\n").is_err());
+    }
+
+    #[test]
+    fn the_ratio_is_held_against_its_limit() {
+        let good = figure(1_050, 1_000).unwrap();
+        assert!(!good.is_over() && !table(&good).contains("OVER"));
+        let over = figure(1_051, 1_000).unwrap();
+        assert!(over.is_over() && table(&over).contains("1.051"));
+        assert!(table(&over).contains("OVER"));
+        assert!(figure(1, 0).is_err());
+    }
+
+    #[test]
+    fn the_program_is_an_executable() {
+        let bytes = program();
+        let file: ElfFile64<'_, Endianness> = ElfFile64::parse(bytes.as_slice()).unwrap();
+        assert_eq!(file.architecture(), object::Architecture::Aarch64);
+        assert_eq!(file.entry(), PROGRAM_AT + HEADERS);
+        let segment = file.segments().next().unwrap();
+        assert_eq!(segment.address(), PROGRAM_AT);
+        assert_eq!(segment.data().unwrap(), bytes);
+    }
+}
