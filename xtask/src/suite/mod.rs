@@ -7,6 +7,7 @@ mod kernel_log;
 mod neighbours;
 mod pairwise;
 mod runner;
+mod shares;
 mod tool;
 
 use std::collections::BTreeMap;

@@ -3,6 +3,7 @@
 mod guests;
 mod linux;
 mod pseries;
+mod shares;
 mod tool;
 mod virt;
 mod vms;
@@ -199,6 +200,7 @@ pub(super) fn of_board(board: &str, extent: Extent) -> Vec<Case> {
             linux::cases(),
             guests::cases(),
             vms::cases(),
+            shares::cases(),
             tool::cases(),
         ]
         .concat(),

@@ -1,0 +1,56 @@
+//! Two VMs that only compute, on one CPU: each gets its half.
+//!
+//! The first computes for five windows of time, the second for two: what the first does in its last two,
+//! alone, is what the CPU can do.
+
+use std::time::Duration;
+
+use super::{Bundle, Case, Check};
+use crate::qemu::Time;
+use crate::suite::shares;
+
+const BOARD: &str = "virt";
+
+/// Two VMs; the second one's slice of time.
+macro_rules! manifest {
+    ($slice_us:literal) => {
+        Bundle::Manifest(concat!(
+            "version = 1\n",
+            "[[vm]]\nname = \"first\"\nmemory = \"32M\"\npin = [0]\ntime_slice_us = 10000\n",
+            "kernel = \"guest:busy\"\nkernel_format = \"flat\"\nrestart = \"never\"\n",
+            "append = \"windows=5 window_ms=250\"\n",
+            "[[vm]]\nname = \"second\"\nmemory = \"32M\"\npin = [0]\ntime_slice_us = ",
+            $slice_us,
+            "\nkernel = \"guest:busy\"\nkernel_format = \"flat\"\nrestart = \"never\"\n",
+            "append = \"windows=2 window_ms=250\"\n"
+        ))
+    };
+}
+
+pub(super) fn cases() -> Vec<Case> {
+    vec![
+        two(
+            "two busy VMs on one CPU each come half as far as one alone",
+            manifest!(10000),
+            shares::judge,
+        ),
+        // The control: the same judge, and a VM whose turns are twice as long.
+        two(
+            "a busy VM with longer turns is noticed",
+            manifest!(20000),
+            shares::judge_must_refuse,
+        ),
+    ]
+}
+
+fn two(name: &str, bundle: Bundle, judge: fn(&str) -> anyhow::Result<()>) -> Case {
+    let mut case = Case::new(BOARD, name).bundle(bundle).expect(&[
+        r"\[second\] busy end: 2 windows",
+        r"\[first\] busy end: 5 windows",
+    ]);
+    case.vary.time = Time::Instructions;
+    case.vary.smp = Some(1);
+    case.timeout = Duration::from_secs(600);
+    case.check = Check::Judged(judge);
+    case
+}
