@@ -56,6 +56,7 @@ Exit status:
 Keys: the console is raw, every key goes to the guest, except
   Ctrl-C      ends the run
   Ctrl-A x    ends the run        Ctrl-A c    sends Ctrl-C        Ctrl-A a    sends Ctrl-A
+  Ctrl-]      is the hypervisor's: Ctrl-] ? lists what follows it, Ctrl-] m is its monitor
 
 Examples:
   cargo xtask run                                  Arm, QEMU `virt`
