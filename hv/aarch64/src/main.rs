@@ -79,7 +79,7 @@ fn run(handover: Handover) -> ! {
         holdings.frames.free_frames()
     );
     if !holdings.all_locked() {
-        panic::end(Verdict::Fatal("an SMMU does not abort any more"));
+        panic::end(Verdict::Fatal("an SMMU does not abort"));
     }
     match bundle {
         Err(()) => panic::end(Verdict::Fatal("the boot bundle cannot be used")),

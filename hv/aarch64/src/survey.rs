@@ -40,6 +40,8 @@ pub(crate) struct Holdings {
     pub(crate) seats: Vec<Seat>,
     /// SMMUs, locked.
     pub(crate) smmus: Vec<Locked<Registers>>,
+    /// How many the device tree describes: one that cannot be locked is missing among them.
+    smmus_described: usize,
     /// What is behind each host bridge, none of it mastering the bus.
     pub(crate) devices: Vec<Devices>,
     /// The map.
@@ -47,12 +49,14 @@ pub(crate) struct Holdings {
 }
 
 impl Holdings {
-    /// Whether every SMMU still aborts everything: true from the survey until a VM gets a device.
+    /// Whether every SMMU of the machine aborts everything: true from the survey until a VM gets a
+    /// device. An SMMU that could not be locked makes it false.
     pub(crate) fn all_locked(&self) -> bool {
-        self.smmus.iter().all(|smmu| {
-            let state = smmu.state();
-            state.gbpa.abort() && !state.cr0.smmuen()
-        })
+        self.smmus_described == self.smmus.len()
+            && self.smmus.iter().all(|smmu| {
+                let state = smmu.state();
+                state.gbpa.abort() && !state.cr0.smmuen()
+            })
     }
 }
 
@@ -77,6 +81,7 @@ pub(crate) fn take(machine: &Machine, fdt: Span<Pa>, mut map: Map) -> Holdings {
         seats,
         frames,
         smmus,
+        smmus_described: machine.smmus.len(),
         devices,
         map,
     }
