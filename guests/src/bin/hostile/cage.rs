@@ -3,7 +3,7 @@
 //! The random code is entered with all registers and the stack pointer as wanted. It ends with an
 //! exception: its own `SVC` or whatever it provokes. The vectors, of which each CPU has a copy with
 //! the address of its [`Context`] inside, use no stack and trust no register: they put back what
-//! [`run`] saved and return to its caller.
+//! `run` saved and return to its caller.
 
 use core::arch::global_asm;
 use core::mem::offset_of;
