@@ -4,6 +4,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use serde::Deserialize;
@@ -99,6 +100,9 @@ const MODULES: &str = "modules";
 
 /// The folder with Debian's kernel of a series; fetched and unpacked first if it is not there.
 fn unpacked(arch: Arch, series: &str) -> Result<PathBuf> {
+    // Tests run side by side and may want the same kernel: one fetches and unpacks, the others wait.
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let recipe = Recipe::read()?;
     let packages = recipe.packages(arch);
     let debs = debs_dir(packages, series);
