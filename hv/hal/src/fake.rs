@@ -7,7 +7,7 @@ use core::cell::{Cell, RefCell};
 
 use types::{Address, Pa};
 
-use crate::{Clock, FrameAllocator, Mmio, NotMemory, OutOfFrames, PhysMemory};
+use crate::{Clock, FrameAllocator, Mmio, NotMemory, OutOfFrames, PhysMemory, SharedMemory};
 
 const FRAME: u64 = 4096;
 
@@ -87,6 +87,11 @@ impl PhysMemory for FakeMemory {
         self.bytes.borrow_mut()[offset..offset + bytes].fill(0);
         Ok(())
     }
+}
+
+impl SharedMemory for FakeMemory {
+    fn publish(&self) {}
+    fn clean_to_memory(&self, _: Pa, _: usize) {}
 }
 
 /// Frames out of a [`FakeMemory`], first fit, that can be told to fail and that notices a wrong

@@ -86,6 +86,19 @@ pub trait PhysMemory {
     fn zero(&self, pa: Pa, bytes: usize) -> Result<(), NotMemory>;
 }
 
+/// Memory that the CPUs share with a device.
+#[auto_impl::auto_impl(&)]
+pub trait SharedMemory: PhysMemory {
+    /// Orders every write to memory so far before the next access of a device register (Arm:
+    /// `DSB`). Enough for a device that snoops the CPUs' caches.
+    fn publish(&self);
+
+    /// Writes what caches hold of a range back to memory and drops it: for a device that does not
+    /// snoop, after the CPU wrote and before it reads what the device wrote. Bytes outside memory
+    /// are ignored.
+    fn clean_to_memory(&self, pa: Pa, bytes: usize);
+}
+
 /// No frame of the asked size is free.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("no free block of {frames} frames of 4 KiB")]

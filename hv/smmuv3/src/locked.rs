@@ -83,6 +83,11 @@ impl<M: Mmio> Locked<M> {
         })
     }
 
+    /// Its registers and identity, for a driver that turns it on.
+    pub(crate) fn into_parts(self) -> (M, Identity) {
+        (self.mmio, self.identity)
+    }
+
     /// What it says of itself.
     #[must_use]
     pub fn identity(&self) -> &Identity {
@@ -105,7 +110,7 @@ impl<M: Mmio> Locked<M> {
 }
 
 /// Reads a register until `done`, at least twice however slow the reads are.
-fn wait(
+pub(crate) fn wait(
     mmio: &impl Mmio,
     clock: &impl Clock,
     offset: usize,

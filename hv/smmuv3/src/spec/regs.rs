@@ -31,3 +31,27 @@ pub const IRQ_CTRLACK: usize = 0x54;
 pub const GERROR: usize = 0x60;
 /// Global errors acknowledged.
 pub const GERRORN: usize = 0x64;
+/// Attributes of table and queue accesses.
+pub const CR1: usize = 0x28;
+/// `PTM`, `RECINVSID`, `E2H`.
+pub const CR2: usize = 0x2c;
+/// Message of the global error interrupt: address (64 bits).
+pub const GERROR_IRQ_CFG0: usize = 0x68;
+/// The stream table's base (64 bits).
+pub const STRTAB_BASE: usize = 0x80;
+/// The stream table's size and format.
+pub const STRTAB_BASE_CFG: usize = 0x88;
+/// The command queue's base (64 bits).
+pub const CMDQ_BASE: usize = 0x90;
+/// Where commands are written next.
+pub const CMDQ_PROD: usize = 0x98;
+/// Which command is consumed next, and the error that stops it.
+pub const CMDQ_CONS: usize = 0x9c;
+/// The event queue's base (64 bits).
+pub const EVENTQ_BASE: usize = 0xa0;
+/// Message of the event queue's interrupt: address (64 bits).
+pub const EVENTQ_IRQ_CFG0: usize = 0xb0;
+/// Where the SMMU writes the next record; on page 1.
+pub const EVENTQ_PROD: usize = 0x1_00a8;
+/// Which record is read next; on page 1.
+pub const EVENTQ_CONS: usize = 0x1_00ac;

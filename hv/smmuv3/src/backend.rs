@@ -1,0 +1,813 @@
+//! SMMUs as the hardware of the IOMMU core.
+
+use alloc::vec::Vec;
+
+use hal::{Clock, FrameAllocator, Mmio, SharedMemory};
+use iommu::{
+    Backend, BackendError, Binding, Capabilities, DirtyRead, DirtyTracking, Endpoint, MemoryType,
+    PageSizes, Permissions, Run, StageOne, StageOneInvalidation, TableId, TableOptions, UnitId,
+    Window, WindowLimits,
+};
+use pagetable::{
+    Fault, Geometry, Invalidate, Leaf, OutputSize, PageTable, Stage2Access, Stage2Attributes, Stale,
+};
+use types::{Iova, Ipa, Pa, PageSize, Span, StreamId, Vmid};
+
+use crate::Error;
+use crate::shared::Shared;
+use crate::smmu::Smmu;
+use crate::spec::{Command, Depth, Range, Stage1, Stage2, Ste, Walks};
+
+/// The most commands of one invalidation; where more were needed, everything of the VMID goes.
+const MOST: usize = 32;
+
+type Tree<P, F> = PageTable<pagetable::Stage2<Iova>, Shared<P>, F>;
+
+/// A stage-2 table for devices.
+#[derive(Debug)]
+pub(crate) struct Table<P, F> {
+    tree: Tree<P, F>,
+    vmid: Vmid,
+    window: [Window; 1],
+    /// Where the tree uses the tables of a VM's CPUs.
+    lent: Vec<Span<Iova>>,
+    /// What was unmapped last, and is in no cache any more.
+    forgotten: Option<Span<Iova>>,
+    /// What was lent was to be unmapped: nothing may use the table any more.
+    closed: bool,
+}
+
+impl<P: SharedMemory + Copy, F: FrameAllocator + Copy> Table<P, F> {
+    /// The stage 2 of a stream.
+    fn stage2(&self, walks: Walks) -> Stage2 {
+        let geometry = self.tree.geometry();
+        Stage2 {
+            vmid: self.vmid,
+            t0sz: geometry.t0sz(),
+            sl0: geometry.sl0(),
+            ps: geometry.output().encoding(),
+            root: self.tree.root(),
+            walks,
+        }
+    }
+
+    fn is_lent(&self, span: Span<Iova>) -> bool {
+        self.lent.iter().any(|lent| lent.contains_span(span))
+    }
+
+    /// Whether the tree already translates a run as it says.
+    fn shows(&self, run: &Run) -> bool {
+        let mut at = run.iova.bits();
+        let end = at.saturating_add(run.bytes);
+        while at < end {
+            let Ok(leaf) = self.tree.walk(Iova::truncated(at)) else {
+                return false;
+            };
+            let into = at - run.iova.bits();
+            if leaf.pa.bits() != run.pa.bits().saturating_add(into)
+                || leaf.attributes != attributes(run)
+            {
+                return false;
+            }
+            at = (at | leaf.size.mask()).saturating_add(1);
+        }
+        true
+    }
+}
+
+/// How a run is accessed.
+fn attributes(run: &Run) -> Stage2Attributes {
+    let attributes = match run.memory {
+        MemoryType::Normal => Stage2Attributes::RAM,
+        MemoryType::Device => Stage2Attributes::DEVICE,
+    };
+    Stage2Attributes {
+        access: match run.permissions {
+            Permissions::Read => Stage2Access::Read,
+            Permissions::Write => Stage2Access::Write,
+            Permissions::ReadWrite => Stage2Access::ReadWrite,
+        },
+        ..attributes
+    }
+}
+
+/// An endpoint that goes through a table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Bound {
+    endpoint: Endpoint,
+    table: TableId,
+    nested: bool,
+}
+
+/// What the platform says of its SMMUs beyond their registers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Platform {
+    /// Bits of a guest-physical address, which is what stage 2 takes: 32 to 48.
+    pub input_bits: u8,
+    /// DMA is coherent with the CPUs' caches whatever a guest's stage 1 says (an emulator; an
+    /// interconnect that upgrades every access).
+    pub coherent: bool,
+}
+
+/// All SMMUs of a machine, behind the IOMMU core. Unit n is the n-th of them.
+#[derive(Debug)]
+pub struct SmmuBackend<M, P, F, C> {
+    units: Vec<Smmu<M, P, F, C>>,
+    tables: Vec<Option<Table<P, F>>>,
+    bound: Vec<Bound>,
+    memory: Shared<P>,
+    frames: F,
+    platform: Platform,
+    vmid_bits: u8,
+    output: OutputSize,
+}
+
+/// The translation caches of the SMMUs, for one VMID.
+struct Caches<'a, M, P, F, C> {
+    units: &'a mut [Smmu<M, P, F, C>],
+    vmid: Vmid,
+    /// A guest's stage 1 sits on the table: its combined translations go, too, and what the SMMU
+    /// keeps of its context descriptors.
+    nested: bool,
+    commands: [Command; MOST],
+    count: usize,
+}
+
+impl<'a, M: Mmio, P: SharedMemory, F: FrameAllocator, C: Clock> Caches<'a, M, P, F, C> {
+    fn new(units: &'a mut [Smmu<M, P, F, C>], vmid: Vmid, nested: bool) -> Self {
+        Self {
+            units,
+            vmid,
+            nested,
+            commands: [Command::TlbiS12Vmall(vmid); MOST],
+            count: 0,
+        }
+    }
+
+    fn push(&mut self, command: Command) {
+        match self.commands.get_mut(self.count) {
+            Some(slot) => {
+                *slot = command;
+                self.count += 1;
+            }
+            None => self.everything(),
+        }
+    }
+
+    /// One command that covers whatever was asked for.
+    fn everything(&mut self) {
+        self.commands[0] = Command::TlbiS12Vmall(self.vmid);
+        self.count = 1;
+    }
+
+    /// Invalidates the stage-2 translations of a span: by ranges where every unit has them, page by
+    /// page where few pages are concerned, else all of the VMID.
+    fn span(&mut self, span: Span<Iova>, stride: PageSize, depth: Depth) {
+        let ranges = self.units.iter().all(|unit| unit.identity().idr3.ril());
+        let vmid = self.vmid;
+        if ranges {
+            for (ipa, range) in Ranges::new(span) {
+                self.push(Command::TlbiS2Ipa {
+                    vmid,
+                    ipa,
+                    range,
+                    depth,
+                });
+            }
+            return;
+        }
+        let shift = stride.shift();
+        let first = span.start().bits() >> shift;
+        let last = span.last().bits() >> shift;
+        if last - first >= MOST as u64 - 2 {
+            self.everything();
+            return;
+        }
+        for page in first..=last {
+            self.push(Command::TlbiS2Ipa {
+                vmid,
+                ipa: page << shift,
+                range: Range::LEAF,
+                depth,
+            });
+        }
+    }
+
+    /// Carries the invalidations out. An SMMU that does not is turned off, so that nothing gets
+    /// through it by what it may have kept.
+    fn finish(&mut self) {
+        if self.count == 0 {
+            return;
+        }
+        if self.nested {
+            // Stage-1 translations are cached together with the stage 2 they went through, and with
+            // context descriptors the place they were read from.
+            self.push(Command::TlbiNhAll(self.vmid));
+            self.push(Command::CFGI_ALL);
+        }
+        let commands = self.commands.get(..self.count).unwrap_or_default();
+        for unit in &mut *self.units {
+            if matches!(unit.send(commands), Err(Error::Refused(_))) {
+                let all = [Command::TlbiS12Vmall(self.vmid), Command::CFGI_ALL];
+                if unit.send(&all).is_err() {
+                    unit.disable();
+                }
+            }
+        }
+        self.count = 0;
+    }
+}
+
+impl<M: Mmio, P: SharedMemory, F: FrameAllocator, C: Clock> Invalidate<Iova>
+    for Caches<'_, M, P, F, C>
+{
+    fn publish(&mut self) {
+        for unit in &mut *self.units {
+            unit.publish();
+        }
+    }
+
+    fn invalidate(&mut self, stale: &Stale<Iova>) {
+        let depth = match stale.scope {
+            pagetable::Scope::Leaves => Depth::Leaf,
+            pagetable::Scope::Walks => Depth::All,
+        };
+        self.span(stale.span, stale.stride, depth);
+    }
+
+    fn invalidate_all(&mut self) {
+        self.everything();
+    }
+
+    fn sync(&mut self) {
+        self.finish();
+    }
+}
+
+/// A span of 4 KiB pages as ranges of `(num + 1) << scale` of them. [IHI 0070 §4.4.1.1]
+struct Ranges {
+    at: u64,
+    pages: u64,
+}
+
+impl Ranges {
+    fn new(span: Span<Iova>) -> Self {
+        let first = span.start().bits() >> 12;
+        let last = span.last().bits() >> 12;
+        Self {
+            at: first,
+            pages: last - first + 1,
+        }
+    }
+}
+
+impl Iterator for Ranges {
+    type Item = (u64, Range);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        const MOST_SCALE: u32 = 31;
+        if self.pages == 0 {
+            return None;
+        }
+        // Five bits of the count, from its lowest set one on: a span has few of those.
+        let scale = self.pages.trailing_zeros().min(MOST_SCALE);
+        let num = (self.pages >> scale) & 31;
+        let num = if num == 0 { 31 } else { num };
+        let [low, ..] = num.to_le_bytes();
+        let [scale_byte, ..] = scale.to_le_bytes();
+        let ipa = self.at << 12;
+        self.at += num << scale;
+        self.pages -= num << scale;
+        let range = Range {
+            num: low - 1,
+            scale: scale_byte,
+            granule: 1,
+            level: 0,
+        };
+        Some((ipa, range))
+    }
+}
+
+fn backend_error(error: Error) -> BackendError {
+    match error {
+        Error::OutOfMemory => BackendError::OutOfMemory,
+        Error::NoSuchStream | Error::NotMemory => BackendError::Unsupported,
+        Error::Timeout | Error::Refused(_) | Error::Off | Error::Locked(_) => BackendError::Timeout,
+    }
+}
+
+impl<M, P, F, C> SmmuBackend<M, P, F, C>
+where
+    M: Mmio,
+    P: SharedMemory + Copy,
+    F: FrameAllocator + Copy,
+    C: Clock,
+{
+    /// The SMMUs of a machine. Tables are made in `memory` of frames from `frames`.
+    pub fn new(units: Vec<Smmu<M, P, F, C>>, memory: P, frames: F, platform: Platform) -> Self {
+        let coherent = units.iter().all(|unit| unit.walks() == Walks::Coherent);
+        let walks = if coherent {
+            Walks::Coherent
+        } else {
+            Walks::NonCoherent
+        };
+        let output = units
+            .iter()
+            .map(|unit| OutputSize::from_encoding(unit.identity().idr5.oas().into()))
+            .min()
+            .unwrap_or(OutputSize::Bits32);
+        let wide = units.iter().all(|unit| unit.identity().idr0.vmid16());
+        Self {
+            units,
+            tables: Vec::new(),
+            bound: Vec::new(),
+            memory: Shared::new(memory, walks),
+            frames,
+            platform,
+            vmid_bits: if wide { 16 } else { 8 },
+            output,
+        }
+    }
+
+    /// The units.
+    pub fn units(&self) -> &[Smmu<M, P, F, C>] {
+        &self.units
+    }
+
+    /// A unit, for its interrupts.
+    pub fn unit_mut(&mut self, unit: UnitId) -> Option<&mut Smmu<M, P, F, C>> {
+        self.units.get_mut(usize::try_from(unit.bits()).ok()?)
+    }
+
+    fn unit(&self, unit: UnitId) -> Option<&Smmu<M, P, F, C>> {
+        self.units.get(usize::try_from(unit.bits()).ok()?)
+    }
+
+    fn table(&self, table: TableId) -> Option<&Table<P, F>> {
+        self.tables
+            .get(usize::try_from(table.bits()).ok()?)?
+            .as_ref()
+    }
+
+    /// Where a table takes a bus address.
+    ///
+    /// # Errors
+    /// The [`Fault`] of a walk; `None` when there is no such table.
+    pub fn walk(
+        &self,
+        table: TableId,
+        at: Iova,
+    ) -> Option<Result<Leaf<pagetable::Stage2<Iova>>, Fault>> {
+        Some(self.table(table)?.tree.walk(at))
+    }
+
+    /// Lets a table use the tables that map a VM's memory for its CPUs, in units of 1 GiB in which
+    /// the table maps nothing. A run that the core then maps there is compared with what the CPUs'
+    /// tables say, and refused as incompatible where the two differ.
+    ///
+    /// Only where every SMMU snoops: the CPUs' tables are not written for one that does not.
+    ///
+    /// # Errors
+    /// [`BackendError::Unsupported`] where one does not snoop; [`BackendError::OutOfMemory`];
+    /// [`BackendError::Incompatible`] for any other refusal of the tables. Nothing has changed.
+    pub fn lend<N, G, J>(
+        &mut self,
+        table: TableId,
+        owner: &mut PageTable<pagetable::Stage2<Ipa>, N, G>,
+        span: Span<Iova>,
+        owner_caches: &mut J,
+    ) -> Result<(), BackendError>
+    where
+        N: hal::PhysMemory,
+        G: FrameAllocator,
+        J: Invalidate<Ipa>,
+    {
+        if self.memory.walks() != Walks::Coherent {
+            return Err(BackendError::Unsupported);
+        }
+        let nested = self.is_nested(table);
+        let Self { units, tables, .. } = self;
+        let table = usize::try_from(table.bits())
+            .ok()
+            .and_then(|at| tables.get_mut(at)?.as_mut())
+            .ok_or(BackendError::Incompatible)?;
+        if table.lent.try_reserve(1).is_err() {
+            return Err(BackendError::OutOfMemory);
+        }
+        let mut caches = Caches::new(units, table.vmid, nested);
+        match table
+            .tree
+            .share_subtree(owner, span, &mut caches, owner_caches)
+        {
+            Ok(()) => {
+                table.lent.push(span);
+                Ok(())
+            }
+            Err(pagetable::Error::OutOfFrames(_)) => Err(BackendError::OutOfMemory),
+            Err(_) => Err(BackendError::Incompatible),
+        }
+    }
+
+    /// Whether a guest's stage 1 sits on a table.
+    fn is_nested(&self, table: TableId) -> bool {
+        let mut bound = self.bound.iter();
+        bound.any(|bound| bound.table == table && bound.nested)
+    }
+
+    /// What is written for a binding.
+    fn entry(&self, unit: &Smmu<M, P, F, C>, binding: &Binding) -> Result<Ste, BackendError> {
+        let stage2 = |table: TableId| {
+            let table = self.table(table).ok_or(BackendError::Incompatible)?;
+            if table.closed {
+                return Err(BackendError::Incompatible);
+            }
+            Ok(table.stage2(unit.walks()))
+        };
+        Ok(match binding {
+            Binding::Abort => Ste::ABORT,
+            Binding::Identity => Ste::BYPASS,
+            Binding::Table(table) => Ste::stage2(&stage2(*table)?),
+            Binding::Nested { parent, config } => {
+                let stage2 = stage2(*parent)?;
+                match config.stage_one {
+                    StageOne::Abort => Ste::ABORT,
+                    StageOne::Bypass => Ste::stage2(&stage2),
+                    StageOne::Translate(translate) => {
+                        if u64::from(translate.substream_bits)
+                            > u64::from(unit.identity().idr1.ssidsize())
+                        {
+                            return Err(BackendError::Unsupported);
+                        }
+                        let stage1 = Stage1 {
+                            format: translate.format as u64,
+                            context: translate.base,
+                            cd_max: translate.substream_bits.into(),
+                            dss: translate.default_substream as u64,
+                            eats: config.ats as u64,
+                        };
+                        Ste::nested(&stage1, &stage2)
+                    }
+                }
+            }
+        })
+    }
+}
+
+impl<M, P, F, C> Backend for SmmuBackend<M, P, F, C>
+where
+    M: Mmio,
+    P: SharedMemory + Copy,
+    F: FrameAllocator + Copy,
+    C: Clock,
+{
+    fn capabilities(&self, unit: UnitId) -> Option<Capabilities> {
+        let unit = self.unit(unit)?;
+        let identity = unit.identity();
+        Some(Capabilities {
+            source_bits: unit.stream_bits(),
+            nesting: identity.nests() && !unit.errata().no_nesting,
+            dirty: false,
+            forces_coherence: self.platform.coherent,
+            atc_invalidation: identity.idr0.ats(),
+            dynamic_windows: false,
+        })
+    }
+
+    fn create_table(
+        &mut self,
+        endpoint: Endpoint,
+        options: TableOptions,
+    ) -> Result<TableId, BackendError> {
+        let capabilities = self
+            .capabilities(endpoint.unit)
+            .ok_or(BackendError::Unsupported)?;
+        if options.dirty || options.nest_parent && !capabilities.nesting {
+            return Err(BackendError::Unsupported);
+        }
+        let place = self.tables.iter().position(Option::is_none);
+        let at = place.unwrap_or(self.tables.len());
+        // VMID 0 is left to what has no stage 2.
+        let vmid = u16::try_from(at + 1).ok().and_then(|vmid| {
+            let fits = self.vmid_bits == 16 || vmid < 1 << 8;
+            Vmid::new(vmid).ok().filter(|_| fits)
+        });
+        let (Some(vmid), Ok(id)) = (vmid, u32::try_from(at)) else {
+            return Err(BackendError::OutOfMemory);
+        };
+        let bits = self.platform.input_bits.min(self.output.bits());
+        let geometry = Geometry::new::<pagetable::Stage2<Iova>>(bits, self.output)
+            .map_err(|_| BackendError::Unsupported)?;
+        if place.is_none() && self.tables.try_reserve(1).is_err() {
+            return Err(BackendError::OutOfMemory);
+        }
+        let tree = PageTable::new(geometry, self.memory, self.frames)
+            .map_err(|_| BackendError::OutOfMemory)?;
+        let last = Iova::truncated((1 << bits) - 1);
+        let span = Span::new(Iova::ZERO, last).ok_or(BackendError::Unsupported)?;
+        let pages = [PageSize::SIZE_4K, PageSize::SIZE_2M, PageSize::SIZE_1G];
+        let table = Table {
+            tree,
+            vmid,
+            window: [Window {
+                span,
+                pages: PageSizes::new(&pages),
+            }],
+            lent: Vec::new(),
+            forgotten: None,
+            closed: false,
+        };
+        match self.tables.get_mut(at) {
+            Some(slot) => *slot = Some(table),
+            None => self.tables.push(Some(table)),
+        }
+        Ok(TableId::new(id))
+    }
+
+    fn destroy_table(&mut self, table: TableId) {
+        let nested = self.is_nested(table);
+        let Self { units, tables, .. } = self;
+        let Some(slot) = usize::try_from(table.bits())
+            .ok()
+            .and_then(|at| tables.get_mut(at))
+        else {
+            return;
+        };
+        if let Some(table) = slot.take() {
+            let mut caches = Caches::new(units, table.vmid, nested);
+            if let Err((tree, _)) = table.tree.destroy(&mut caches) {
+                // It still uses a VM's tables. Nothing is bound to it; its place is not used again.
+                *slot = Some(Table {
+                    tree,
+                    closed: true,
+                    ..table
+                });
+            }
+        }
+    }
+
+    fn windows(&self, table: TableId) -> &[Window] {
+        match self.table(table) {
+            Some(table) => &table.window,
+            None => &[],
+        }
+    }
+
+    fn create_window(&mut self, _: TableId, _: PageSize, _: u64) -> Result<Window, BackendError> {
+        Err(BackendError::NoWindow)
+    }
+
+    fn remove_window(&mut self, _: TableId, _: Iova) -> Result<(), BackendError> {
+        Err(BackendError::NoWindow)
+    }
+
+    fn reset_windows(&mut self, _: TableId) -> Result<(), BackendError> {
+        Ok(())
+    }
+
+    fn window_limits(&self, _: TableId) -> WindowLimits {
+        WindowLimits {
+            available: 0,
+            largest: 0,
+            pages: PageSizes::NONE,
+        }
+    }
+
+    fn map(&mut self, table: TableId, run: &Run) -> Result<(), BackendError> {
+        let nested = self.is_nested(table);
+        let Self { units, tables, .. } = self;
+        let table = usize::try_from(table.bits())
+            .ok()
+            .and_then(|at| tables.get_mut(at)?.as_mut())
+            .ok_or(BackendError::Incompatible)?;
+        let span = Span::from_len(run.iova, run.bytes).ok_or(BackendError::Unsupported)?;
+        if table.is_lent(span) {
+            return if table.shows(run) {
+                Ok(())
+            } else {
+                Err(BackendError::Incompatible)
+            };
+        }
+        let largest = match run.leaves.bits() {
+            sizes if sizes & PageSize::SIZE_1G.bytes() != 0 => PageSize::SIZE_1G,
+            sizes if sizes & PageSize::SIZE_2M.bytes() != 0 => PageSize::SIZE_2M,
+            _ => PageSize::SIZE_4K,
+        };
+        let mut caches = Caches::new(units, table.vmid, nested);
+        table.forgotten = None;
+        table
+            .tree
+            .map_up_to(largest, span, run.pa, attributes(run), &mut caches)
+            .map_err(|error| match error {
+                pagetable::Error::OutOfFrames(_) => BackendError::OutOfMemory,
+                _ => BackendError::Incompatible,
+            })
+    }
+
+    fn unmap(&mut self, table: TableId, span: Span<Iova>) {
+        let nested = self.is_nested(table);
+        let is_lent = self.table(table).is_some_and(|table| table.is_lent(span));
+        if is_lent {
+            // The tables are another tree's, whose owner should have taken them back first. Nothing
+            // goes through this one any more.
+            self.close(table);
+            return;
+        }
+        let Self { units, tables, .. } = self;
+        let table = usize::try_from(table.bits())
+            .ok()
+            .and_then(|at| tables.get_mut(at)?.as_mut());
+        let Some(table) = table else { return };
+        let mut caches = Caches::new(units, table.vmid, nested);
+        table.forgotten = match table.tree.unmap(span, &mut caches) {
+            Ok(_) => Some(span),
+            Err(_) => None,
+        };
+    }
+
+    fn invalidate(&mut self, table: TableId, span: Span<Iova>) -> Result<(), BackendError> {
+        let nested = self.is_nested(table);
+        let Self { units, tables, .. } = self;
+        let table = usize::try_from(table.bits())
+            .ok()
+            .and_then(|at| tables.get_mut(at)?.as_mut())
+            .ok_or(BackendError::Unsupported)?;
+        if table
+            .forgotten
+            .take()
+            .is_some_and(|forgotten| forgotten.contains_span(span))
+        {
+            return Ok(());
+        }
+        let last = table.window[0].span.last().min(span.last());
+        let Some(span) = Span::new(span.start(), last) else {
+            return Ok(());
+        };
+        let mut caches = Caches::new(units, table.vmid, nested);
+        caches.span(span, PageSize::SIZE_4K, Depth::All);
+        caches.finish();
+        Ok(())
+    }
+
+    fn install(&mut self, endpoint: Endpoint, binding: &Binding) -> Result<(), BackendError> {
+        let unit = self.unit(endpoint.unit).ok_or(BackendError::Unsupported)?;
+        let sid = StreamId::new(endpoint.source).map_err(|_| BackendError::Unsupported)?;
+        let ste = self.entry(unit, binding)?;
+        let new = match *binding {
+            Binding::Table(table) => Some((table, false)),
+            Binding::Nested { parent, .. } => Some((parent, true)),
+            Binding::Abort | Binding::Identity => None,
+        };
+        let old = self.bound.iter().position(|b| b.endpoint == endpoint);
+        if old.is_none() && self.bound.try_reserve(1).is_err() {
+            return Err(BackendError::OutOfMemory);
+        }
+        let left = old.and_then(|at| self.bound.get(at)).map(|b| b.table);
+        let left = left.filter(|table| new.map(|(table, _)| table) != Some(*table));
+        let left = left.and_then(|table| Some(self.table(table)?.vmid));
+        let unit = self
+            .unit_mut(endpoint.unit)
+            .ok_or(BackendError::Unsupported)?;
+        unit.install(sid, ste).map_err(backend_error)?;
+        if let Some(vmid) = left {
+            // What the device did under the old table is complete when its translations are gone.
+            // CFGI_ALL reaches copies of the entry under any number the bus may have had for the
+            // function. An SMMU that does not answer is off.
+            let _ = unit.send(&[Command::CFGI_ALL, Command::TlbiS12Vmall(vmid)]);
+        }
+        match (old, new) {
+            (Some(at), None) => {
+                self.bound.swap_remove(at);
+            }
+            (Some(at), Some((table, nested))) => {
+                if let Some(bound) = self.bound.get_mut(at) {
+                    bound.table = table;
+                    bound.nested = nested;
+                }
+            }
+            (None, Some((table, nested))) => self.bound.push(Bound {
+                endpoint,
+                table,
+                nested,
+            }),
+            (None, None) => {}
+        }
+        Ok(())
+    }
+
+    fn invalidate_stage_one(
+        &mut self,
+        parent: TableId,
+        what: &StageOneInvalidation,
+    ) -> Result<(), BackendError> {
+        let vmid = self.table(parent).ok_or(BackendError::Unsupported)?.vmid;
+        let stream = |source: u32| StreamId::new(source).map_err(|_| BackendError::Unsupported);
+        let command = match *what {
+            StageOneInvalidation::All => Command::TlbiNhAll(vmid),
+            StageOneInvalidation::Asid(asid) => Command::TlbiNhAsid(vmid, asid),
+            StageOneInvalidation::Page {
+                asid: Some(asid),
+                va,
+            } => Command::TlbiNhVa {
+                vmid,
+                asid,
+                va,
+                range: Range::LEAF,
+                depth: Depth::All,
+            },
+            StageOneInvalidation::Page { asid: None, va } => Command::TlbiNhVaa {
+                vmid,
+                va,
+                range: Range::LEAF,
+                depth: Depth::All,
+            },
+            StageOneInvalidation::Context { source, substream } => match substream {
+                None => Command::CfgiCdAll(stream(source)?),
+                Some(ssid) => Command::CfgiCd {
+                    sid: stream(source)?,
+                    ssid: ssid.bits(),
+                    depth: Depth::All,
+                },
+            },
+            StageOneInvalidation::Atc { source, span } => {
+                let has = self.units.iter().all(|unit| unit.identity().idr0.ats());
+                if !has {
+                    return Err(BackendError::Unsupported);
+                }
+                let pages = (span.last().bits() >> 12) - (span.start().bits() >> 12) + 1;
+                let [size, ..] = pages.next_power_of_two().trailing_zeros().to_le_bytes();
+                Command::AtcInv {
+                    sid: stream(source)?,
+                    ssid: None,
+                    address: span.start().bits(),
+                    size: size.min(52),
+                }
+            }
+        };
+        for unit in &mut self.units {
+            unit.send(&[command]).map_err(backend_error)?;
+        }
+        Ok(())
+    }
+
+    fn set_dirty_tracking(&mut self, _: TableId, _: DirtyTracking) -> Result<(), BackendError> {
+        Err(BackendError::Unsupported)
+    }
+
+    fn read_dirty(
+        &mut self,
+        _: TableId,
+        _: Span<Iova>,
+        _: DirtyRead,
+        _: &mut dyn FnMut(Span<Iova>),
+    ) -> Result<(), BackendError> {
+        Err(BackendError::Unsupported)
+    }
+}
+
+impl<M, P, F, C> SmmuBackend<M, P, F, C>
+where
+    M: Mmio,
+    P: SharedMemory + Copy,
+    F: FrameAllocator + Copy,
+    C: Clock,
+{
+    /// Every endpoint of a table aborts, for good.
+    fn close(&mut self, table: TableId) {
+        if let Some(table) = usize::try_from(table.bits())
+            .ok()
+            .and_then(|at| self.tables.get_mut(at)?.as_mut())
+        {
+            table.closed = true;
+        }
+        let mut at = 0;
+        while let Some(bound) = self.bound.get(at).copied() {
+            if bound.table == table {
+                if self.install(bound.endpoint, &Binding::Abort).is_err()
+                    && let Some(unit) = self.unit_mut(bound.endpoint.unit)
+                {
+                    unit.disable();
+                    self.bound.swap_remove(at);
+                }
+            } else {
+                at += 1;
+            }
+        }
+    }
+
+    /// The entry of an endpoint as it stands in memory.
+    ///
+    /// # Errors
+    /// [`BackendError::Unsupported`] when there is no such endpoint.
+    pub fn read_entry(&self, endpoint: Endpoint) -> Result<Ste, BackendError> {
+        let unit = self.unit(endpoint.unit).ok_or(BackendError::Unsupported)?;
+        let sid = StreamId::new(endpoint.source).map_err(|_| BackendError::Unsupported)?;
+        unit.entry(sid).map_err(backend_error)
+    }
+
+    /// The root and VMID of a table.
+    #[must_use]
+    pub fn root(&self, table: TableId) -> Option<(Pa, Vmid)> {
+        let table = self.table(table)?;
+        Some((table.tree.root(), table.vmid))
+    }
+}

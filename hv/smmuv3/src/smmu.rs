@@ -1,0 +1,499 @@
+//! A physical SMMU that translates.
+
+use hal::{Clock, FrameAllocator, Mmio, NotMemory, OutOfFrames, SharedMemory};
+use types::{Address, Pa, StreamId};
+
+use crate::errata::Errata;
+use crate::identity::Identity;
+use crate::locked::Locked;
+use crate::shared::Shared;
+use crate::spec::queue::{self, Shape};
+use crate::spec::{Command, Completion, Cr0, Depth, Event, Gbpa, Ste, Walks, command, event, regs};
+use crate::stream::{Levels, Plan, StreamTable};
+
+/// Log2 of the entries of the command queue: one page.
+const COMMANDS: u8 = 8;
+/// Log2 of the entries of the event queue: four pages.
+const EVENTS: u8 = 9;
+/// The most commands between two `CMD_SYNC`s. More than 62 without one hang some SMMUs
+/// ([`Errata`]).
+const BATCH: usize = 32;
+/// How often a command that the SMMU refuses is got rid of in one batch.
+const RECOVERIES: u32 = 8;
+
+/// `GERROR` bits. [IHI 0070 §6.3.18]
+const CMDQ_ERR: u32 = 1 << 0;
+
+/// An SMMU did not do as it was told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// A register did not follow.
+    #[error(transparent)]
+    Locked(#[from] crate::locked::Error),
+    /// No memory for a table or a queue.
+    #[error("no memory for its tables and queues")]
+    OutOfMemory,
+    /// Memory that was given to it is not memory: a bug.
+    #[error("its tables are not in memory")]
+    NotMemory,
+    /// The stream ID is beyond its stream table.
+    #[error("the stream is beyond its stream table")]
+    NoSuchStream,
+    /// Commands were not consumed in [`Locked::TIMEOUT_US`]. It is turned off: everything aborts.
+    #[error("commands were not consumed in time: it is off, and everything behind it aborts")]
+    Timeout,
+    /// It refused a command: `CMDQ_CONS.ERR`. The others of the batch were carried out.
+    #[error("it refused a command, reason {0}")]
+    Refused(u8),
+    /// It was turned off before.
+    #[error("it is off, and everything behind it aborts")]
+    Off,
+}
+
+impl From<OutOfFrames> for Error {
+    fn from(_: OutOfFrames) -> Self {
+        Self::OutOfMemory
+    }
+}
+
+impl From<NotMemory> for Error {
+    fn from(_: NotMemory) -> Self {
+        Self::NotMemory
+    }
+}
+
+#[derive(Debug)]
+struct Ring {
+    base: Pa,
+    shape: Shape,
+    index: u32,
+}
+
+impl Ring {
+    fn new<F: FrameAllocator>(frames: &F, log2: u8, bytes: usize) -> Result<Self, Error> {
+        let shape = Shape::new(log2);
+        let frames_needed = (bytes << log2).div_ceil(4096).next_power_of_two();
+        let order = frames_needed.trailing_zeros().to_le_bytes()[0];
+        Ok(Self {
+            base: frames.alloc_zeroed(order)?,
+            shape,
+            index: 0,
+        })
+    }
+
+    fn at(&self, index: u32, bytes: usize) -> Result<Pa, Error> {
+        let offset = u64::from(self.shape.entry(index)) * bytes as u64;
+        self.base.checked_add(offset).ok_or(Error::NotMemory)
+    }
+}
+
+/// What [`Smmu::drain`] found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Drained {
+    /// Records read.
+    pub records: usize,
+    /// Records were lost before these.
+    pub lost: bool,
+    /// There are more.
+    pub more: bool,
+}
+
+/// A physical SMMU that translates what [`Smmu::install`] told it to, and aborts everything else.
+#[derive(Debug)]
+pub struct Smmu<M, P, F, C> {
+    mmio: M,
+    identity: Identity,
+    errata: Errata,
+    memory: Shared<P>,
+    frames: F,
+    clock: C,
+    streams: StreamTable,
+    commands: Ring,
+    events: Ring,
+    is_off: bool,
+    /// `CMD_SYNC`s sent, for the account of what an operation costs.
+    syncs: u64,
+    /// Commands sent, `CMD_SYNC`s not counted.
+    sent: u64,
+}
+
+impl<M: Mmio, P: SharedMemory, F: FrameAllocator, C: Clock> Smmu<M, P, F, C> {
+    /// Turns a locked SMMU on, with a stream table in which every stream aborts. `GBPA.ABORT` stays:
+    /// it holds whenever the SMMU is off.
+    ///
+    /// # Errors
+    /// [`Error`]; the SMMU is off and aborts everything.
+    pub fn enable(locked: Locked<M>, memory: P, frames: F, clock: C) -> Result<Self, Error> {
+        let (mmio, identity) = locked.into_parts();
+        let walks = match identity.idr0.cohacc() {
+            true => Walks::Coherent,
+            false => Walks::NonCoherent,
+        };
+        let memory = Shared::new(memory, walks);
+        let levels = match identity.idr0.st_level() {
+            0 => Levels::One,
+            _ => Levels::Two,
+        };
+        let streams = StreamTable::new(&memory, &frames, identity.idr1.sidsize(), levels)?;
+        let commands = Ring::new(&frames, COMMANDS.min(identity.idr1.cmdqs()), command::BYTES)?;
+        let events = Ring::new(&frames, EVENTS.min(identity.idr1.evtqs()), event::BYTES)?;
+        let mut smmu = Self {
+            errata: Errata::of(identity.iidr),
+            mmio,
+            identity,
+            memory,
+            frames,
+            clock,
+            streams,
+            commands,
+            events,
+            is_off: false,
+            syncs: 0,
+            sent: 0,
+        };
+        let started = smmu.start();
+        if started.is_err() {
+            smmu.turn_off();
+        }
+        started.map(|()| smmu)
+    }
+
+    fn start(&mut self) -> Result<(), Error> {
+        let (cacheability, shareability) = self.memory.walks().attributes();
+        let [cacheability, ..] = cacheability.to_le_bytes();
+        let [shareability, ..] = shareability.to_le_bytes();
+        let (cache, share) = (u32::from(cacheability), u32::from(shareability));
+        // TABLE_SH, TABLE_OC, TABLE_IC, QUEUE_SH, QUEUE_OC, QUEUE_IC. [IHI 0070 §6.3.11]
+        let cr1 = share << 10 | cache << 8 | cache << 6 | share << 4 | cache << 2 | cache;
+        self.mmio.write32(regs::CR1, cr1);
+        // PTM: broadcast TLB maintenance of CPUs is ignored. RECINVSID: an unknown stream is recorded.
+        self.mmio.write32(regs::CR2, 1 << 2 | 1 << 1);
+        self.memory.barrier();
+        self.mmio
+            .write64(regs::STRTAB_BASE, 1 << 62 | self.streams.base().bits());
+        self.mmio
+            .write32(regs::STRTAB_BASE_CFG, self.streams.config());
+        let base = queue::base(self.commands.base.bits(), self.commands.shape);
+        self.mmio.write64(regs::CMDQ_BASE, base);
+        self.mmio.write32(regs::CMDQ_PROD, 0);
+        self.mmio.write32(regs::CMDQ_CONS, 0);
+        let cr0 = Cr0::new().with_cmdqen(true);
+        self.set_cr0(cr0)?;
+        // What caches held before us is of no table of ours.
+        self.send(&[Command::CFGI_ALL, Command::TlbiNsnhAll])?;
+        let base = queue::base(self.events.base.bits(), self.events.shape);
+        self.mmio.write64(regs::EVENTQ_BASE, base);
+        self.mmio.write32(regs::EVENTQ_PROD, 0);
+        self.mmio.write32(regs::EVENTQ_CONS, 0);
+        let cr0 = cr0.with_eventqen(true);
+        self.set_cr0(cr0)?;
+        if self.identity.idr0.msi() {
+            // Wired interrupts: no messages. [IHI 0070 §3.18]
+            self.mmio.write64(regs::GERROR_IRQ_CFG0, 0);
+            self.mmio.write64(regs::EVENTQ_IRQ_CFG0, 0);
+        }
+        self.mmio.write32(regs::IRQ_CTRL, 1 << 2 | 1);
+        self.wait(regs::IRQ_CTRLACK, "IRQ_CTRLACK", 1 << 2 | 1)?;
+        self.set_cr0(cr0.with_smmuen(true))
+    }
+
+    fn set_cr0(&self, cr0: Cr0) -> Result<(), Error> {
+        self.mmio.write32(regs::CR0, cr0.into_bits());
+        self.wait(regs::CR0ACK, "CR0ACK", cr0.into_bits())
+    }
+
+    fn wait(&self, offset: usize, register: &'static str, value: u32) -> Result<(), Error> {
+        crate::locked::wait(&self.mmio, &self.clock, offset, register, |v| v == value)?;
+        Ok(())
+    }
+
+    /// What it says of itself.
+    pub fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    /// What is known to be wrong with it.
+    pub fn errata(&self) -> &Errata {
+        &self.errata
+    }
+
+    /// How it walks.
+    pub fn walks(&self) -> Walks {
+        self.memory.walks()
+    }
+
+    /// Bits of a stream ID that its stream table covers.
+    pub fn stream_bits(&self) -> u8 {
+        self.streams.bits()
+    }
+
+    /// Whether it was turned off because it did not answer.
+    pub fn is_off(&self) -> bool {
+        self.is_off
+    }
+
+    /// Commands and `CMD_SYNC`s sent since it was turned on.
+    pub fn sent(&self) -> (u64, u64) {
+        (self.sent, self.syncs)
+    }
+
+    /// Whether it translates, and aborts when it does not: `CR0` and `GBPA` as they read now.
+    pub fn state(&self) -> crate::Found {
+        crate::Found {
+            cr0: Cr0::from_bits(self.mmio.read32(regs::CR0)),
+            gbpa: Gbpa::from_bits(self.mmio.read32(regs::GBPA)),
+        }
+    }
+
+    /// Makes table writes visible to it.
+    pub(crate) fn publish(&self) {
+        self.memory.barrier();
+    }
+
+    /// Carries commands out: when it returns, all are complete.
+    ///
+    /// # Errors
+    /// [`Error::Refused`]: all others are complete. [`Error::Timeout`]: the SMMU is off, and nothing
+    /// gets through it. [`Error::Off`]: it was.
+    pub fn send(&mut self, commands: &[Command]) -> Result<(), Error> {
+        if self.is_off {
+            return Err(Error::Off);
+        }
+        let mut result = Ok(());
+        for batch in commands.chunks(self.batch()) {
+            let first = self.commands.index;
+            for command in batch {
+                self.put(*command)?;
+            }
+            self.put(Command::Sync(Completion::None))?;
+            let count = u32::from(u16::try_from(batch.len()).unwrap_or(u16::MAX)) + 1;
+            self.sent += u64::from(count) - 1;
+            self.syncs += 1;
+            let start = self.commands.at(first, command::BYTES)?;
+            let end = self.commands.shape.entry(first) + count;
+            if end <= self.commands.shape.entries() {
+                self.memory.publish(start, count as usize * command::BYTES);
+            } else {
+                let all = self.commands.shape.entries() as usize * command::BYTES;
+                self.memory.publish(self.commands.base, all);
+            }
+            self.mmio.write32(regs::CMDQ_PROD, self.commands.index);
+            match self.consumed() {
+                Ok(()) => {}
+                Err(error @ Error::Refused(_)) => result = Err(error),
+                Err(error) => {
+                    self.turn_off();
+                    return Err(error);
+                }
+            }
+        }
+        result
+    }
+
+    /// The most commands of a batch: the queue is empty before each.
+    fn batch(&self) -> usize {
+        let entries = self.commands.shape.entries() as usize;
+        BATCH.min(entries.saturating_sub(1)).max(1)
+    }
+
+    fn put(&mut self, command: Command) -> Result<(), Error> {
+        let [low, high] = command.encode();
+        let at = self.commands.at(self.commands.index, command::BYTES)?;
+        self.memory.write(at, low)?;
+        let next = at.checked_add(8).ok_or(Error::NotMemory)?;
+        self.memory.write(next, high)?;
+        self.commands.index = self.commands.shape.advance(self.commands.index, 1);
+        Ok(())
+    }
+
+    /// Waits until the queue is empty.
+    fn consumed(&mut self) -> Result<(), Error> {
+        let limit = self.clock.ticks_of_us(Locked::<&dyn Mmio>::TIMEOUT_US);
+        let mut start = None;
+        let mut result = Ok(());
+        let mut recoveries = 0;
+        loop {
+            let consumer = self.mmio.read32(regs::CMDQ_CONS);
+            if self.commands.shape.mask(consumer) == self.commands.index {
+                return result;
+            }
+            if consumer >> 24 & 0x7f != 0 && self.errors() & CMDQ_ERR != 0 {
+                recoveries += 1;
+                if recoveries > RECOVERIES {
+                    return Err(Error::Timeout);
+                }
+                result = Err(self.recover(consumer)?);
+                continue;
+            }
+            let now = self.clock.ticks();
+            if now.wrapping_sub(*start.get_or_insert(now)) > limit {
+                return Err(Error::Timeout);
+            }
+        }
+    }
+
+    /// Global errors that are active.
+    fn errors(&self) -> u32 {
+        self.mmio.read32(regs::GERROR) ^ self.mmio.read32(regs::GERRORN)
+    }
+
+    /// Puts a `CMD_SYNC` in the place of a command that the SMMU refuses, and lets it go on.
+    /// [IHI 0070 §7.1]
+    fn recover(&mut self, consumer: u32) -> Result<Error, Error> {
+        const ILLEGAL: u8 = 1;
+        let [_, _, _, reason] = consumer.to_le_bytes();
+        let reason = reason & 0x7f;
+        if reason == ILLEGAL {
+            let at = self.commands.at(consumer, command::BYTES)?;
+            let [low, high] = Command::Sync(Completion::None).encode();
+            self.memory.write(at, low)?;
+            let next = at.checked_add(8).ok_or(Error::NotMemory)?;
+            self.memory.write(next, high)?;
+            self.memory.publish(at, command::BYTES);
+        }
+        let errors = self.mmio.read32(regs::GERRORN) ^ CMDQ_ERR;
+        self.mmio.write32(regs::GERRORN, errors);
+        Ok(Error::Refused(reason))
+    }
+
+    /// Off for good: everything behind it aborts, by `GBPA`.
+    fn turn_off(&mut self) {
+        self.is_off = true;
+        let gbpa = Gbpa::from_bits(self.mmio.read32(regs::GBPA));
+        let abort = gbpa.with_abort(true).with_update(true);
+        self.mmio.write32(regs::GBPA, abort.into_bits());
+        self.mmio.write32(regs::CR0, 0);
+        let _ = crate::locked::wait(&self.mmio, &self.clock, regs::CR0ACK, "CR0ACK", |v| v == 0);
+    }
+
+    /// Stops translating: every stream aborts, caches are empty, and the SMMU is off.
+    pub fn disable(&mut self) {
+        if !self.is_off {
+            let _ = self.send(&[Command::CFGI_ALL, Command::TlbiNsnhAll]);
+            self.turn_off();
+        }
+    }
+
+    /// The entry of a stream as it stands in memory.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchStream`].
+    pub fn entry(&self, sid: StreamId) -> Result<Ste, Error> {
+        let Some(slot) = self.streams.find(sid)? else {
+            return Ok(Ste::INVALID);
+        };
+        self.read_entry(slot)
+    }
+
+    fn read_entry(&self, slot: Pa) -> Result<Ste, Error> {
+        let mut words = [0; 8];
+        for (at, word) in (0_u64..).zip(&mut words) {
+            *word = self
+                .memory
+                .word(slot.checked_add(at * 8).ok_or(Error::NotMemory)?)?;
+        }
+        Ok(Ste(words))
+    }
+
+    /// Changes the entry of a stream. The stream does what the old entry says or what the new one
+    /// does, and where two words have to change at once, aborts for a moment. When it returns, the
+    /// SMMU has forgotten the old entry, and every access under it is over.
+    ///
+    /// Only an entry for a stream that never had one needs memory.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchStream`], [`Error::OutOfMemory`], with the old entry live; errors of
+    /// [`Smmu::send`].
+    pub fn install(&mut self, sid: StreamId, ste: Ste) -> Result<(), Error> {
+        if self.is_off {
+            // Everything aborts, whatever the entry says.
+            return if ste == Ste::ABORT {
+                Ok(())
+            } else {
+                Err(Error::Off)
+            };
+        }
+        if ste == Ste::ABORT && self.streams.find(sid)?.is_none() {
+            return Ok(());
+        }
+        let (slot, is_new) = self.streams.make(&self.memory, &self.frames, sid)?;
+        if is_new {
+            let command = Command::CfgiSte {
+                sid,
+                depth: Depth::All,
+            };
+            self.send(&[command])?;
+        }
+        let old = self.read_entry(slot)?;
+        for step in Plan::new(old, ste).steps() {
+            self.write_entry(slot, *step)?;
+            let command = Command::CfgiSte {
+                sid,
+                depth: Depth::Leaf,
+            };
+            self.send(&[command])?;
+        }
+        Ok(())
+    }
+
+    fn write_entry(&self, slot: Pa, ste: Ste) -> Result<(), Error> {
+        for (at, word) in (0_u64..).zip(ste.0) {
+            let at = slot.checked_add(at * 8).ok_or(Error::NotMemory)?;
+            // A word that stays is not written: the SMMU may be reading it.
+            if self.memory.word(at)? != word {
+                self.memory.write(at, word)?;
+            }
+        }
+        self.memory.publish(slot, Ste::BYTES);
+        Ok(())
+    }
+
+    /// Reads event records, at most `budget` of them. For the handler of the event queue's
+    /// interrupt; allocates nothing.
+    pub fn drain(&mut self, budget: usize, mut each: impl FnMut(Event)) -> Drained {
+        let mut drained = Drained::default();
+        let producer = self.mmio.read32(regs::EVENTQ_PROD);
+        let acknowledged = self.mmio.read32(regs::EVENTQ_CONS);
+        drained.lost = (producer ^ acknowledged) & queue::OVERFLOW != 0;
+        let shape = self.events.shape;
+        let waiting = shape
+            .between(self.events.index, producer)
+            .min(shape.entries());
+        for _ in 0..waiting {
+            if drained.records == budget {
+                drained.more = true;
+                break;
+            }
+            let Ok(at) = self.events.at(self.events.index, event::BYTES) else {
+                break;
+            };
+            self.memory.refresh(at, event::BYTES);
+            let mut words = [0; 4];
+            for (offset, word) in (0_u64..).zip(&mut words) {
+                let read = at
+                    .checked_add(offset * 8)
+                    .and_then(|at| self.memory.word(at).ok());
+                *word = read.unwrap_or(0);
+            }
+            each(Event(words));
+            self.events.index = shape.advance(self.events.index, 1);
+            drained.records += 1;
+        }
+        // The records have been read before their places are given back.
+        self.memory.barrier();
+        let consumer = self.events.index | producer & queue::OVERFLOW;
+        self.mmio.write32(regs::EVENTQ_CONS, consumer);
+        drained
+    }
+
+    /// Acknowledges global errors other than the command queue's, and returns them: `GERROR` bits.
+    /// Bit 2: records of events were lost.
+    pub fn acknowledge_errors(&mut self) -> u32 {
+        let active = self.errors() & !CMDQ_ERR;
+        if active != 0 {
+            let acknowledged = self.mmio.read32(regs::GERRORN) ^ active;
+            self.mmio.write32(regs::GERRORN, acknowledged);
+        }
+        active
+    }
+}
