@@ -4,16 +4,17 @@ use alloc::vec::Vec;
 
 use hal::{Clock, FrameAllocator, Mmio, SharedMemory};
 use iommu::{
-    Backend, BackendError, Binding, Capabilities, DirtyRead, DirtyTracking, Endpoint, MemoryType,
-    PageSizes, Permissions, Run, StageOne, StageOneInvalidation, TableId, TableOptions, UnitId,
-    Window, WindowLimits,
+    Ats, Backend, BackendError, Binding, Capabilities, ContextFormat, DirtyRead, DirtyTracking,
+    Endpoint, MemoryType, PageSizes, Permissions, Run, StageOne, StageOneInvalidation, TableId,
+    TableOptions, UnitId, Window, WindowLimits,
 };
 use pagetable::{
     Fault, Geometry, Invalidate, Leaf, OutputSize, PageTable, Stage2Access, Stage2Attributes, Stale,
 };
-use types::{Iova, Ipa, Pa, PageSize, Span, StreamId, Vmid};
+use types::{Address, Iova, Ipa, Pa, PageSize, Span, StreamId, Vmid};
 
 use crate::Error;
+use crate::frames::{Kept, TableFrames};
 use crate::shared::Shared;
 use crate::smmu::Smmu;
 use crate::spec::{Command, Depth, Range, Stage1, Stage2, Ste, Walks};
@@ -21,7 +22,7 @@ use crate::spec::{Command, Depth, Range, Stage1, Stage2, Ste, Walks};
 /// The most commands of one invalidation; where more were needed, everything of the VMID goes.
 const MOST: usize = 32;
 
-type Tree<P, F> = PageTable<pagetable::Stage2<Iova>, Shared<P>, F>;
+type Tree<P, F> = PageTable<pagetable::Stage2<Iova>, Shared<P>, TableFrames<P, F>>;
 
 /// A stage-2 table for devices.
 #[derive(Debug)]
@@ -37,7 +38,7 @@ pub(crate) struct Table<P, F> {
     closed: bool,
 }
 
-impl<P: SharedMemory + Copy, F: FrameAllocator + Copy> Table<P, F> {
+impl<P: SharedMemory, F: FrameAllocator> Table<P, F> {
     /// The stage 2 of a stream.
     fn stage2(&self, walks: Walks) -> Stage2 {
         let geometry = self.tree.geometry();
@@ -120,11 +121,13 @@ pub struct SmmuBackend<M, P, F, C> {
     platform: Platform,
     vmid_bits: u8,
     output: OutputSize,
+    kept: Kept,
 }
 
 /// The translation caches of the SMMUs, for one VMID.
 struct Caches<'a, M, P, F, C> {
     units: &'a mut [Smmu<M, P, F, C>],
+    kept: &'a Kept,
     vmid: Vmid,
     /// A guest's stage 1 sits on the table: its combined translations go, too, and what the SMMU
     /// keeps of its context descriptors.
@@ -134,9 +137,10 @@ struct Caches<'a, M, P, F, C> {
 }
 
 impl<'a, M: Mmio, P: SharedMemory, F: FrameAllocator, C: Clock> Caches<'a, M, P, F, C> {
-    fn new(units: &'a mut [Smmu<M, P, F, C>], vmid: Vmid, nested: bool) -> Self {
+    fn new(units: &'a mut [Smmu<M, P, F, C>], kept: &'a Kept, vmid: Vmid, nested: bool) -> Self {
         Self {
             units,
+            kept,
             vmid,
             nested,
             commands: [Command::TlbiS12Vmall(vmid); MOST],
@@ -162,11 +166,11 @@ impl<'a, M: Mmio, P: SharedMemory, F: FrameAllocator, C: Clock> Caches<'a, M, P,
 
     /// Invalidates the stage-2 translations of a span: by ranges where every unit has them, page by
     /// page where few pages are concerned, else all of the VMID.
-    fn span(&mut self, span: Span<Iova>, stride: PageSize, depth: Depth) {
+    fn span(&mut self, span: Span<Iova>, stride: PageSize, level: u8, depth: Depth) {
         let ranges = self.units.iter().all(|unit| unit.identity().idr3.ril());
         let vmid = self.vmid;
         if ranges {
-            for (ipa, range) in Ranges::new(span) {
+            for (ipa, range) in Ranges::new(span, level) {
                 self.push(Command::TlbiS2Ipa {
                     vmid,
                     ipa,
@@ -213,13 +217,21 @@ impl<'a, M: Mmio, P: SharedMemory, F: FrameAllocator, C: Clock> Caches<'a, M, P,
                     unit.disable();
                 }
             }
+            if unit.is_lost() {
+                self.kept.set();
+            }
         }
         self.count = 0;
     }
 }
 
-impl<M: Mmio, P: SharedMemory, F: FrameAllocator, C: Clock> Invalidate<Iova>
-    for Caches<'_, M, P, F, C>
+impl<A, M, P, F, C> Invalidate<A> for Caches<'_, M, P, F, C>
+where
+    A: Address,
+    M: Mmio,
+    P: SharedMemory,
+    F: FrameAllocator,
+    C: Clock,
 {
     fn publish(&mut self) {
         for unit in &mut *self.units {
@@ -227,12 +239,18 @@ impl<M: Mmio, P: SharedMemory, F: FrameAllocator, C: Clock> Invalidate<Iova>
         }
     }
 
-    fn invalidate(&mut self, stale: &Stale<Iova>) {
+    fn invalidate(&mut self, stale: &Stale<A>) {
         let depth = match stale.scope {
             pagetable::Scope::Leaves => Depth::Leaf,
             pagetable::Scope::Walks => Depth::All,
         };
-        self.span(stale.span, stale.stride, depth);
+        // The level helps with leaves alone: the tables above them are at others.
+        let level = stale.level.filter(|_| depth == Depth::Leaf).unwrap_or(0);
+        let (start, last) = (stale.span.start().bits(), stale.span.last().bits());
+        match Span::new(Iova::truncated(start), Iova::truncated(last)) {
+            Some(span) => self.span(span, stale.stride, level, depth),
+            None => self.everything(),
+        }
     }
 
     fn invalidate_all(&mut self) {
@@ -248,15 +266,18 @@ impl<M: Mmio, P: SharedMemory, F: FrameAllocator, C: Clock> Invalidate<Iova>
 struct Ranges {
     at: u64,
     pages: u64,
+    /// The level of every leaf in it, or 0.
+    level: u8,
 }
 
 impl Ranges {
-    fn new(span: Span<Iova>) -> Self {
+    fn new(span: Span<Iova>, level: u8) -> Self {
         let first = span.start().bits() >> 12;
         let last = span.last().bits() >> 12;
         Self {
             at: first,
             pages: last - first + 1,
+            level,
         }
     }
 }
@@ -273,25 +294,36 @@ impl Iterator for Ranges {
         let scale = self.pages.trailing_zeros().min(MOST_SCALE);
         let num = (self.pages >> scale) & 31;
         let num = if num == 0 { 31 } else { num };
-        let [low, ..] = num.to_le_bytes();
-        let [scale_byte, ..] = scale.to_le_bytes();
         let ipa = self.at << 12;
         self.at += num << scale;
         self.pages -= num << scale;
+        // A range of one page without a level is reserved; two pages are not. [IHI 0070 §4.4.1]
+        let num = if num == 1 && scale == 0 && self.level == 0 {
+            2
+        } else {
+            num
+        };
+        let [low, ..] = num.to_le_bytes();
+        let [scale, ..] = scale.to_le_bytes();
         let range = Range {
             num: low - 1,
-            scale: scale_byte,
+            scale,
             granule: 1,
-            level: 0,
+            level: self.level,
         };
         Some((ipa, range))
     }
 }
 
+/// Whether a guest's stage 1 may run on it.
+fn nests<M: Mmio, P: SharedMemory, F: FrameAllocator, C: Clock>(unit: &Smmu<M, P, F, C>) -> bool {
+    unit.identity().nests() && !unit.errata().no_nesting
+}
+
 fn backend_error(error: Error) -> BackendError {
     match error {
         Error::OutOfMemory => BackendError::OutOfMemory,
-        Error::NoSuchStream | Error::NotMemory => BackendError::Unsupported,
+        Error::NoSuchStream | Error::NotMemory | Error::Unusable(_) => BackendError::Unsupported,
         Error::Timeout | Error::Refused(_) | Error::Off | Error::Locked(_) => BackendError::Timeout,
     }
 }
@@ -326,6 +358,7 @@ where
             platform,
             vmid_bits: if wide { 16 } else { 8 },
             output,
+            kept: Kept::default(),
         }
     }
 
@@ -386,7 +419,12 @@ where
             return Err(BackendError::Unsupported);
         }
         let nested = self.is_nested(table);
-        let Self { units, tables, .. } = self;
+        let Self {
+            units,
+            tables,
+            kept,
+            ..
+        } = self;
         let table = usize::try_from(table.bits())
             .ok()
             .and_then(|at| tables.get_mut(at)?.as_mut())
@@ -394,7 +432,7 @@ where
         if table.lent.try_reserve(1).is_err() {
             return Err(BackendError::OutOfMemory);
         }
-        let mut caches = Caches::new(units, table.vmid, nested);
+        let mut caches = Caches::new(units, kept, table.vmid, nested);
         match table
             .tree
             .share_subtree(owner, span, &mut caches, owner_caches)
@@ -406,6 +444,66 @@ where
             Err(pagetable::Error::OutOfFrames(_)) => Err(BackendError::OutOfMemory),
             Err(_) => Err(BackendError::Incompatible),
         }
+    }
+
+    /// Ends what [`SmmuBackend::lend`] began, for all that the table has of `owner`. Nothing is
+    /// translated there any more when this returns, and the tables are the owner's alone. To be called
+    /// before the table is destroyed, and before the owner's tree is.
+    ///
+    /// # Errors
+    /// [`BackendError::Incompatible`] when the tables are not those of `owner`; nothing has changed.
+    /// [`BackendError::Timeout`] when an SMMU is lost ([`Smmu::is_lost`]): the owner's tables must then
+    /// never be freed.
+    pub fn take_back<N, G>(
+        &mut self,
+        table: TableId,
+        owner: &mut PageTable<pagetable::Stage2<Ipa>, N, G>,
+    ) -> Result<(), BackendError>
+    where
+        N: hal::PhysMemory,
+        G: FrameAllocator,
+    {
+        let nested = self.is_nested(table);
+        let Self {
+            units,
+            tables,
+            kept,
+            ..
+        } = self;
+        let table = usize::try_from(table.bits())
+            .ok()
+            .and_then(|at| tables.get_mut(at)?.as_mut())
+            .ok_or(BackendError::Incompatible)?;
+        let mut caches = Caches::new(units, kept, table.vmid, nested);
+        while let Some(span) = table.lent.last().copied() {
+            table
+                .tree
+                .unshare_subtree(owner, span, &mut caches)
+                .map_err(|_| BackendError::Incompatible)?;
+            table.lent.pop();
+        }
+        table.forgotten = None;
+        if self.kept.get() {
+            return Err(BackendError::Timeout);
+        }
+        Ok(())
+    }
+
+    /// The translation caches of a table, for whoever changes tables that it was lent: the owner's
+    /// changes are complete when both the CPUs' caches and these have forgotten the old state. `None`
+    /// when there is no such table.
+    ///
+    /// After [`Invalidate::sync`], [`SmmuBackend::is_sure`] says whether every SMMU answered or is off.
+    pub fn caches(&mut self, table: TableId) -> Option<impl Invalidate<Ipa>> {
+        let nested = self.is_nested(table);
+        let vmid = self.table(table)?.vmid;
+        Some(Caches::new(&mut self.units, &self.kept, vmid, nested))
+    }
+
+    /// Whether every SMMU did what it was told or confirmed that it is off. When not, memory that a
+    /// device could reach must never get another owner.
+    pub fn is_sure(&self) -> bool {
+        !self.kept.get() && !self.units.iter().any(Smmu::is_lost)
     }
 
     /// Whether a guest's stage 1 sits on a table.
@@ -433,9 +531,13 @@ where
                     StageOne::Abort => Ste::ABORT,
                     StageOne::Bypass => Ste::stage2(&stage2),
                     StageOne::Translate(translate) => {
-                        if u64::from(translate.substream_bits)
-                            > u64::from(unit.identity().idr1.ssidsize())
-                        {
+                        let identity = unit.identity();
+                        let two_levels = translate.format != ContextFormat::Linear;
+                        let fits = translate.substream_bits <= identity.idr1.ssidsize()
+                            && (!two_levels || identity.idr0.cd2l())
+                            && translate.base & !Ste::S1_CONTEXT == 0
+                            && config.ats == Ats::Off;
+                        if !fits || !nests(unit) {
                             return Err(BackendError::Unsupported);
                         }
                         let stage1 = Stage1 {
@@ -443,7 +545,7 @@ where
                             context: translate.base,
                             cd_max: translate.substream_bits.into(),
                             dss: translate.default_substream as u64,
-                            eats: config.ats as u64,
+                            eats: 0,
                         };
                         Ste::nested(&stage1, &stage2)
                     }
@@ -462,13 +564,14 @@ where
 {
     fn capabilities(&self, unit: UnitId) -> Option<Capabilities> {
         let unit = self.unit(unit)?;
-        let identity = unit.identity();
         Some(Capabilities {
             source_bits: unit.stream_bits(),
-            nesting: identity.nests() && !unit.errata().no_nesting,
+            nesting: nests(unit),
             dirty: false,
             forces_coherence: self.platform.coherent,
-            atc_invalidation: identity.idr0.ats(),
+            // A device with a translation cache could send what it calls translated addresses, which
+            // pass by stage 2. Nobody gets one before that is checked.
+            atc_invalidation: false,
             dynamic_windows: false,
         })
     }
@@ -500,8 +603,9 @@ where
         if place.is_none() && self.tables.try_reserve(1).is_err() {
             return Err(BackendError::OutOfMemory);
         }
-        let tree = PageTable::new(geometry, self.memory, self.frames)
-            .map_err(|_| BackendError::OutOfMemory)?;
+        let frames = TableFrames::new(self.frames, self.memory, self.kept.clone());
+        let tree =
+            PageTable::new(geometry, self.memory, frames).map_err(|_| BackendError::OutOfMemory)?;
         let last = Iova::truncated((1 << bits) - 1);
         let span = Span::new(Iova::ZERO, last).ok_or(BackendError::Unsupported)?;
         let pages = [PageSize::SIZE_4K, PageSize::SIZE_2M, PageSize::SIZE_1G];
@@ -525,7 +629,12 @@ where
 
     fn destroy_table(&mut self, table: TableId) {
         let nested = self.is_nested(table);
-        let Self { units, tables, .. } = self;
+        let Self {
+            units,
+            tables,
+            kept,
+            ..
+        } = self;
         let Some(slot) = usize::try_from(table.bits())
             .ok()
             .and_then(|at| tables.get_mut(at))
@@ -533,7 +642,7 @@ where
             return;
         };
         if let Some(table) = slot.take() {
-            let mut caches = Caches::new(units, table.vmid, nested);
+            let mut caches = Caches::new(units, kept, table.vmid, nested);
             if let Err((tree, _)) = table.tree.destroy(&mut caches) {
                 // It still uses a VM's tables. Nothing is bound to it; its place is not used again.
                 *slot = Some(Table {
@@ -574,7 +683,12 @@ where
 
     fn map(&mut self, table: TableId, run: &Run) -> Result<(), BackendError> {
         let nested = self.is_nested(table);
-        let Self { units, tables, .. } = self;
+        let Self {
+            units,
+            tables,
+            kept,
+            ..
+        } = self;
         let table = usize::try_from(table.bits())
             .ok()
             .and_then(|at| tables.get_mut(at)?.as_mut())
@@ -592,7 +706,7 @@ where
             sizes if sizes & PageSize::SIZE_2M.bytes() != 0 => PageSize::SIZE_2M,
             _ => PageSize::SIZE_4K,
         };
-        let mut caches = Caches::new(units, table.vmid, nested);
+        let mut caches = Caches::new(units, kept, table.vmid, nested);
         table.forgotten = None;
         table
             .tree
@@ -603,7 +717,8 @@ where
             })
     }
 
-    fn unmap(&mut self, table: TableId, span: Span<Iova>) {
+    fn unmap(&mut self, id: TableId, span: Span<Iova>) {
+        let table = id;
         let nested = self.is_nested(table);
         let is_lent = self.table(table).is_some_and(|table| table.is_lent(span));
         if is_lent {
@@ -612,21 +727,32 @@ where
             self.close(table);
             return;
         }
-        let Self { units, tables, .. } = self;
+        let Self {
+            units,
+            tables,
+            kept,
+            ..
+        } = self;
         let table = usize::try_from(table.bits())
             .ok()
             .and_then(|at| tables.get_mut(at)?.as_mut());
         let Some(table) = table else { return };
-        let mut caches = Caches::new(units, table.vmid, nested);
-        table.forgotten = match table.tree.unmap(span, &mut caches) {
-            Ok(_) => Some(span),
-            Err(_) => None,
-        };
+        let mut caches = Caches::new(units, kept, table.vmid, nested);
+        match table.tree.unmap(span, &mut caches) {
+            Ok(_) => table.forgotten = Some(span),
+            // What was asked for cannot be done, and must be: nothing goes through the table.
+            Err(_) => self.close(id),
+        }
     }
 
     fn invalidate(&mut self, table: TableId, span: Span<Iova>) -> Result<(), BackendError> {
         let nested = self.is_nested(table);
-        let Self { units, tables, .. } = self;
+        let Self {
+            units,
+            tables,
+            kept,
+            ..
+        } = self;
         let table = usize::try_from(table.bits())
             .ok()
             .and_then(|at| tables.get_mut(at)?.as_mut())
@@ -635,6 +761,7 @@ where
             .forgotten
             .take()
             .is_some_and(|forgotten| forgotten.contains_span(span))
+            && !kept.get()
         {
             return Ok(());
         }
@@ -642,9 +769,12 @@ where
         let Some(span) = Span::new(span.start(), last) else {
             return Ok(());
         };
-        let mut caches = Caches::new(units, table.vmid, nested);
-        caches.span(span, PageSize::SIZE_4K, Depth::All);
+        let mut caches = Caches::new(units, kept, table.vmid, nested);
+        caches.span(span, PageSize::SIZE_4K, 0, Depth::All);
         caches.finish();
+        if self.kept.get() {
+            return Err(BackendError::Timeout);
+        }
         Ok(())
     }
 
@@ -700,6 +830,7 @@ where
         what: &StageOneInvalidation,
     ) -> Result<(), BackendError> {
         let vmid = self.table(parent).ok_or(BackendError::Unsupported)?.vmid;
+        let mut only = None;
         let stream = |source: u32| StreamId::new(source).map_err(|_| BackendError::Unsupported);
         let command = match *what {
             StageOneInvalidation::All => Command::TlbiNhAll(vmid),
@@ -720,31 +851,29 @@ where
                 range: Range::LEAF,
                 depth: Depth::All,
             },
-            StageOneInvalidation::Context { source, substream } => match substream {
-                None => Command::CfgiCdAll(stream(source)?),
-                Some(ssid) => Command::CfgiCd {
-                    sid: stream(source)?,
-                    ssid: ssid.bits(),
-                    depth: Depth::All,
-                },
-            },
-            StageOneInvalidation::Atc { source, span } => {
-                let has = self.units.iter().all(|unit| unit.identity().idr0.ats());
-                if !has {
-                    return Err(BackendError::Unsupported);
-                }
-                let pages = (span.last().bits() >> 12) - (span.start().bits() >> 12) + 1;
-                let [size, ..] = pages.next_power_of_two().trailing_zeros().to_le_bytes();
-                Command::AtcInv {
-                    sid: stream(source)?,
-                    ssid: None,
-                    address: span.start().bits(),
-                    size: size.min(52),
+            StageOneInvalidation::Context { source, substream } => {
+                only = Some(source);
+                match substream {
+                    None => Command::CfgiCdAll(stream(source)?),
+                    Some(ssid) => Command::CfgiCd {
+                        sid: stream(source)?,
+                        ssid: ssid.bits(),
+                        depth: Depth::All,
+                    },
                 }
             }
+            StageOneInvalidation::Atc { .. } => return Err(BackendError::Unsupported),
         };
-        for unit in &mut self.units {
-            unit.send(&[command]).map_err(backend_error)?;
+        // Only the units that the VM has streams behind, and for one stream its own.
+        for (number, unit) in (0..).zip(&mut self.units) {
+            let concerned = self.bound.iter().any(|bound| {
+                bound.table == parent
+                    && bound.endpoint.unit == UnitId::new(number)
+                    && only.is_none_or(|source| source == bound.endpoint.source)
+            });
+            if concerned {
+                unit.send(&[command]).map_err(backend_error)?;
+            }
         }
         Ok(())
     }

@@ -41,6 +41,9 @@ pub enum Unusable {
     /// `IDR1` fixes the addresses of tables or queues.
     #[error("tables or queues are at preset addresses")]
     Preset,
+    /// `IDR1.CMDQS` leaves no room for a command and its `CMD_SYNC`.
+    #[error("its command queue has a single entry")]
+    SmallQueue,
 }
 
 impl Identity {
@@ -75,6 +78,9 @@ impl Identity {
         }
         if self.idr1.queues_preset() || self.idr1.tables_preset() {
             return Err(Unusable::Preset);
+        }
+        if self.idr1.cmdqs() == 0 {
+            return Err(Unusable::SmallQueue);
         }
         Ok(())
     }
@@ -182,6 +188,7 @@ mod tests {
             ((regs::IDR5, 0x64), Unusable::No4k),
             ((regs::IDR1, 0x4273_0010), Unusable::Preset),
             ((regs::IDR1, 0x2273_0010), Unusable::Preset),
+            ((regs::IDR1, 0x0013_0010), Unusable::SmallQueue),
         ];
         for (register, reason) in cases {
             assert_eq!(with(&[register]).usable(), Err(reason));

@@ -12,6 +12,7 @@ extern crate alloc;
 
 mod backend;
 mod errata;
+mod frames;
 mod identity;
 mod locked;
 mod shared;

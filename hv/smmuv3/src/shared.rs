@@ -49,7 +49,8 @@ impl<P: SharedMemory> Shared<P> {
         }
     }
 
-    fn cleaned(&self, pa: Pa, bytes: usize) {
+    /// Cleans where that is needed; the order of writes is for [`Shared::publish`].
+    pub(crate) fn cleaned(&self, pa: Pa, bytes: usize) {
         if self.walks == Walks::NonCoherent {
             self.memory.clean_to_memory(pa, bytes);
         }

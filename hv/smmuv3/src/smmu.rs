@@ -27,6 +27,9 @@ const CMDQ_ERR: u32 = 1 << 0;
 /// An SMMU did not do as it was told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
+    /// It cannot serve VMs at all.
+    #[error(transparent)]
+    Unusable(#[from] crate::Unusable),
     /// A register did not follow.
     #[error(transparent)]
     Locked(#[from] crate::locked::Error),
@@ -67,6 +70,8 @@ struct Ring {
     base: Pa,
     shape: Shape,
     index: u32,
+    /// Log2 of its frames.
+    order: u8,
 }
 
 impl Ring {
@@ -78,7 +83,12 @@ impl Ring {
             base: frames.alloc_zeroed(order)?,
             shape,
             index: 0,
+            order,
         })
+    }
+
+    fn free<F: FrameAllocator>(&self, frames: &F) {
+        frames.free(self.base, self.order);
     }
 
     fn at(&self, index: u32, bytes: usize) -> Result<Pa, Error> {
@@ -111,6 +121,8 @@ pub struct Smmu<M, P, F, C> {
     commands: Ring,
     events: Ring,
     is_off: bool,
+    /// It was to be turned off and did not confirm that.
+    is_lost: bool,
     /// `CMD_SYNC`s sent, for the account of what an operation costs.
     syncs: u64,
     /// Commands sent, `CMD_SYNC`s not counted.
@@ -125,18 +137,31 @@ impl<M: Mmio, P: SharedMemory, F: FrameAllocator, C: Clock> Smmu<M, P, F, C> {
     /// [`Error`]; the SMMU is off and aborts everything.
     pub fn enable(locked: Locked<M>, memory: P, frames: F, clock: C) -> Result<Self, Error> {
         let (mmio, identity) = locked.into_parts();
+        identity.usable()?;
         let walks = match identity.idr0.cohacc() {
             true => Walks::Coherent,
             false => Walks::NonCoherent,
         };
         let memory = Shared::new(memory, walks);
-        let levels = match identity.idr0.st_level() {
-            0 => Levels::One,
-            _ => Levels::Two,
+        let sid_bits = identity.idr1.sidsize();
+        let streams = StreamTable::new(
+            &memory,
+            &frames,
+            sid_bits,
+            Levels::of(identity.idr0.st_level(), sid_bits),
+        )?;
+        let commands = Ring::new(&frames, COMMANDS.min(identity.idr1.cmdqs()), command::BYTES);
+        let events = Ring::new(&frames, EVENTS.min(identity.idr1.evtqs()), event::BYTES);
+        let (commands, events) = match (commands, events) {
+            (Ok(commands), Ok(events)) => (commands, events),
+            (commands, events) => {
+                for ring in [commands, events].into_iter().flatten() {
+                    ring.free(&frames);
+                }
+                streams.free(&frames);
+                return Err(Error::OutOfMemory);
+            }
         };
-        let streams = StreamTable::new(&memory, &frames, identity.idr1.sidsize(), levels)?;
-        let commands = Ring::new(&frames, COMMANDS.min(identity.idr1.cmdqs()), command::BYTES)?;
-        let events = Ring::new(&frames, EVENTS.min(identity.idr1.evtqs()), event::BYTES)?;
         let mut smmu = Self {
             errata: Errata::of(identity.iidr),
             mmio,
@@ -148,14 +173,20 @@ impl<M: Mmio, P: SharedMemory, F: FrameAllocator, C: Clock> Smmu<M, P, F, C> {
             commands,
             events,
             is_off: false,
+            is_lost: false,
             syncs: 0,
             sent: 0,
         };
-        let started = smmu.start();
-        if started.is_err() {
+        if let Err(error) = smmu.start() {
             smmu.turn_off();
+            if !smmu.is_lost {
+                smmu.commands.free(&smmu.frames);
+                smmu.events.free(&smmu.frames);
+                smmu.streams.free(&smmu.frames);
+            }
+            return Err(error);
         }
-        started.map(|()| smmu)
+        Ok(smmu)
     }
 
     fn start(&mut self) -> Result<(), Error> {
@@ -230,6 +261,13 @@ impl<M: Mmio, P: SharedMemory, F: FrameAllocator, C: Clock> Smmu<M, P, F, C> {
     /// Whether it was turned off because it did not answer.
     pub fn is_off(&self) -> bool {
         self.is_off
+    }
+
+    /// Whether it did not even confirm that it is off. Then nothing is known about what it lets
+    /// through, and no memory that a device could reach, tables included, may be used for anything
+    /// else.
+    pub fn is_lost(&self) -> bool {
+        self.is_lost
     }
 
     /// Commands and `CMD_SYNC`s sent since it was turned on.
@@ -359,19 +397,33 @@ impl<M: Mmio, P: SharedMemory, F: FrameAllocator, C: Clock> Smmu<M, P, F, C> {
     /// Off for good: everything behind it aborts, by `GBPA`.
     fn turn_off(&mut self) {
         self.is_off = true;
+        let settled = |gbpa: u32| !Gbpa::from_bits(gbpa).update();
+        let mut sure = crate::locked::wait(&self.mmio, &self.clock, regs::GBPA, "GBPA", settled);
         let gbpa = Gbpa::from_bits(self.mmio.read32(regs::GBPA));
-        let abort = gbpa.with_abort(true).with_update(true);
-        self.mmio.write32(regs::GBPA, abort.into_bits());
-        self.mmio.write32(regs::CR0, 0);
-        let _ = crate::locked::wait(&self.mmio, &self.clock, regs::CR0ACK, "CR0ACK", |v| v == 0);
+        if !gbpa.abort() {
+            let abort = gbpa.with_abort(true).with_update(true);
+            self.mmio.write32(regs::GBPA, abort.into_bits());
+            sure = crate::locked::wait(&self.mmio, &self.clock, regs::GBPA, "GBPA", |v| {
+                settled(v) && Gbpa::from_bits(v).abort()
+            });
+        }
+        let off = self.set_cr0(Cr0::new());
+        self.is_lost = off.is_err() || sure.is_err();
     }
 
     /// Stops translating: every stream aborts, caches are empty, and the SMMU is off.
     pub fn disable(&mut self) {
-        if !self.is_off {
-            let _ = self.send(&[Command::CFGI_ALL, Command::TlbiNsnhAll]);
-            self.turn_off();
+        if self.is_off {
+            return;
         }
+        // Translation ends first: nothing is cached anew behind the invalidation. The queues still
+        // run, so that its end is the end of every access that used what was cached.
+        let queues = Cr0::new().with_cmdqen(true).with_eventqen(true);
+        if self.set_cr0(queues).is_ok() {
+            // Where this fails it is turned off at once, which is what comes next anyway.
+            let _ = self.send(&[Command::CFGI_ALL, Command::TlbiNsnhAll]);
+        }
+        self.turn_off();
     }
 
     /// The entry of a stream as it stands in memory.
@@ -418,22 +470,28 @@ impl<M: Mmio, P: SharedMemory, F: FrameAllocator, C: Clock> Smmu<M, P, F, C> {
         }
         let (slot, is_new) = self.streams.make(&self.memory, &self.frames, sid)?;
         if is_new {
-            let command = Command::CfgiSte {
-                sid,
-                depth: Depth::All,
-            };
-            self.send(&[command])?;
+            self.forget(sid, Depth::All)?;
         }
         let old = self.read_entry(slot)?;
         for step in Plan::new(old, ste).steps() {
             self.write_entry(slot, *step)?;
-            let command = Command::CfgiSte {
-                sid,
-                depth: Depth::Leaf,
-            };
-            self.send(&[command])?;
+            self.forget(sid, Depth::Leaf)?;
         }
         Ok(())
+    }
+
+    /// Makes it read the entry of a stream again. An SMMU that refuses that twice is turned off: it
+    /// cannot be said which entry it follows.
+    fn forget(&mut self, sid: StreamId, depth: Depth) -> Result<(), Error> {
+        match self.send(&[Command::CfgiSte { sid, depth }]) {
+            Err(Error::Refused(_)) => {}
+            outcome => return outcome,
+        }
+        let again = self.send(&[Command::CFGI_ALL]);
+        if let Err(Error::Refused(_)) = again {
+            self.turn_off();
+        }
+        again
     }
 
     fn write_entry(&self, slot: Pa, ste: Ste) -> Result<(), Error> {
@@ -448,13 +506,15 @@ impl<M: Mmio, P: SharedMemory, F: FrameAllocator, C: Clock> Smmu<M, P, F, C> {
         Ok(())
     }
 
-    /// Reads event records, at most `budget` of them. For the handler of the event queue's
+    /// Reads event records, at most `budget` of them, in the order they were written. For the handler of the event queue's
     /// interrupt; allocates nothing.
     pub fn drain(&mut self, budget: usize, mut each: impl FnMut(Event)) -> Drained {
         let mut drained = Drained::default();
         let producer = self.mmio.read32(regs::EVENTQ_PROD);
         let acknowledged = self.mmio.read32(regs::EVENTQ_CONS);
         drained.lost = (producer ^ acknowledged) & queue::OVERFLOW != 0;
+        // Records are read after the index that says they are there.
+        self.memory.barrier();
         let shape = self.events.shape;
         let waiting = shape
             .between(self.events.index, producer)

@@ -46,6 +46,7 @@ impl StreamTable {
     ) -> Result<Self, Error> {
         match levels {
             Levels::Two => {
+                // `Levels::of` has one level for fewer bits.
                 let bits = sid_bits.clamp(SPLIT, MOST_BITS);
                 let entries = 1_usize << (bits - SPLIT);
                 let base = frames.alloc_zeroed(order_of(entries as u64 * 8))?;
@@ -69,6 +70,20 @@ impl StreamTable {
                 })
             }
         }
+    }
+
+    /// Gives its memory back.
+    pub(crate) fn free<F: FrameAllocator>(&self, frames: &F) {
+        let bytes = match &self.leaves {
+            None => (Ste::BYTES as u64) << self.bits,
+            Some(leaves) => {
+                for leaf in leaves.iter().flatten() {
+                    frames.free(*leaf, LEAF_ORDER);
+                }
+                8 << (self.bits - SPLIT)
+            }
+        };
+        frames.free(self.base, order_of(bytes));
     }
 
     /// Bits of a stream ID that the table covers.
@@ -144,6 +159,18 @@ impl StreamTable {
 pub(crate) enum Levels {
     One,
     Two,
+}
+
+impl Levels {
+    /// The levels for an SMMU whose `IDR0.ST_LEVEL` is `st_level`. Where one level-2 table has room
+    /// for all streams, a second level would be of no use.
+    pub(crate) fn of(st_level: u8, sid_bits: u8) -> Self {
+        if st_level == 0 || sid_bits <= SPLIT {
+            Self::One
+        } else {
+            Self::Two
+        }
+    }
 }
 
 /// Writes abort entries.

@@ -123,7 +123,7 @@ const VALID: u64 = 1;
 const CONFIG_SHIFT: u32 = 1;
 const CONFIG: u64 = 7 << CONFIG_SHIFT;
 const S1FMT: u64 = 3 << 4;
-const S1_CONTEXT: u64 = 0x000f_ffff_ffff_ffc0;
+const S1_CONTEXT: u64 = Ste::S1_CONTEXT;
 const S1CDMAX_SHIFT: u32 = 59;
 const S1DSS: u64 = 3;
 const S1_CACHEABILITY: u64 = 0x3f << 2;
@@ -145,6 +145,9 @@ const S2TTB: u64 = 0x000f_ffff_ffff_fff0;
 impl Ste {
     /// Bytes of an entry.
     pub const BYTES: usize = 64;
+
+    /// The bits of `S1ContextPtr` in word 0, which are those of the address.
+    pub const S1_CONTEXT: u64 = 0x000f_ffff_ffff_ffc0;
 
     /// An entry that is not valid: a transaction aborts with `C_BAD_STE`.
     pub const INVALID: Self = Self([0; 8]);

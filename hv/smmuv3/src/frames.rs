@@ -1,0 +1,57 @@
+//! Frames for tables that an SMMU walks.
+
+use alloc::sync::Arc;
+use core::sync::atomic::{AtomicBool, Ordering};
+
+use hal::{FrameAllocator, OutOfFrames, SharedMemory};
+use types::Pa;
+
+use crate::shared::Shared;
+
+/// Frames whose zeroes an SMMU sees, whether it snoops or not, and which stay out of use once an SMMU
+/// may be walking them for ever.
+#[derive(Clone, Debug)]
+pub(crate) struct TableFrames<P, F> {
+    frames: F,
+    memory: Shared<P>,
+    kept: Kept,
+}
+
+/// Whether frames that are given back are kept from further use: an SMMU did not even confirm that it
+/// is off.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Kept(Arc<AtomicBool>);
+
+impl Kept {
+    pub(crate) fn set(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn get(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+impl<P: SharedMemory, F: FrameAllocator> TableFrames<P, F> {
+    pub(crate) fn new(frames: F, memory: Shared<P>, kept: Kept) -> Self {
+        Self {
+            frames,
+            memory,
+            kept,
+        }
+    }
+}
+
+impl<P: SharedMemory, F: FrameAllocator> FrameAllocator for TableFrames<P, F> {
+    fn alloc_zeroed(&self, order: u8) -> Result<Pa, OutOfFrames> {
+        let block = self.frames.alloc_zeroed(order)?;
+        self.memory.cleaned(block, 4096 << order);
+        Ok(block)
+    }
+
+    fn free(&self, block: Pa, order: u8) {
+        if !self.kept.get() {
+            self.frames.free(block, order);
+        }
+    }
+}
