@@ -83,8 +83,8 @@ pub(crate) struct Distributor {
     /// vCPUs whose `GICR_WAKER.ProcessorSleep` is clear: those that 1-of-N SPIs may go to.
     awake: Kicks,
     a3v: bool,
-    /// There is a source of LPIs.
-    lpis: bool,
+    /// With a source of LPIs, the bits of an INTID.
+    lpi_bits: Option<u32>,
 }
 
 impl Distributor {
@@ -112,24 +112,24 @@ impl Distributor {
             enabled: false,
             awake: Kicks::NONE,
             a3v,
-            lpis: false,
+            lpi_bits: None,
         }
     }
 
     /// Back to the state at creation, except for the input lines.
     pub(crate) fn reset(&mut self) {
         let lines: Vec<u32> = self.banks.iter().map(|bank| bank.line).collect();
-        let lpis = self.lpis;
+        let lpi_bits = self.lpi_bits;
         *self = Self::new(self.topology.clone(), self.spis.len(), self.a3v);
-        self.lpis = lpis;
+        self.lpi_bits = lpi_bits;
         for (bank, line) in self.banks.iter_mut().zip(lines) {
             bank.line = line;
         }
     }
 
-    /// There is a source of LPIs.
-    pub(crate) const fn have_lpis(&mut self) {
-        self.lpis = true;
+    /// There is a source of LPIs; INTIDs have `bits` bits.
+    pub(crate) const fn have_lpis(&mut self, bits: u32) {
+        self.lpi_bits = Some(bits);
     }
 
     /// `GICD_CTLR.EnableGrp1`.

@@ -1,9 +1,9 @@
 //! The GICv3 a guest sees: distributor, redistributors and list registers.
 //!
 //! Key types: [`Vgic`] (one a VM), [`LrImage`] and [`CpuContext`] (one each a vCPU), [`Kicks`]
-//! (whom to interrupt), [`LpiSource`] (the seam to an ITS). The arch crate calls it from its traps
-//! and before it enters a guest. It knows nothing of how registers of the CPU are accessed, of
-//! addresses, or of physical interrupts beyond the numbers of PPIs. Guests use their CPU
+//! (whom to interrupt), [`LpiSource`] (the seam to an ITS), [`its::Vits`] (the ITS). The arch crate calls it from its traps
+//! and before it enters a guest. It knows nothing of how registers of the CPU are accessed
+//! or of physical interrupts beyond the numbers of PPIs. Guests use their CPU
 //! interface (`ICC_*_EL1`) without traps; only what generates SGIs traps.
 //!
 //! # How the arch crate uses it
@@ -29,7 +29,7 @@
 //! | `GICD_CTLR` | 4 | `ARE` | 1 | fixed: no legacy operation |
 //! | `GICD_CTLR` | 6 | `DS` | 1 | fixed: one security state |
 //! | `GICD_TYPER` | 4:0 | `ITLinesNumber` | 8 | words of SPIs |
-//! | `GICD_TYPER` | 23:19 | `IDbits` | 9 | ten bits of INTID (16 with LPIs, and `LPIS` set) |
+//! | `GICD_TYPER` | 23:19 | `IDbits` | 9 | ten bits of INTID (with LPIs [`LpiSource::intid_bits`], and `LPIS` set) |
 //! | `GICD_TYPER` | 24 | `A3V` | 1 | as [`Config::a3v`] |
 //! | `GICD_TYPER` | 25 | `No1N` | 0 | an SPI may go to any vCPU that is awake |
 //! | `GICD_TYPER` | 26 | `RSS` | 0 | set when an `Aff0` is above 15 |
@@ -96,6 +96,7 @@ mod bits;
 mod distributor;
 mod error;
 mod interface;
+pub mod its;
 mod lpi;
 mod lr;
 mod mailbox;

@@ -36,6 +36,11 @@ pub struct LpiTables {
 /// [`Vgic`](crate::Vgic) and should take constant time. When one becomes pending or enabled, or
 /// its priority changes, the source says so with [`Vgic::post_lpis`](crate::Vgic::post_lpis).
 pub trait LpiSource: Debug + Send + Sync {
+    /// How many bits an INTID has, 14 to 16: LPIs are 8192 to `(1 << bits) - 1`.
+    fn intid_bits(&self) -> u32 {
+        16
+    }
+
     /// `GICR_CTLR.EnableLPIs` of the vCPU was set, with its tables, or cleared.
     fn set_tables(&self, vcpu: usize, tables: Option<LpiTables>);
 
@@ -47,7 +52,9 @@ pub trait LpiSource: Debug + Send + Sync {
 
     /// The LPI comes back from a list register, where the guest did not acknowledge it: it is
     /// pending again. (One that was acknowledged does not come back: an LPI has no active state.)
-    fn give_back(&self, vcpu: usize, intid: u32);
+    ///
+    /// Returns the vCPU to which it was moved meanwhile, if it was: that one is told.
+    fn give_back(&self, vcpu: usize, intid: u32) -> Kicks;
 }
 
 /// All that interrupts for one vCPU come from besides the vCPU itself. What cannot have a part in
@@ -146,12 +153,10 @@ impl Sources<'_> {
                 _ => Kicks::NONE,
             };
         }
-        if lr.pending
-            && let Some(lpis) = self.lpis
-        {
-            lpis.give_back(self.vcpu, intid);
+        match self.lpis {
+            Some(lpis) if lr.pending => lpis.give_back(self.vcpu, intid),
+            _ => Kicks::NONE,
         }
-        Kicks::NONE
     }
 
     /// The guest ended an SPI that is in no list register.

@@ -105,8 +105,8 @@ impl Vgic {
     /// The GIC with LPIs from `source`, which `GICD_TYPER` and `GICR_TYPER` then speak of.
     #[must_use]
     pub fn with_lpis(mut self, source: Arc<dyn LpiSource>) -> Self {
+        self.distributor.get_mut().have_lpis(source.intid_bits());
         self.lpis = Some(source);
-        self.distributor.get_mut().have_lpis();
         self
     }
 
@@ -169,7 +169,7 @@ impl Vgic {
         drop(distributor);
         this.mailbox.post(OWED);
         drop(interface);
-        self.post_spis(kicks.without(u32::try_from(vcpu).unwrap_or(u32::MAX)))
+        self.post_moved(kicks.without(u32::try_from(vcpu).unwrap_or(u32::MAX)))
     }
 
     /// Brings the list registers of a vCPU up to date: syncs what the arch code read back into
@@ -205,7 +205,7 @@ impl Vgic {
         interface.fill(image, &mut sources);
         drop(distributor);
         drop(interface);
-        self.post_spis(kicks.without(u32::try_from(vcpu).unwrap_or(u32::MAX)))
+        self.post_moved(kicks.without(u32::try_from(vcpu).unwrap_or(u32::MAX)))
     }
 
     /// Whether a vCPU that has been synced has an interrupt that its CPU interface would signal
@@ -380,6 +380,12 @@ impl Vgic {
         self.post_one(vcpu, LPIS)
     }
 
+    /// [`Vgic::post_lpis`] for several vCPUs: those that [`its::Outcome::post`](crate::its::Outcome::post)
+    /// and [`its::Vits::signal`](crate::its::Vits::signal) name. Takes no lock.
+    pub fn post_lpis_to(&self, vcpus: Kicks) -> Kicks {
+        self.post(vcpus, LPIS)
+    }
+
     /// The hardware PPIs whose physical interrupt has to be active on the core while this vCPU is
     /// on it: what a switch of vCPUs saves and restores. Takes the vCPU's lock.
     #[must_use]
@@ -417,6 +423,11 @@ impl Vgic {
             is_last: vcpu.checked_add(1)? == self.vcpus.len(),
             has_lpis: self.lpis.is_some(),
         })
+    }
+
+    /// SPIs or LPIs that came out of a list register belong to other vCPUs now.
+    fn post_moved(&self, to: Kicks) -> Kicks {
+        self.post(to, SPIS | LPIS)
     }
 
     fn post_spis(&self, to: Kicks) -> Kicks {

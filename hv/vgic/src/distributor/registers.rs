@@ -279,14 +279,12 @@ impl Distributor {
     /// `GICD_TYPER`: no message-based SPIs, no extended SPIs, 1-of-N supported; the rest as the
     /// machine is.
     fn typer(&self) -> u32 {
-        // Without LPIs INTIDs have ten bits, with them sixteen.
-        let (lpis, intid_bits) = if self.lpis {
-            (1 << 17, 16_u32)
-        } else {
-            (0, 10)
+        let (lpis, intid_bits) = match self.lpi_bits {
+            Some(bits) => (1 << 17, bits),
+            None => (0, 10),
         };
         let lines = u32::try_from(self.banks.len()).unwrap_or(0) & 0x1f;
-        let mut typer = lines | lpis | intid_bits.wrapping_sub(1) << 19;
+        let mut typer = lines | lpis | (intid_bits.wrapping_sub(1) & 0x1f) << 19;
         if self.a3v {
             typer |= bit(24);
         }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
-use bulkhead_vgic::{Affinity, Config, Lpi, LpiSource, LpiTables, LrImage, Vgic, Width};
+use bulkhead_vgic::{Affinity, Config, Kicks, Lpi, LpiSource, LpiTables, LrImage, Vgic, Width};
 
 use crate::machine::{Machine, SPURIOUS};
 
@@ -37,9 +37,10 @@ impl LpiSource for Pending {
         self.waiting.lock().unwrap().retain(|(_, i)| *i != intid);
     }
 
-    fn give_back(&self, _vcpu: usize, intid: u32) {
+    fn give_back(&self, _vcpu: usize, intid: u32) -> Kicks {
         let priority = self.priorities.lock().unwrap()[&intid];
         self.raise(intid, priority);
+        Kicks::NONE
     }
 }
 
