@@ -371,18 +371,28 @@ impl GuestPlatform {
     /// Adds the PCI host of QEMU's `virt` machine, with an SMMU in front of it and the ITS that its
     /// devices' MSIs need. It has no I/O window: no device a guest is given needs one.
     #[must_use]
-    pub fn with_virt_pci(mut self) -> Self {
-        self.gic.its = Some(map::ITS);
-        self.smmu = Some(Smmu {
+    pub fn with_virt_pci(self) -> Self {
+        let mut platform = self.with_virt_pci_and_no_smmu(u8::MAX);
+        platform.smmu = Some(Smmu {
             base: map::SMMU,
             event: Spi(74),
             pri: Spi(75),
             sync: Spi(76),
             gerror: Spi(77),
         });
+        platform
+    }
+
+    /// Adds the PCI host and the ITS of [`GuestPlatform::with_virt_pci`] without an SMMU: for a guest
+    /// whose devices are translated by stage 2 alone, of which it sees nothing. Its buses are 0 to
+    /// `last_bus`, whose configuration space takes 1 MiB each: 15 makes that 16 MiB.
+    #[must_use]
+    pub fn with_virt_pci_and_no_smmu(mut self, last_bus: u8) -> Self {
+        self.gic.its = Some(map::ITS);
+        self.smmu = None;
         self.pci = Some(PciHost {
             ecam: map::ECAM,
-            buses: 0..=255,
+            buses: 0..=last_bus,
             windows: Vec::from([
                 PciWindow {
                     kind: WindowKind::Memory32,

@@ -214,6 +214,18 @@ fn reserved_ranges_name_their_streams_and_say_if_they_may_go() {
     assert_eq!((long(rmr, 68), long(rmr, 76)), (0x0800_0000, 0x10_0000));
 }
 
+fn dump(table: &[u8]) -> String {
+    let lines: Vec<String> = table
+        .chunks(16)
+        .enumerate()
+        .map(|(line, bytes)| {
+            let bytes: Vec<_> = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+            format!("{:04x}  {}", line * 16, bytes.join(" "))
+        })
+        .collect();
+    lines.join("\n")
+}
+
 #[test]
 fn the_iort_of_a_guest_with_all_of_it() {
     let mut platform = with_pci();
@@ -222,22 +234,59 @@ fn the_iort_of_a_guest_with_all_of_it() {
         remapping: Remapping::Denied,
         devices: vec![DevicePath::new(vec![], Bdf::new(0, 1, 0).unwrap())],
     }];
-    let iort = find(&write(&platform), b"IORT");
-    let dump: Vec<String> = iort
-        .chunks(16)
-        .enumerate()
-        .map(|(line, bytes)| {
-            let bytes: Vec<_> = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-            format!("{:04x}  {}", line * 16, bytes.join(" "))
-        })
-        .collect();
-    insta::assert_snapshot!(dump.join("\n"));
+    insta::assert_snapshot!(dump(&find(&write(&platform), b"IORT")));
+}
+
+fn stage_2_only() -> GuestPlatform {
+    let platform = GuestPlatform::virt(1 << 30, 2).unwrap();
+    platform.with_virt_pci_and_no_smmu(15)
+}
+
+#[test]
+fn the_iort_of_a_guest_without_an_smmu() {
+    let all = write(&stage_2_only());
+    walk(&all);
+    insta::assert_snapshot!(dump(&find(&all, b"IORT")));
+}
+
+#[test]
+fn the_its_of_the_iort_is_that_of_the_madt_with_and_without_an_smmu() {
+    for platform in [with_pci(), stage_2_only()] {
+        let all = write(&platform);
+        let madt = find(&all, b"APIC");
+        let mut entries = Vec::new();
+        let mut at = 44;
+        while at < madt.len() {
+            let bytes = usize::from(madt[at + 1]);
+            if madt[at] == 15 {
+                entries.push(madt[at..at + bytes].to_vec());
+            }
+            at += bytes;
+        }
+        assert_eq!(entries.len(), 1);
+        assert_eq!(entries[0].len(), 20);
+        let (id, base) = (word(&entries[0], 4), long(&entries[0], 8));
+        assert_eq!(base, 0x0808_0000);
+        let iort = find(&all, b"IORT");
+        let group = &iort[0x30..];
+        // An ITS group of one, which is that.
+        assert_eq!((group[0], word(group, 16), word(group, 20)), (0, 1, id));
+    }
+}
+
+#[test]
+fn configuration_space_has_the_buses_of_the_bridge() {
+    for (platform, last) in [(with_pci(), 255), (stage_2_only(), 15)] {
+        let all = write(&platform);
+        let mcfg = find(&all, b"MCFG");
+        assert_eq!(long(&mcfg, 44), 0x40_1000_0000);
+        assert_eq!((mcfg[54], mcfg[55]), (0, last));
+    }
 }
 
 #[test]
 fn without_an_smmu_requesters_go_straight_to_the_its() {
-    let mut platform = with_pci();
-    platform.smmu = None;
+    let mut platform = stage_2_only();
     let iort = find(&write(&platform), b"IORT");
     assert_eq!(word(&iort, 36), 2, "the ITS group and the root complex");
     let root = &iort[0x48..];

@@ -54,6 +54,54 @@ fn a_guest_with_pci_smmu_and_reserved_mappings() {
     insta::assert_snapshot!(source(&platform, None));
 }
 
+fn stage_2_only() -> GuestPlatform {
+    GuestPlatform::virt(1 << 30, 2)
+        .unwrap()
+        .with_virt_pci_and_no_smmu(15)
+}
+
+#[test]
+fn a_guest_with_pci_and_no_smmu() {
+    let platform = stage_2_only();
+    assert_eq!(platform.check(), Ok(()));
+    insta::assert_snapshot!(source(&platform, None));
+}
+
+/// Linux takes the ITS of a PCI function from `msi-map` alone, and the ITS from its compatible
+/// string and `msi-controller`.
+#[test]
+fn msis_go_to_the_its_with_and_without_an_smmu() {
+    let smmu = GuestPlatform::virt(1 << 30, 2).unwrap().with_virt_pci();
+    for (platform, streams) in [(smmu, true), (stage_2_only(), false)] {
+        let tree = tree(&platform);
+        let its = tree.find_node("/intc@8000000/its@8080000").unwrap();
+        assert!(its.property("msi-controller").is_some());
+        let cells = its.property("#msi-cells").unwrap().value_as::<u32>();
+        assert_eq!(cells, Ok(1));
+        let handle = its.property("phandle").unwrap().value_as::<u32>().unwrap();
+        let reg = its.property("reg").unwrap().value_as::<[u32; 4]>();
+        assert_eq!(reg, Ok([0, 0x0808_0000, 0, 0x2_0000]));
+        let pcie = tree.find_node("/pcie@4010000000").unwrap();
+        let map = pcie.property("msi-map").unwrap().value_as::<[u32; 4]>();
+        assert_eq!(map, Ok([0, handle, 0, 0x1_0000]));
+        assert!(pcie.property("msi-parent").is_none());
+        assert_eq!(pcie.property("iommu-map").is_some(), streams);
+        assert_eq!(tree.find_node("/smmuv3@9050000").is_some(), streams);
+        // Stage 2 is coherent: the guest's driver must not clean caches for its DMA.
+        assert!(pcie.property("dma-coherent").is_some());
+    }
+}
+
+#[test]
+fn sixteen_buses_take_sixteen_mebibytes() {
+    let tree = tree(&stage_2_only());
+    let pcie = tree.find_node("/pcie@4010000000").unwrap();
+    let reg = pcie.property("reg").unwrap().value_as::<[u32; 4]>();
+    assert_eq!(reg, Ok([0x40, 0x1000_0000, 0, 16 << 20]));
+    let buses = pcie.property("bus-range").unwrap().value_as::<[u32; 2]>();
+    assert_eq!(buses, Ok([0, 15]));
+}
+
 #[test]
 fn nothing_is_said_of_what_the_guest_lacks() {
     let mut platform = GuestPlatform::virt(64 << 20, 1).unwrap();
