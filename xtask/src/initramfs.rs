@@ -1,6 +1,6 @@
-//! The guests' initial RAM disk: busybox, an init script, the modules it loads.
+//! The guests' initial RAM disk: busybox, an init script, kernel modules, programs, actions.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -13,33 +13,60 @@ const DIRECTORY: u32 = 0o040_000;
 const REGULAR: u32 = 0o100_000;
 const CHARACTER: u32 = 0o020_000;
 
-/// Builds the archive. Each of `modules` is a folder that [`select_modules`] has filled: one folder
-/// in it for each build of the kernel.
-///
-/// # Errors
-/// A module that cannot be read.
-pub(crate) fn build(init: &[u8], busybox: &[u8], modules: &[PathBuf]) -> Result<Vec<u8>> {
-    let mut archive = Newc::default();
-    for dir in ["bin", "dev", "modules"] {
-        archive.add(dir, DIRECTORY | 0o755, (0, 0), b"");
+/// What goes into an archive besides the folders that every one has.
+#[derive(Debug, Default)]
+pub(crate) struct Contents {
+    /// Plain files by their name in the archive. All are executable: there is only one user.
+    files: BTreeMap<String, Vec<u8>>,
+}
+
+impl Contents {
+    /// Adds a file.
+    pub(crate) fn file(&mut self, name: &str, contents: Vec<u8>) -> &mut Self {
+        self.files.insert(name.to_owned(), contents);
+        self
     }
-    // The kernel opens it for the first program before anything is mounted.
-    archive.add("dev/console", CHARACTER | 0o600, (5, 1), b"");
-    archive.add("bin/busybox", REGULAR | 0o755, (0, 0), busybox);
-    archive.add("init", REGULAR | 0o755, (0, 0), init);
-    for modules in modules {
-        for kernel in sorted(modules)? {
-            let dir = format!("modules/{}", file_name(&kernel));
-            archive.add(&dir, DIRECTORY | 0o755, (0, 0), b"");
-            for path in sorted(&kernel)? {
+
+    /// Adds all that is in a folder, below `prefix`. A link is followed.
+    ///
+    /// # Errors
+    /// A file that cannot be read.
+    pub(crate) fn folder(&mut self, prefix: &str, folder: &Path) -> Result<&mut Self> {
+        for path in sorted(folder)? {
+            let name = match prefix {
+                "" => file_name(&path),
+                prefix => format!("{prefix}/{}", file_name(&path)),
+            };
+            if path.is_dir() {
+                self.folder(&name, &path)?;
+            } else {
                 let contents =
                     fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
-                let name = format!("{dir}/{}", file_name(&path));
-                archive.add(&name, REGULAR | 0o644, (0, 0), &contents);
+                self.file(&name, contents);
             }
         }
+        Ok(self)
     }
-    Ok(archive.finish())
+
+    /// The archive.
+    pub(crate) fn archive(&self) -> Vec<u8> {
+        let mut archive = Newc::default();
+        let mut folders = BTreeSet::from(["bin", "dev"]);
+        for name in self.files.keys() {
+            let ends = name.match_indices('/').map(|(end, _)| end);
+            folders.extend(ends.filter_map(|end| name.get(..end)));
+        }
+        // In this order a folder comes before what is in it.
+        for folder in folders {
+            archive.add(folder, DIRECTORY | 0o755, (0, 0), b"");
+        }
+        // The kernel opens it for the first program before anything is mounted.
+        archive.add("dev/console", CHARACTER | 0o600, (5, 1), b"");
+        for (name, contents) in &self.files {
+            archive.add(name, REGULAR | 0o755, (0, 0), contents);
+        }
+        archive.finish()
+    }
 }
 
 fn sorted(dir: &Path) -> Result<Vec<PathBuf>> {
@@ -110,8 +137,8 @@ impl Newc {
 }
 
 /// Copies the wanted modules, and all that they depend on, from a tree with one folder for each build
-/// of the kernel into one of the same shape, together with `order`, the list of their names in the
-/// order of loading.
+/// of the kernel into one of the same shape, together with the two lists that `modprobe` reads: what
+/// each module needs, and which devices and names it serves.
 ///
 /// # Errors
 /// A module that cannot be read or is no module.
@@ -121,14 +148,62 @@ pub(crate) fn select_modules(tree: &Path, wanted: &[String], into: &Path) -> Res
         collect(&kernel, &mut files)?;
         let into = into.join(file_name(&kernel));
         fs::create_dir_all(&into)?;
-        let mut order = Vec::new();
+        let mut selected = BTreeMap::new();
         for name in wanted {
-            select(&plain(name), &files, &into, &mut order)?;
+            select(&plain(name), &files, &into, &mut selected)?;
         }
-        let list: String = order.iter().map(|name| format!("{name}.ko\n")).collect();
-        fs::write(into.join("order"), list)?;
+        fs::write(into.join("modules.dep"), dep_file(&selected))?;
+        fs::write(into.join("modules.alias"), alias_file(&selected))?;
     }
     Ok(())
+}
+
+/// What each selected module says of itself.
+type Selected = BTreeMap<String, ModInfo>;
+
+/// `modules.dep`: each module with all that it needs, what is loaded first standing last.
+/// [depmod(8), modules.dep(5)]
+fn dep_file(selected: &Selected) -> String {
+    let mut text = String::new();
+    for name in selected.keys() {
+        let mut needs = Vec::new();
+        all_needs(name, selected, &mut BTreeSet::new(), &mut needs);
+        text.push_str(&format!("{name}.ko:"));
+        for need in needs.iter().rev().filter(|need| **need != name) {
+            text.push_str(&format!(" {need}.ko"));
+        }
+        text.push('\n');
+    }
+    text
+}
+
+/// Adds a module behind everything that it needs.
+fn all_needs<'a>(
+    name: &'a str,
+    selected: &'a Selected,
+    seen: &mut BTreeSet<&'a str>,
+    needs: &mut Vec<&'a str>,
+) {
+    // One that is not selected is built in.
+    let Some(info) = selected.get(name) else {
+        return;
+    };
+    if seen.insert(name) {
+        for need in &info.needs {
+            all_needs(need, selected, seen, needs);
+        }
+        needs.push(name);
+    }
+}
+
+/// `modules.alias`.
+fn alias_file(selected: &Selected) -> String {
+    let lines = selected.iter().flat_map(|(name, info)| {
+        info.aliases
+            .iter()
+            .map(move |alias| format!("alias {alias} {name}\n"))
+    });
+    lines.collect()
 }
 
 /// A module's name with the one spelling that the kernel uses.
@@ -159,9 +234,9 @@ fn select(
     name: &str,
     files: &BTreeMap<String, PathBuf>,
     into: &Path,
-    order: &mut Vec<String>,
+    selected: &mut Selected,
 ) -> Result<()> {
-    if order.iter().any(|loaded| loaded == name) {
+    if selected.contains_key(name) {
         return Ok(());
     }
     // Built into the kernel, or not there at all.
@@ -169,13 +244,13 @@ fn select(
         return Ok(());
     };
     let module = read_module(path).with_context(|| format!("cannot read {}", path.display()))?;
-    let needs =
-        dependencies(&module).with_context(|| format!("{} is no module", path.display()))?;
-    for need in needs {
-        select(&plain(&need), files, into, order)?;
-    }
+    let info = mod_info(&module).with_context(|| format!("{} is no module", path.display()))?;
     fs::write(into.join(format!("{name}.ko")), module)?;
-    order.push(name.to_owned());
+    let needs = info.needs.clone();
+    selected.insert(name.to_owned(), info);
+    for need in needs {
+        select(&need, files, into, selected)?;
+    }
     Ok(())
 }
 
@@ -189,8 +264,17 @@ fn read_module(path: &Path) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// What a module says it needs, in its `.modinfo` section: strings `key=value`, each ended by a zero.
-fn dependencies(module: &[u8]) -> Result<Vec<String>> {
+/// What a module says of itself.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct ModInfo {
+    /// The modules that must be there before it.
+    needs: Vec<String>,
+    /// Patterns of the devices and names that it serves.
+    aliases: Vec<String>,
+}
+
+/// The module's `.modinfo` section: strings `key=value`, each ended by a zero.
+fn mod_info(module: &[u8]) -> Result<ModInfo> {
     let file: ElfFile64<'_, Endianness> = ElfFile64::parse(module)?;
     let section = file
         .section_by_name(".modinfo")
@@ -198,23 +282,23 @@ fn dependencies(module: &[u8]) -> Result<Vec<String>> {
     Ok(parse_modinfo(section.data()?))
 }
 
-fn parse_modinfo(section: &[u8]) -> Vec<String> {
-    let mut needs = Vec::new();
+fn parse_modinfo(section: &[u8]) -> ModInfo {
+    let mut info = ModInfo::default();
     for entry in section.split(|&byte| byte == 0) {
         let entry = String::from_utf8_lossy(entry);
+        if let Some(alias) = entry.strip_prefix("alias=") {
+            info.aliases.push(alias.to_owned());
+        }
         let list = entry
             .strip_prefix("depends=")
             .or_else(|| entry.strip_prefix("softdep=pre: "))
             .unwrap_or_default();
         let names = list.split([',', ' ']).filter(|name| !name.is_empty());
         // What follows `post:` is loaded later, by whoever wants it.
-        needs.extend(
-            names
-                .take_while(|name| !name.ends_with(':'))
-                .map(str::to_owned),
-        );
+        info.needs
+            .extend(names.take_while(|name| !name.ends_with(':')).map(plain));
     }
-    needs
+    info
 }
 
 #[cfg(test)]
@@ -237,9 +321,70 @@ mod tests {
     }
 
     #[test]
-    fn needs_are_read_from_modinfo() {
-        let section =
-            b"license=GPL\0depends=nvme-core,t10-pi\0softdep=pre: crc64 post: other\0depends=\0";
-        assert_eq!(parse_modinfo(section), ["nvme-core", "t10-pi", "crc64"]);
+    fn folders_come_before_what_is_in_them() {
+        let mut contents = Contents::default();
+        contents.file("lib/modules/1/a.ko", b"a".to_vec());
+        contents.file("init", b"#!".to_vec());
+        assert_eq!(
+            names(&contents.archive()),
+            [
+                "bin",
+                "dev",
+                "lib",
+                "lib/modules",
+                "lib/modules/1",
+                "dev/console",
+                "init",
+                "lib/modules/1/a.ko",
+                "TRAILER!!!"
+            ]
+        );
+    }
+
+    /// The names in an archive, in order.
+    fn names(mut archive: &[u8]) -> Vec<String> {
+        let mut names = Vec::new();
+        while !archive.is_empty() {
+            let field = |at: usize| {
+                let digits = std::str::from_utf8(&archive[at..at + 8]).unwrap();
+                usize::from_str_radix(digits, 16).unwrap()
+            };
+            let (size, name_size) = (field(54), field(94));
+            let name = &archive[110..110 + name_size - 1];
+            names.push(String::from_utf8(name.to_vec()).unwrap());
+            let end = (110 + name_size).next_multiple_of(4) + size.next_multiple_of(4);
+            archive = &archive[end..];
+        }
+        names
+    }
+
+    #[test]
+    fn needs_and_aliases_are_read_from_modinfo() {
+        let section = b"license=GPL\0depends=nvme-core,t10_pi\0alias=pci:v*bc01*\0\
+            softdep=pre: crc64 post: other\0depends=\0";
+        let info = parse_modinfo(section);
+        assert_eq!(info.needs, ["nvme_core", "t10_pi", "crc64"]);
+        assert_eq!(info.aliases, ["pci:v*bc01*"]);
+    }
+
+    #[test]
+    fn modprobe_loads_what_a_module_needs_before_it() {
+        let module = |needs: &[&str], aliases: &[&str]| {
+            let owned = |list: &[&str]| list.iter().map(|&name| name.to_owned()).collect();
+            ModInfo {
+                needs: owned(needs),
+                aliases: owned(aliases),
+            }
+        };
+        let mut selected = Selected::new();
+        selected.insert("a".into(), module(&["b", "c", "built-in"], &["pci:x"]));
+        selected.insert("b".into(), module(&["c"], &[]));
+        selected.insert("c".into(), module(&[], &[]));
+        // What stands last is loaded first.
+        assert_eq!(dep_file(&selected), "a.ko: b.ko c.ko\nb.ko: c.ko\nc.ko:\n");
+        assert_eq!(alias_file(&selected), "alias pci:x a\n");
+        // Modules that need each other end.
+        selected.insert("c".into(), module(&["a"], &[]));
+        assert_eq!(dep_file(&selected).lines().count(), 3);
     }
 }

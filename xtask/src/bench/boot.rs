@@ -104,8 +104,9 @@ pub(super) fn run() -> Result<u8> {
     let dir = folder().join(NAME);
     let kernel = provide::payload::file(board.arch, &PayloadName::DebianKernel(SERIES), &[SERIES])?;
     let initrd = dir.join("initrd");
-    let archive = initramfs::build(&program(), b"", &[])?;
-    workspace::write_whole(&initrd, &archive)?;
+    let mut contents = initramfs::Contents::default();
+    contents.file("init", program());
+    workspace::write_whole(&initrd, &contents.archive())?;
     let vary = Variation {
         time: Time::Instructions,
         smp: Some(1),

@@ -296,7 +296,11 @@ fn candidate(policy: &str) -> Option<&str> {
 
 fn dependencies(text: &str) -> Vec<String> {
     text.lines()
-        .filter_map(|line| line.trim().strip_prefix("Depends: "))
+        .map(str::trim)
+        .filter_map(|line| {
+            line.strip_prefix("Depends: ")
+                .or_else(|| line.strip_prefix("PreDepends: "))
+        })
         .map(|name| name.trim_matches(['<', '>']).to_owned())
         .collect()
 }
@@ -365,8 +369,12 @@ mod tests {
 
     #[test]
     fn dependencies_are_read_from_apts_list() {
-        let text = "linux-image-arm64\n  Depends: linux-image-6.1.0-56-arm64\n  Depends: <x>\n";
-        assert_eq!(dependencies(text), ["linux-image-6.1.0-56-arm64", "x"]);
+        let text = "linux-image-arm64\n  Depends: linux-image-6.1.0-56-arm64\n  Depends: <x>\n  \
+                    PreDepends: libc6\n  Suggests: y\n";
+        assert_eq!(
+            dependencies(text),
+            ["linux-image-6.1.0-56-arm64", "x", "libc6"]
+        );
     }
 
     #[test]

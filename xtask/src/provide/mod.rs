@@ -3,6 +3,7 @@
 
 pub(crate) mod apt;
 pub(crate) mod payload;
+pub(crate) mod programs;
 pub(crate) mod qemu;
 pub(crate) mod sources;
 pub(crate) mod toolchain;

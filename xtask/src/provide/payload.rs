@@ -4,13 +4,14 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use serde::Deserialize;
 
 use super::Need;
 use super::apt::{self, Apt, Scope};
+use super::programs;
 use crate::board::Arch;
 use crate::manifest::PayloadName;
 use crate::{guest, initramfs, say, workspace};
@@ -24,6 +25,8 @@ const BUSYBOX: &str = "busybox-static";
 struct Recipe {
     modules: Vec<String>,
     init: String,
+    actions: String,
+    tools: programs::Wanted,
     aarch64: Packages,
     ppc64: Packages,
 }
@@ -86,23 +89,39 @@ fn initramfs(arch: Arch, series: &[&str]) -> Result<PathBuf> {
         .first()
         .context("an initial RAM disk needs a kernel's packages")?;
     let busybox = fs::read(first.join(BUSYBOX)).context("the unpacked busybox is gone")?;
-    let modules: Vec<PathBuf> = kernels.iter().map(|dir| dir.join(MODULES)).collect();
+    let tools = {
+        let _turn = turn();
+        programs::unpacked(&recipe.tools, &recipe.packages(arch).architecture)?
+    };
+    let mut contents = initramfs::Contents::default();
+    contents.folder("", &tools)?;
+    contents.folder("actions", &folder().join(&recipe.actions))?;
+    contents.file("init", init).file("bin/busybox", busybox);
+    for kernel in &kernels {
+        contents.folder("lib/modules", &kernel.join(MODULES))?;
+    }
     let path = workspace::target_dir()
         .join("payloads")
         .join(format!("initramfs-{arch}-{}.cpio", series.join("-")));
-    workspace::write_whole(&path, &initramfs::build(&init, &busybox, &modules)?)?;
+    workspace::write_whole(&path, &contents.archive())?;
     Ok(path)
+}
+
+/// Tests run side by side and may want the same packages: one fetches and unpacks, the others wait.
+fn turn() -> MutexGuard<'static, ()> {
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Parts of an unpacked kernel.
 const KERNEL: &str = "kernel";
 const MODULES: &str = "modules";
+/// The list of modules that was unpacked.
+const WANTED: &str = "wanted";
 
 /// The folder with Debian's kernel of a series; fetched and unpacked first if it is not there.
 fn unpacked(arch: Arch, series: &str) -> Result<PathBuf> {
-    // Tests run side by side and may want the same kernel: one fetches and unpacks, the others wait.
-    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
-    let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let _turn = turn();
     let recipe = Recipe::read()?;
     let packages = recipe.packages(arch);
     let debs = debs_dir(packages, series);
@@ -223,7 +242,8 @@ fn unpack(recipe: &Recipe, debs: &Debs, arch: Arch, series: &str) -> Result<Path
         .to_string_lossy()
         .into_owned();
     let dir = workspace::target_dir().join("payloads").join(&build);
-    if dir.join(KERNEL).is_file() && dir.join(MODULES).is_dir() {
+    let wanted = recipe.modules.join("\n");
+    if fs::read_to_string(dir.join(WANTED)).is_ok_and(|unpacked| unpacked == wanted) {
         return Ok(dir);
     }
     say!("unpacking Linux {series} for {arch}");
@@ -274,6 +294,7 @@ fn unpack_into(recipe: &Recipe, debs: &Debs, arch: Arch, dir: &Path) -> Result<(
         .find(|path| path.is_file())
         .context("it has no busybox")?;
     fs::rename(busybox, dir.join(BUSYBOX))?;
+    fs::write(dir.join(WANTED), recipe.modules.join("\n"))?;
     fs::remove_dir_all(&whole)?;
     Ok(())
 }
@@ -299,6 +320,7 @@ mod tests {
         let recipe = Recipe::read().unwrap();
         assert_eq!(recipe.packages(Arch::Aarch64).architecture, "arm64");
         assert!(folder().join(recipe.init).is_file());
+        assert!(folder().join(recipe.actions).is_dir());
     }
 
     #[test]
