@@ -196,6 +196,12 @@ impl Rig {
         rig
     }
 
+    /// RAM and queue as at reset; the ITS stays.
+    pub(crate) fn restart(&mut self) {
+        self.ram = Ram::new();
+        self.tail = 0;
+    }
+
     pub(crate) fn enable_lpis(&self, vcpu: usize) {
         self.vits.set_tables(
             vcpu,
