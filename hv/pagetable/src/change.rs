@@ -90,7 +90,52 @@ impl<S: Stage, M: PhysMemory, F: FrameAllocator> PageTable<S, M, F> {
     where
         I: Invalidate<S::Input>,
     {
+        let run = self.run(span)?;
+        if let Some(bytes) = self.unmap_in_one(run, caches)? {
+            return Ok(bytes);
+        }
         self.change(span, Edit::Remove, caches)
+    }
+
+    /// Removes whole leaves of one table that stays in use, which is what most unmappings do. `None`
+    /// when it is something else; then nothing has changed.
+    #[inline]
+    fn unmap_in_one<I>(&self, run: Run, caches: &mut I) -> Result<Option<u64>, Error<S::Input>>
+    where
+        I: Invalidate<S::Input>,
+    {
+        let Some((table, level)) = self.table_of(run) else {
+            return Ok(None);
+        };
+        let mask = format::mask(level);
+        let whole = run.0 & mask == 0 && run.1 & mask == mask;
+        // The root is never given back.
+        let is_root = level == self.geometry.root_level();
+        if !whole || !(is_root || self.is_used_outside(table, level, run)?) {
+            return Ok(None);
+        }
+        let (first, last) = (
+            self.slot(table, level, run.0),
+            self.slot(table, level, run.1),
+        );
+        let mut leaves = 0;
+        for slot in (first.bits()..=last.bits()).step_by(8) {
+            match self.entry(Pa::truncated(slot), level)? {
+                Entry::Leaf(_) => leaves += 1,
+                Entry::Invalid => {}
+                Entry::Table(_) => return Ok(None),
+            }
+        }
+        if leaves == 0 {
+            return Ok(Some(0));
+        }
+        for slot in (first.bits()..=last.bits()).step_by(8) {
+            self.write(Pa::truncated(slot), 0)?;
+        }
+        let mut change = Change::default();
+        change.note(level, run);
+        self.settle(&change, caches);
+        Ok(Some(leaves << format::shift(level)))
     }
 
     /// Gives all of `span`, every page of which is mapped, other attributes. When it returns, no
@@ -330,6 +375,7 @@ impl<S: Stage, M: PhysMemory, F: FrameAllocator> PageTable<S, M, F> {
     }
 
     /// Whether a table has an entry in use that does not belong to `run`.
+    #[inline]
     fn is_used_outside(&self, table: u64, level: u8, run: Run) -> Result<bool, Error<S::Input>> {
         let index = |at: u64| at >> format::shift(level) & (ENTRIES - 1);
         let (first, last) = (index(run.0), index(run.1));

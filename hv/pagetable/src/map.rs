@@ -96,6 +96,10 @@ impl<S: Stage, M: PhysMemory, F: FrameAllocator> PageTable<S, M, F> {
             largest,
             _format: PhantomData,
         };
+        if self.map_in_one(run, &mapping)? {
+            caches.publish();
+            return Ok(());
+        }
         let level = self.geometry.root_level();
         let missing = self.missing(self.root_bits(), level, run, &mapping)?;
         let mut spare = self.reserve(missing)?;
@@ -103,6 +107,30 @@ impl<S: Stage, M: PhysMemory, F: FrameAllocator> PageTable<S, M, F> {
         debug_assert!(matches!(self.pop(&mut spare), Ok(None)));
         caches.publish();
         Ok(())
+    }
+
+    /// Maps a run of free entries of one table, which is what most mappings are. Returns whether it
+    /// was one.
+    #[inline]
+    fn map_in_one(&self, run: Run, mapping: &Mapping<S::Format>) -> Result<bool, Error<S::Input>> {
+        let Some((table, level)) = self.table_of(run) else {
+            return Ok(false);
+        };
+        let mask = format::mask(level);
+        // Whole entries, of a size that may be used and at an output that has the alignment.
+        let whole = run.0 & mask == 0 && run.1 & mask == mask;
+        let first = (run.0, run.0 | mask);
+        if !whole || !mapping.fits(level, first) {
+            return Ok(false);
+        }
+        let slot = self.slot(table, level, run.0).bits();
+        for index in 0..=(run.1 - run.0) >> format::shift(level) {
+            if self.entry(Pa::truncated(slot + index * 8), level)? != Entry::Invalid {
+                return Ok(false);
+            }
+        }
+        self.write_leaves(table, level, run, mapping.leaf(level, run.0))?;
+        Ok(true)
     }
 
     /// Tables to be added below `table` to map `run`; refuses a run in which anything is mapped.

@@ -282,7 +282,25 @@ impl<S: Stage, M: PhysMemory, F: FrameAllocator> PageTable<S, M, F> {
         Ok(())
     }
 
+    /// The lowest table that alone holds all of `run`, with its level. `None` when that is another
+    /// tree's, or cannot be read: then the general way finds what to say.
+    #[inline]
+    pub(crate) fn table_of(&self, run: Run) -> Option<(u64, u8)> {
+        let mut table = self.root.bits();
+        let mut level = self.geometry.root_level();
+        while level < LAST && run.0 >> format::shift(level) == run.1 >> format::shift(level) {
+            match self.entry(self.slot(table, level, run.0), level) {
+                Ok(Entry::Table(link)) if !link.borrowed => table = link.table,
+                Ok(Entry::Invalid | Entry::Leaf(_)) => break,
+                _ => return None,
+            }
+            level += 1;
+        }
+        Some((table, level))
+    }
+
     /// Checks alignment and input range of a change.
+    #[inline]
     pub(crate) fn run(&self, span: Span<S::Input>) -> Result<Run, Error<S::Input>> {
         let (first, last) = (span.start().bits(), span.last().bits());
         if first & PageSize::SIZE_4K.mask() != 0 {

@@ -1,14 +1,15 @@
 //! Figures of the IOMMU core: mapping against bare page tables, lookup in small and large address
 //! spaces, memory per area. `cargo bench -p bulkhead-iommu`.
 //!
-//! The groups `map and unmap 1 GiB` each compare, in one run: `core` (every rule of the core, its
-//! areas, and the project's stage-2 tables), `tables` (those tables alone) and `aarch64-paging`
-//! (that crate's bare stage-2 tables), with one call for each area, for the same leaves.
+//! Everything compared is timed turn by turn in one run, and a ratio is the median of the ratios of
+//! the rounds. Mapping compares, with one call for each area and for the same leaves: the core
+//! (every rule, its areas, and the project's stage-2 tables), those tables alone, and
+//! `aarch64-paging`'s bare stage-2 tables. All are reached through plain memory, by index.
 
 mod stage2;
 
 use core::hint::black_box;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use aarch64_paging::descriptor::Stage2Attributes as Bare;
 use aarch64_paging::idmap::IdMap;
@@ -17,7 +18,6 @@ use bulkhead_iommu::{
     Ats, Coherence, DeviceDescription, Extent, IoasId, Iommu, Map, MemoryId, MsiRoute, OwnerId,
     Path, Permissions, Placement, Residence, Target, UnitId,
 };
-use criterion::{BenchmarkId, Criterion, Throughput};
 use pagetable::{NotLive, Stage2Attributes};
 use types::{Iova, Pa, Span};
 
@@ -127,46 +127,94 @@ fn bare_round(bare: &mut IdMap<BareStage2>, area: u64) {
     }
 }
 
-fn mapping(c: &mut Criterion) {
+/// The rates of mapping and unmapping: of the core, of its tables alone, and of `aarch64-paging`'s
+/// tables in use (as the core's are: with its checks of break-before-make and an invalidation for
+/// each change, which on a host does nothing) and not in use (without both).
+fn mapping(out: &mut Report) {
     for (name, area) in [("4K", 4096), ("64K", 65536), ("2M", 2 << 20)] {
-        let mut group = c.benchmark_group(format!("map and unmap 1 GiB as {name} areas"));
-        group.throughput(Throughput::Elements(GIB / area));
         let ram = Ram::new(4096);
         let mut s = setup(ram, GIB);
-        group.bench_function("core", |b| b.iter(|| core_round(&mut s, area)));
         let mut tree = stage2::tree(ram);
-        group.bench_function("tables", |b| b.iter(|| tables_round(&mut tree, area)));
-        let mut bare = IdMap::new(1, BareStage2);
-        group.bench_function("aarch64-paging", |b| {
-            b.iter(|| bare_round(&mut bare, area));
-        });
-        group.finish();
-        let ratio = paired(|| bare_round(&mut bare, area), || core_round(&mut s, area));
-        println!("core / aarch64-paging, {name} areas: {ratio:.2} x the rate (median of pairs)");
+        let mut live_map = IdMap::new(1, BareStage2);
+        live_map.mark_active();
+        let mut idle = IdMap::new(1, BareStage2);
+        let [core, tables, live, idle] = interleaved([
+            &mut || core_round(&mut s, area),
+            &mut || tables_round(&mut tree, area),
+            &mut || bare_round(&mut live_map, area),
+            &mut || bare_round(&mut idle, area),
+        ]);
+        live_map.mark_inactive();
+        let ns = |t: &Times| t.median() * 1e9 / (GIB / area) as f64;
+        println!(
+            "{name} areas, map and unmap, ns an area: core {:.1}, tables {:.1}, \
+             aarch64-paging in use {:.1}, not in use {:.1}",
+            ns(&core),
+            ns(&tables),
+            ns(&live),
+            ns(&idle)
+        );
+        out.at_least(
+            &format!("rate of {name} areas, core / aarch64-paging in use"),
+            live.over(&core),
+            1.0,
+        );
+        out.plain(
+            &format!("rate of {name} areas, core / aarch64-paging not in use"),
+            idle.over(&core),
+        );
+        out.plain(
+            &format!("rate of {name} areas, tables alone / aarch64-paging in use"),
+            live.over(&tables),
+        );
     }
 }
 
-/// How many times as long `a` takes as `b`: the median of interleaved pairs.
-fn paired(mut a: impl FnMut(), mut b: impl FnMut()) -> f64 {
-    let time = |f: &mut dyn FnMut()| {
-        let start = Instant::now();
-        f();
-        start.elapsed().as_secs_f64()
-    };
-    let mut ratios: Vec<f64> = (0..15)
-        .map(|_| {
-            let (a, b) = (time(&mut a), time(&mut b));
-            a / b
-        })
-        .collect();
-    ratios.sort_by(f64::total_cmp);
-    ratios[ratios.len() / 2]
+/// Times of one thing, in seconds, by round.
+struct Times(Vec<f64>);
+
+impl Times {
+    fn median(&self) -> f64 {
+        median(self.0.clone())
+    }
+
+    /// How many times as long this takes as `other`: the median over the rounds.
+    fn over(&self, other: &Self) -> f64 {
+        median(self.0.iter().zip(&other.0).map(|(a, b)| a / b).collect())
+    }
 }
+
+fn median(mut of: Vec<f64>) -> f64 {
+    of.sort_by(f64::total_cmp);
+    of[of.len() / 2]
+}
+
+/// Rounds in which each thing is timed once, after one that is not.
+const ROUNDS: usize = 15;
+
+/// Times things turn by turn, so that what else the machine does meets all alike.
+fn interleaved<const N: usize>(mut things: [&mut dyn FnMut(); N]) -> [Times; N] {
+    let mut times = [const { Vec::new() }; N];
+    for round in 0..=ROUNDS {
+        for (thing, times) in things.iter_mut().zip(&mut times) {
+            let start = Instant::now();
+            thing();
+            let took = start.elapsed().as_secs_f64();
+            if round > 0 {
+                times.push(took);
+            }
+        }
+    }
+    times.map(Times)
+}
+
+/// Lookups in a round.
+const LOOKUPS: u64 = 1 << 18;
 
 /// Addresses to look up, in an order that no cache can guess.
 fn scattered(areas: u64) -> Vec<Iova> {
     let mut x = 0x9e37_79b9_7f4a_7c15_u64;
-    (0..65536)
+    (0..LOOKUPS)
         .map(|_| {
             x ^= x << 13;
             x ^= x >> 7;
@@ -178,7 +226,7 @@ fn scattered(areas: u64) -> Vec<Iova> {
 
 /// Addresses to look up, page by page as a queue or a scatter list has them.
 fn successive(areas: u64) -> Vec<Iova> {
-    (0..65536)
+    (0..LOOKUPS)
         .map(|i| Iova::truncated(AT + (i % areas) * 4096 + 8))
         .collect()
 }
@@ -189,50 +237,101 @@ fn look_up(s: &Setup, addresses: &[Iova]) {
     }
 }
 
-fn lookup(c: &mut Criterion) {
-    let spaces: Vec<(u64, Setup)> = [1_000, 1_000_000]
-        .into_iter()
-        .map(|areas| {
-            let mut s = setup(Ram::new(8192), areas * 4096);
-            for i in 0..areas {
-                s.map(i * 4096, 4096);
-            }
-            (areas, s)
-        })
-        .collect();
-    for (areas, s) in &spaces {
+fn lookup(out: &mut Report) {
+    let [few, many] = [1_000, 1_000_000].map(|areas| {
+        let mut s = setup(Ram::new(8192), areas * 4096);
+        for i in 0..areas {
+            s.map(i * 4096, 4096);
+        }
         let space = s.core.ioas(s.ioas).unwrap();
         let bytes = space.area_bytes() as f64 / space.len() as f64;
-        println!("memory per area, {areas} areas: {bytes:.1} bytes");
-    }
+        out.at_most(&format!("bytes an area, {areas} areas"), bytes, 96.0);
+        (areas, s)
+    });
     type Order = fn(u64) -> Vec<Iova>;
     let orders: [(&str, Order); 2] = [("scattered", scattered), ("successive", successive)];
     for (name, order) in orders {
-        let mut group = c.benchmark_group(format!("look up, {name}"));
-        group.throughput(Throughput::Elements(65536));
-        for (areas, s) in &spaces {
-            let addresses = order(*areas);
-            group.bench_with_input(BenchmarkId::from_parameter(areas), s, |b, s| {
-                b.iter(|| look_up(s, &addresses));
-            });
+        let (small, large) = (order(few.0), order(many.0));
+        let (a, b) = (bare_array(few.0), bare_array(many.0));
+        let [small, large, a, b] = interleaved([
+            &mut || look_up(&few.1, &small),
+            &mut || look_up(&many.1, &large),
+            &mut || read_array(&a, &small),
+            &mut || read_array(&b, &large),
+        ]);
+        let ns = |t: &Times| t.median() * 1e9 / LOOKUPS as f64;
+        println!(
+            "look up, {name}, ns: {:.1} among 1,000, {:.1} among 1,000,000; \
+             bare arrays of as many areas: {:.1}, {:.1}",
+            ns(&small),
+            ns(&large),
+            ns(&a),
+            ns(&b)
+        );
+        out.at_most(
+            &format!("look up, {name}, 1,000,000 areas / 1,000"),
+            large.over(&small),
+            2.0,
+        );
+        out.plain(
+            &format!("floor, {name}: a bare array, 1,000,000 entries / 1,000"),
+            b.over(&a),
+        );
+    }
+}
+
+/// What a lookup at least has to read: an area, at a place known without a search.
+fn bare_array(areas: u64) -> Vec<[u64; 4]> {
+    (0..areas)
+        .map(|i| [AT + i * 4096, AT + i * 4096 + 4095, i, i])
+        .collect()
+}
+
+fn read_array(array: &[[u64; 4]], addresses: &[Iova]) {
+    for iova in addresses {
+        let at = usize::try_from((iova.bits() - AT) / 4096).unwrap();
+        let [first, last, offset, _] = array[at];
+        assert!(first <= iova.bits() && iova.bits() <= last);
+        black_box(offset);
+    }
+}
+
+/// The figures, with what they have to be.
+#[derive(Default)]
+struct Report(Vec<Figure>);
+
+/// Name, value, and what it has to be.
+type Figure = (String, f64, Option<(&'static str, f64)>);
+
+impl Report {
+    fn at_least(&mut self, name: &str, value: f64, limit: f64) {
+        self.0.push((name.to_owned(), value, Some((">=", limit))));
+    }
+
+    fn at_most(&mut self, name: &str, value: f64, limit: f64) {
+        self.0.push((name.to_owned(), value, Some(("<=", limit))));
+    }
+
+    fn plain(&mut self, name: &str, value: f64) {
+        self.0.push((name.to_owned(), value, None));
+    }
+
+    /// One line a figure, which `cargo xtask bench iommu` reads: name, value, limit or `-`.
+    fn print(&self) {
+        for (name, value, limit) in &self.0 {
+            let limit = limit.map_or("-".to_owned(), |(sign, limit)| format!("{sign} {limit}"));
+            println!("figure|{name}|{value:.2}|{limit}");
         }
-        group.finish();
-        let [(few, small), (many, large)] = &spaces[..] else {
-            continue;
-        };
-        let (few, many) = (order(*few), order(*many));
-        let ratio = paired(|| look_up(large, &many), || look_up(small, &few));
-        println!("look up, {name}, 1,000,000 areas / 1,000: {ratio:.2} x the time");
     }
 }
 
 fn main() {
-    let mut c = Criterion::default()
-        .sample_size(10)
-        .warm_up_time(Duration::from_millis(500))
-        .measurement_time(Duration::from_secs(2))
-        .configure_from_args();
-    mapping(&mut c);
-    lookup(&mut c);
-    c.final_summary();
+    // `cargo bench` passes `--bench`; `cargo test --benches` does not, and wants nothing timed.
+    if !std::env::args().any(|argument| argument == "--bench") {
+        return;
+    }
+    let mut out = Report::default();
+    mapping(&mut out);
+    lookup(&mut out);
+    out.print();
 }

@@ -4,6 +4,10 @@
 //! [`AreaTree::reserve`], before anything is changed, so that it can be refused. Leaves keep the
 //! last addresses, by which is searched, apart from the rest: a search then touches few cache lines. Inner
 //! nodes know the largest hole below each child, which makes automatic placement O(log n) too.
+//!
+//! Changes mostly come in order, so the leaf of the last one stays *open*: its ancestors take it to
+//! cover everything up to its neighbours and to have any hole, which is true whatever comes and goes
+//! in it, and are told the truth when it is closed. In between a change touches that leaf alone.
 #![expect(
     clippy::arithmetic_side_effects,
     clippy::indexing_slicing,
@@ -55,9 +59,43 @@ pub(crate) struct AreaTree {
     len: usize,
     /// Of the root; meaningless while empty.
     summary: Summary,
-    /// The leaf of the last change: the next one is often beside it. Any leaf in use will do, and an
-    /// unused one is empty, so this never goes stale.
-    finger: u32,
+    /// The leaf of the last change.
+    open: Open,
+}
+
+/// The open leaf.
+#[derive(Debug)]
+struct Open {
+    leaf: u32,
+    /// The addresses between its neighbours. None at all when no leaf is open.
+    low: u64,
+    high: u64,
+}
+
+impl Default for Open {
+    fn default() -> Self {
+        Self {
+            leaf: 0,
+            low: 1,
+            high: 0,
+        }
+    }
+}
+
+impl Open {
+    #[inline]
+    fn covers(&self, address: u64) -> bool {
+        self.low <= address && address <= self.high
+    }
+
+    /// What its parent takes it for.
+    fn summary(&self) -> Summary {
+        Summary {
+            first: self.low,
+            last: self.high,
+            hole: u64::MAX,
+        }
+    }
 }
 
 impl AreaTree {
@@ -85,25 +123,33 @@ impl AreaTree {
     /// The first area that ends at or after `address`.
     #[inline]
     pub(crate) fn at_or_after(&self, address: u64) -> Option<Area> {
-        if self.len == 0 || address > self.summary.last {
+        if self.len == 0 {
             return None;
         }
-        let near = self.leaves.get(self.finger);
-        if near.len > 0 && near.rest[0].start <= address && address <= near.lasts[near.len - 1] {
-            return Some(near.get(near.before(address)));
+        let mut address = address;
+        if self.open.covers(address) {
+            let leaf = self.leaves.get(self.open.leaf);
+            let at = leaf.before(address);
+            if at < leaf.len() {
+                return Some(leaf.get(at));
+            }
+            address = self.open.high.checked_add(1)?;
+        }
+        if address > self.summary.last {
+            return None;
         }
         let mut node = self.root;
         for _ in 0..self.height {
             let inner = self.inners.get(node);
             let at = inner.before(address);
-            if at == inner.len {
+            if at >= inner.len {
                 return None;
             }
             node = inner.children[at];
         }
         let leaf = self.leaves.get(node);
         let at = leaf.before(address);
-        (at < leaf.len).then(|| leaf.get(at))
+        (at < leaf.len()).then(|| leaf.get(at))
     }
 
     /// The area that covers `address`.
@@ -115,20 +161,120 @@ impl AreaTree {
     /// The first area that shares an address with `start..=last`.
     #[inline]
     pub(crate) fn overlapping(&self, start: u64, last: u64) -> Option<Area> {
+        if self.open.covers(start) && self.open.covers(last) {
+            let leaf = self.leaves.get(self.open.leaf);
+            let at = leaf.before(start);
+            return (at < leaf.len() && leaf.rest[at].start <= last).then(|| leaf.get(at));
+        }
         self.at_or_after(start).filter(|a| a.start <= last)
     }
 
+    /// Opens the leaf that an area starting at `start` belongs to. The tree is not empty, and no
+    /// leaf is open.
+    fn open(&mut self, start: u64) {
+        let (mut low, mut high) = (0, u64::MAX);
+        let mut node = self.root;
+        let mut path = [(0, 0); MAX_HEIGHT];
+        for step in path.iter_mut().take(self.height) {
+            let inner = self.inners.get(node);
+            let at = inner.place(start);
+            if let Some(before) = at.checked_sub(1) {
+                low = inner.lasts[before] + 1;
+            }
+            if at + 1 < inner.len {
+                high = inner.firsts[at + 1] - 1;
+            }
+            *step = (node, at);
+            node = inner.children[at];
+        }
+        self.open = Open {
+            leaf: node,
+            low,
+            high,
+        };
+        let mut summary = self.open.summary();
+        for &(node, at) in path[..self.height].iter().rev() {
+            let inner = self.inners.get_mut(node);
+            inner.set(at, summary);
+            summary = inner.ends(u64::MAX);
+        }
+        self.summary = summary;
+    }
+
+    /// Closes the open leaf, if one is: every node is as it says again.
+    fn close(&mut self) {
+        let Open { leaf, low, high } = core::mem::take(&mut self.open);
+        if low > high || self.len == 0 {
+            return;
+        }
+        self.leaves.get_mut(leaf).settle();
+        self.summary = self.close_below(self.root, self.height, low);
+        while self.height > 0 && self.inners.get(self.root).len == 1 {
+            let old = self.root;
+            self.root = self.inners.get(old).children[0];
+            self.inners.give(old);
+            self.height -= 1;
+        }
+    }
+
+    fn close_below(&mut self, node: u32, height: usize, start: u64) -> Summary {
+        if height == 0 {
+            return self.leaves.get(node).summary();
+        }
+        let inner = self.inners.get(node);
+        let at = inner.place(start);
+        let child = inner.children[at];
+        let summary = self.close_below(child, height - 1, start);
+        let (len, least) = if height == 1 {
+            (self.leaves.get(child).len(), Leaf::MIN)
+        } else {
+            (self.inners.get(child).len, Inner::MIN)
+        };
+        let inner = self.inners.get_mut(node);
+        inner.set(at, summary);
+        if len == 0 {
+            inner.remove(at);
+            if height == 1 {
+                self.leaves.give(child);
+            } else {
+                self.inners.give(child);
+            }
+        } else if len < least {
+            if height == 1 {
+                rebalance(&mut self.leaves, inner, at);
+            } else {
+                self.rebalance_inner(node, at);
+            }
+        }
+        self.inners.get(node).summary()
+    }
+
     /// Adds an area that overlaps none. [`AreaTree::reserve`] was called.
+    #[inline]
     pub(crate) fn insert(&mut self, area: Area) {
+        if self.open.covers(area.start) {
+            let leaf = self.leaves.get_mut(self.open.leaf);
+            if leaf.has_room() {
+                let at = leaf.before(area.start);
+                leaf.insert(at, area);
+                self.len += 1;
+                return;
+            }
+        }
+        self.insert_elsewhere(area);
+    }
+
+    #[inline(never)]
+    fn insert_elsewhere(&mut self, area: Area) {
         if self.len == 0 {
             self.root = self.leaves.take();
             self.height = 0;
-            let leaf = self.leaves.get_mut(self.root);
-            leaf.insert(0, area);
-            self.summary = leaf.summary();
+            self.leaves.get_mut(self.root).insert(0, area);
             self.len = 1;
+            self.open(area.start);
             return;
         }
+        self.close();
         // Areas mostly arrive in order. Splits at the very end leave full nodes behind; anywhere else
         // that would let a descending order make nodes of one.
         let order = if area.start > self.summary.last {
@@ -151,6 +297,7 @@ impl AreaTree {
             assert!(self.height <= MAX_HEIGHT, "the tree is out of balance");
         }
         self.len += 1;
+        self.open(area.start);
     }
 
     fn insert_below(
@@ -163,8 +310,7 @@ impl AreaTree {
         if height == 0 {
             let leaf = self.leaves.get_mut(node);
             let at = leaf.before(area.start);
-            self.finger = node;
-            if leaf.len < LEAF {
+            if leaf.len() < LEAF {
                 leaf.insert(at, area);
                 return (leaf.summary_with(at, old), None);
             }
@@ -208,66 +354,43 @@ impl AreaTree {
     }
 
     /// Takes out the area that starts at `start`.
+    #[inline]
     pub(crate) fn remove(&mut self, start: u64) -> Option<Area> {
         if self.len == 0 {
             return None;
         }
-        let (area, summary) = self.remove_below(self.root, self.height, start, self.summary)?;
-        self.summary = summary;
-        self.len -= 1;
-        if self.len == 0 {
-            let root = self.root;
-            if self.height == 0 {
-                self.leaves.give(root);
-            }
-            return Some(area);
+        if !self.open.covers(start) {
+            self.close();
+            self.open(start);
         }
-        while self.height > 0 && self.inners.get(self.root).len == 1 {
-            let old = self.root;
-            self.root = self.inners.get(old).children[0];
-            self.inners.give(old);
-            self.height -= 1;
+        let leaf = self.leaves.get_mut(self.open.leaf);
+        let at = leaf.before(start);
+        if at >= leaf.len() || leaf.rest[at].start != start {
+            return None;
+        }
+        let area = leaf.remove(at);
+        self.len -= 1;
+        if leaf.is_empty() {
+            if self.len == 0 {
+                // A root of one child does not outlive the closing of its last leaf but one.
+                self.close_last();
+            } else {
+                self.close();
+            }
         }
         Some(area)
     }
 
-    fn remove_below(
-        &mut self,
-        node: u32,
-        height: usize,
-        start: u64,
-        old: Summary,
-    ) -> Option<(Area, Summary)> {
-        if height == 0 {
-            let leaf = self.leaves.get_mut(node);
-            let at = leaf.before(start);
-            if at >= leaf.len || leaf.rest[at].start != start {
-                return None;
-            }
-            let area = leaf.remove(at);
-            self.finger = node;
-            return Some((area, leaf.summary_without(at, area, old)));
+    /// Gives up the last leaf, and what inner nodes still lead to it.
+    fn close_last(&mut self) {
+        self.open = Open::default();
+        let mut node = self.root;
+        for _ in 0..self.height {
+            let child = self.inners.get(node).children[0];
+            self.inners.give(node);
+            node = child;
         }
-        let inner = self.inners.get(node);
-        let at = inner.place(start);
-        let (child, known) = (inner.children[at], inner.child(at));
-        let (area, summary) = self.remove_below(child, height - 1, start, known)?;
-        let (len, least) = if height == 1 {
-            (self.leaves.get(child).len, Leaf::MIN)
-        } else {
-            (self.inners.get(child).len, Inner::MIN)
-        };
-        let inner = self.inners.get_mut(node);
-        if len >= least {
-            return Some((area, inner.update(at, summary, old)));
-        }
-        inner.set(at, summary);
-        if height == 1 {
-            rebalance(&mut self.leaves, inner, at);
-        } else {
-            self.rebalance_inner(node, at);
-        }
-        Some((area, self.inners.get(node).summary()))
+        self.leaves.give(node);
     }
 
     fn rebalance_inner(&mut self, node: u32, at: usize) {
@@ -289,7 +412,7 @@ impl AreaTree {
         }
         let leaf = self.leaves.get_mut(node);
         let at = leaf.before(start);
-        if at < leaf.len && leaf.rest[at].start == start {
+        if at < leaf.len() && leaf.rest[at].start == start {
             leaf.rest[at].flags = flags;
         }
     }
@@ -320,7 +443,7 @@ impl AreaTree {
     ) -> ControlFlow<B> {
         if height == 0 {
             let leaf = self.leaves.get(node);
-            for at in leaf.before(start)..leaf.len {
+            for at in leaf.before(start)..leaf.len() {
                 if leaf.rest[at].start > last {
                     break;
                 }
@@ -369,7 +492,7 @@ impl AreaTree {
     ) -> Option<B> {
         if height == 0 {
             let leaf = self.leaves.get(node);
-            for at in leaf.before(search.start)..leaf.len {
+            for at in leaf.before(search.start)..leaf.len() {
                 if leaf.rest[at].start > search.last {
                     break;
                 }

@@ -8,10 +8,10 @@
 
 use crate::area::{Area, Flags};
 
-/// Areas in a leaf.
-pub(super) const LEAF: usize = 16;
+/// Areas in a leaf: eight cache lines of 64 bytes, the first two of which a search reads.
+pub(super) const LEAF: usize = 15;
 /// Children of an inner node.
-pub(super) const FAN: usize = 32;
+pub(super) const FAN: usize = 31;
 
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Rest {
@@ -29,11 +29,18 @@ pub(super) const NO_REST: Rest = Rest {
 };
 
 #[derive(Clone, Debug)]
+#[repr(C, align(64))]
 pub(super) struct Leaf {
+    /// Unused ones are `u64::MAX`, so that a search needs no branch.
     pub(super) lasts: [u64; LEAF],
+    /// Where the used entries end, and where they begin: what leaves at the front in order leaves a
+    /// gap, until [`Leaf::settle`].
+    end: u32,
+    gap: u32,
     pub(super) rest: [Rest; LEAF],
-    pub(super) len: usize,
 }
+
+const _: () = assert!(size_of::<Leaf>() == 512);
 
 /// What a parent knows of a child.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -51,12 +58,27 @@ pub(super) const NO_SUMMARY: Summary = Summary {
 };
 
 #[derive(Clone, Debug)]
+#[repr(C, align(64))]
 pub(super) struct Inner {
-    pub(super) firsts: [u64; FAN],
+    /// Unused ones are `u64::MAX`.
     pub(super) lasts: [u64; FAN],
-    pub(super) holes: [u64; FAN],
     pub(super) children: [u32; FAN],
     pub(super) len: usize,
+    pub(super) firsts: [u64; FAN],
+    pub(super) holes: [u64; FAN],
+}
+
+/// How many of an ordered array are below `address`, by halves of 2^n - 1. The halves are chosen by
+/// arithmetic, not by branches: a wrong guess would cost more, and keep the next lookup waiting.
+#[inline]
+fn below<const N: usize>(lasts: &[u64; N], address: u64) -> usize {
+    let mut half = N.next_power_of_two() / 2;
+    let mut below = 0;
+    while half > 0 {
+        below += half * usize::from(lasts[below + half - 1] < address);
+        half /= 2;
+    }
+    below
 }
 
 pub(super) trait Node {
@@ -78,62 +100,98 @@ pub(super) fn open<T: Copy>(array: &mut [T], len: usize, at: usize, count: usize
 
 impl Node for Leaf {
     const EMPTY: Self = Self {
-        lasts: [0; LEAF],
+        lasts: [u64::MAX; LEAF],
+        end: 0,
+        gap: 0,
         rest: [NO_REST; LEAF],
-        len: 0,
     };
     const MIN: usize = LEAF / 2;
 
     fn len(&self) -> usize {
-        self.len
+        self.end as usize
     }
 
     fn summary(&self) -> Summary {
-        if self.len == 0 {
+        let len = self.len();
+        if len == 0 {
             return NO_SUMMARY;
         }
         let mut hole = 0;
-        for i in 1..self.len {
+        for i in 1..len {
             hole = hole.max(self.rest[i].start - self.lasts[i - 1] - 1);
         }
         Summary {
             first: self.rest[0].start,
-            last: self.lasts[self.len - 1],
+            last: self.lasts[len - 1],
             hole,
         }
     }
 
     fn split_off(&mut self, at: usize, other: &mut Self) {
-        let count = self.len - at;
-        let to = other.len..other.len + count;
-        other.lasts[to.clone()].copy_from_slice(&self.lasts[at..self.len]);
-        other.rest[to].copy_from_slice(&self.rest[at..self.len]);
-        other.len += count;
-        self.len = at;
+        let (len, to) = (self.len(), other.len());
+        let count = len - at;
+        other.lasts[to..to + count].copy_from_slice(&self.lasts[at..len]);
+        other.rest[to..to + count].copy_from_slice(&self.rest[at..len]);
+        other.set_len(to + count);
+        self.set_len(at);
     }
 
     fn give_front(&mut self, count: usize, other: &mut Self) {
-        let to = other.len..other.len + count;
-        other.lasts[to.clone()].copy_from_slice(&self.lasts[..count]);
-        other.rest[to].copy_from_slice(&self.rest[..count]);
-        other.len += count;
-        self.lasts.copy_within(count..self.len, 0);
-        self.rest.copy_within(count..self.len, 0);
-        self.len -= count;
+        let (len, to) = (self.len(), other.len());
+        other.lasts[to..to + count].copy_from_slice(&self.lasts[..count]);
+        other.rest[to..to + count].copy_from_slice(&self.rest[..count]);
+        other.set_len(to + count);
+        self.lasts.copy_within(count..len, 0);
+        self.rest.copy_within(count..len, 0);
+        self.set_len(len - count);
     }
 
     fn give_back(&mut self, count: usize, other: &mut Self) {
-        let from = self.len - count..self.len;
-        open(&mut other.lasts, other.len, 0, count);
-        open(&mut other.rest, other.len, 0, count);
+        let (len, others) = (self.len(), other.len());
+        let from = len - count..len;
+        open(&mut other.lasts, others, 0, count);
+        open(&mut other.rest, others, 0, count);
         other.lasts[..count].copy_from_slice(&self.lasts[from.clone()]);
         other.rest[..count].copy_from_slice(&self.rest[from]);
-        other.len += count;
-        self.len -= count;
+        other.set_len(others + count);
+        self.set_len(len - count);
     }
 }
 
 impl Leaf {
+    #[inline]
+    pub(super) fn len(&self) -> usize {
+        self.end as usize
+    }
+
+    #[inline]
+    pub(super) fn is_empty(&self) -> bool {
+        self.end == self.gap
+    }
+
+    #[expect(clippy::cast_possible_truncation, reason = "at most LEAF")]
+    fn set_len(&mut self, len: usize) {
+        self.end = len as u32;
+        self.lasts[len..].fill(u64::MAX);
+    }
+
+    #[inline]
+    pub(super) fn has_room(&self) -> bool {
+        self.len() < LEAF || self.gap > 0
+    }
+
+    /// Closes the gap at the front.
+    pub(super) fn settle(&mut self) {
+        let (gap, len) = (self.gap as usize, self.len());
+        if gap > 0 {
+            self.lasts.copy_within(gap..len, 0);
+            self.rest.copy_within(gap..len, 0);
+            self.gap = 0;
+            self.set_len(len - gap);
+        }
+    }
+
+    #[inline]
     pub(super) fn get(&self, at: usize) -> Area {
         let rest = self.rest[at];
         Area {
@@ -145,9 +203,19 @@ impl Leaf {
         }
     }
 
+    /// Puts an area at `at`, as [`Leaf::before`] found it. There is room.
+    #[inline]
     pub(super) fn insert(&mut self, at: usize, area: Area) {
-        open(&mut self.lasts, self.len, at, 1);
-        open(&mut self.rest, self.len, at, 1);
+        let mut at = at;
+        if self.len() == LEAF {
+            at -= self.gap as usize;
+            self.settle();
+        }
+        let len = self.len();
+        if at < len {
+            open(&mut self.lasts, len, at, 1);
+            open(&mut self.rest, len, at, 1);
+        }
         self.lasts[at] = area.last;
         self.rest[at] = Rest {
             start: area.start,
@@ -155,21 +223,30 @@ impl Leaf {
             memory: area.memory,
             flags: area.flags,
         };
-        self.len += 1;
+        self.end += 1;
     }
 
+    #[inline]
     pub(super) fn remove(&mut self, at: usize) -> Area {
         let area = self.get(at);
-        self.lasts.copy_within(at + 1..self.len, at);
-        self.rest.copy_within(at + 1..self.len, at);
-        self.len -= 1;
+        let len = self.len();
+        if at == self.gap as usize {
+            // Below every address that is looked for.
+            self.lasts[at] = 0;
+            self.gap += 1;
+            return area;
+        }
+        self.lasts.copy_within(at + 1..len, at);
+        self.rest.copy_within(at + 1..len, at);
+        self.end -= 1;
+        self.lasts[len - 1] = u64::MAX;
         area
     }
 
-    /// The number of areas that end before `address`.
+    /// Where the first area is that does not end before `address`.
     #[inline]
     pub(super) fn before(&self, address: u64) -> usize {
-        self.lasts[..self.len].partition_point(|last| *last < address)
+        below(&self.lasts, address).max(self.gap as usize)
     }
 
     /// The hole in front of an area, which is not the first.
@@ -180,7 +257,8 @@ impl Leaf {
     /// The summary after an insertion at `at`, from the one before.
     pub(super) fn summary_with(&self, at: usize, old: Summary) -> Summary {
         let mut hole = old.hole;
-        let (front, back) = (at > 0, at + 1 < self.len);
+        let len = self.len();
+        let (front, back) = (at > 0, at + 1 < len);
         if front && back {
             let split = self.rest[at + 1].start - self.lasts[at - 1] - 1;
             if split == hole {
@@ -193,32 +271,7 @@ impl Leaf {
         }
         Summary {
             first: self.rest[0].start,
-            last: self.lasts[self.len - 1],
-            hole,
-        }
-    }
-
-    /// The summary after a removal at `at`, from the one before.
-    pub(super) fn summary_without(&self, at: usize, gone: Area, old: Summary) -> Summary {
-        if self.len == 0 {
-            return NO_SUMMARY;
-        }
-        let mut hole = old.hole;
-        if at > 0 && at < self.len {
-            hole = hole.max(self.hole(at));
-        } else {
-            let edge = if at == 0 {
-                self.rest[0].start - gone.last - 1
-            } else {
-                gone.start - self.lasts[at - 1] - 1
-            };
-            if edge == hole {
-                return self.summary();
-            }
-        }
-        Summary {
-            first: self.rest[0].start,
-            last: self.lasts[self.len - 1],
+            last: self.lasts[len - 1],
             hole,
         }
     }
@@ -227,7 +280,7 @@ impl Leaf {
 impl Node for Inner {
     const EMPTY: Self = Self {
         firsts: [0; FAN],
-        lasts: [0; FAN],
+        lasts: [u64::MAX; FAN],
         holes: [0; FAN],
         children: [0; FAN],
         len: 0,
@@ -263,6 +316,7 @@ impl Node for Inner {
         other.holes[to.clone()].copy_from_slice(&self.holes[at..self.len]);
         other.children[to].copy_from_slice(&self.children[at..self.len]);
         other.len += count;
+        self.lasts[at..].fill(u64::MAX);
         self.len = at;
     }
 
@@ -282,7 +336,7 @@ impl Node for Inner {
         for _ in 0..count {
             let at = self.len - 1;
             let (child, summary) = (self.children[at], self.child(at));
-            self.len -= 1;
+            self.remove(at);
             other.insert(0, child, summary);
         }
     }
@@ -294,6 +348,15 @@ impl Inner {
             first: self.firsts[at],
             last: self.lasts[at],
             hole: self.holes[at],
+        }
+    }
+
+    /// The ends, with a given hole.
+    pub(super) fn ends(&self, hole: u64) -> Summary {
+        Summary {
+            first: self.firsts[0],
+            last: self.lasts[self.len - 1],
+            hole,
         }
     }
 
@@ -319,6 +382,7 @@ impl Inner {
         self.holes.copy_within(at + 1..self.len, at);
         self.children.copy_within(at + 1..self.len, at);
         self.len -= 1;
+        self.lasts[self.len] = u64::MAX;
     }
 
     /// The largest hole in and beside a child.
@@ -369,6 +433,6 @@ impl Inner {
     /// The number of children that end before `address`.
     #[inline]
     pub(super) fn before(&self, address: u64) -> usize {
-        self.lasts[..self.len].partition_point(|last| *last < address)
+        below(&self.lasts, address)
     }
 }

@@ -11,9 +11,27 @@ use alloc::vec::Vec;
 use super::node::Node;
 use crate::budget::{Budget, OutOfMemory};
 
+/// Nodes in one of the first slabs.
+const SLAB_SHIFT: u32 = 4;
+/// Slabs of a size; those after them are twice as large. So there are few slabs, whose list a
+/// lookup finds in the nearest cache, and at most an eighth of the nodes was never used.
+const SAME_SHIFT: u32 = 3;
+
+/// The slab a node is in, and where in it.
+#[inline]
+fn place(number: u32) -> (usize, usize) {
+    let number = number as usize;
+    let unit = (number >> SLAB_SHIFT) + (1 << SAME_SHIFT);
+    let doublings = unit.ilog2() - SAME_SHIFT;
+    let slab = (doublings << SAME_SHIFT) as usize + (unit >> doublings) - (1 << SAME_SHIFT);
+    let at = number & ((1 << SLAB_SHIFT) - 1) | (unit & ((1 << doublings) - 1)) << SLAB_SHIFT;
+    (slab, at)
+}
+
 /// Nodes in a slab.
-pub(super) const SLAB_SHIFT: u32 = 4;
-pub(super) const SLAB: usize = 1 << SLAB_SHIFT;
+fn size(slab: usize) -> usize {
+    1 << (SLAB_SHIFT as usize + (slab >> SAME_SHIFT))
+}
 
 /// Nodes by number, in slabs, so that growing never moves one.
 #[derive(Debug)]
@@ -35,19 +53,25 @@ impl<N> Default for Slabs<N> {
 impl<N: Node> Slabs<N> {
     pub(super) fn reserve(&mut self, budget: &mut Budget, nodes: usize) -> Result<(), OutOfMemory> {
         while self.free.len() < nodes {
-            let first = u32::try_from(self.slabs.len() << SLAB_SHIFT).map_err(|_| OutOfMemory)?;
-            first.checked_add(1 << SLAB_SHIFT).ok_or(OutOfMemory)?;
+            let room = size(self.slabs.len());
+            let first = u32::try_from(self.nodes()).map_err(|_| OutOfMemory)?;
+            let all = self.nodes() + room;
+            let after = u32::try_from(all).map_err(|_| OutOfMemory)?;
             // Room to free every node there will be, so that freeing needs no memory.
-            let all = (self.slabs.len() + 1) << SLAB_SHIFT;
             let more = all - self.free.len();
             budget.reserve(&mut self.free, more)?;
             budget.reserve(&mut self.slabs, 1)?;
-            let mut slab = budget.vec(SLAB)?;
-            slab.resize_with(SLAB, || N::EMPTY);
+            let mut slab = budget.vec(room)?;
+            slab.resize_with(room, || N::EMPTY);
             self.slabs.push(slab);
-            self.free.extend((first..first + (1 << SLAB_SHIFT)).rev());
+            self.free.extend((first..after).rev());
         }
         Ok(())
+    }
+
+    /// How many nodes there are, used and unused.
+    pub(super) fn nodes(&self) -> usize {
+        self.slabs.iter().map(Vec::len).sum()
     }
 
     #[expect(clippy::expect_used, reason = "reserve() was called before any change")]
@@ -62,14 +86,14 @@ impl<N: Node> Slabs<N> {
 
     #[inline]
     pub(super) fn get(&self, number: u32) -> &N {
-        let number = number as usize;
-        &self.slabs[number >> SLAB_SHIFT][number & (SLAB - 1)]
+        let (slab, at) = place(number);
+        &self.slabs[slab][at]
     }
 
     #[inline]
     pub(super) fn get_mut(&mut self, number: u32) -> &mut N {
-        let number = number as usize;
-        &mut self.slabs[number >> SLAB_SHIFT][number & (SLAB - 1)]
+        let (slab, at) = place(number);
+        &mut self.slabs[slab][at]
     }
 
     /// Runs `f` on two different nodes.
@@ -81,6 +105,8 @@ impl<N: Node> Slabs<N> {
     }
 
     pub(super) fn bytes(&self) -> usize {
-        self.slabs.len() * (SLAB * size_of::<N>() + size_of::<Vec<N>>()) + self.free.capacity() * 4
+        self.nodes() * size_of::<N>()
+            + self.slabs.len() * size_of::<Vec<N>>()
+            + self.free.capacity() * size_of::<u32>()
     }
 }

@@ -23,12 +23,12 @@ fn put(tree: &mut AreaTree, start: u64, last: u64) {
     tree.insert(area(start, last));
 }
 
-fn check(tree: &AreaTree) {
+fn check(tree: &mut AreaTree) {
     fn below(tree: &AreaTree, node: u32, height: usize, is_root: bool) -> (usize, super::Summary) {
         if height == 0 {
             let leaf = tree.leaves.get(node);
-            assert!(leaf.len > 0);
-            return (leaf.len, leaf.summary());
+            assert!(!leaf.is_empty());
+            return (leaf.len(), leaf.summary());
         }
         let inner = tree.inners.get(node);
         assert!(inner.len >= if is_root { 2 } else { 1 });
@@ -40,13 +40,13 @@ fn check(tree: &AreaTree) {
         }
         (count, inner.summary())
     }
+    tree.close();
     if tree.len > 0 {
         let (len, summary) = below(tree, tree.root, tree.height, true);
         assert_eq!((len, summary), (tree.len, tree.summary));
     } else {
-        let nodes = |slabs: usize| slabs << super::slabs::SLAB_SHIFT;
-        assert_eq!(tree.leaves.free.len(), nodes(tree.leaves.slabs.len()));
-        assert_eq!(tree.inners.free.len(), nodes(tree.inners.slabs.len()));
+        assert_eq!(tree.leaves.free.len(), tree.leaves.nodes());
+        assert_eq!(tree.inners.free.len(), tree.inners.nodes());
     }
 }
 
@@ -65,9 +65,9 @@ fn areas_inserted_in_order_fill_their_leaves() {
     for i in 0..10_000 {
         put(&mut tree, i * 4096, i * 4096 + 4095);
     }
-    check(&tree);
-    let leaves = tree.leaves.slabs.len() << super::slabs::SLAB_SHIFT;
-    assert!(leaves * LEAF < 10_000 + 20 * LEAF);
+    check(&mut tree);
+    let leaves = tree.leaves.nodes();
+    assert!(leaves * LEAF < 10_000 * 9 / 8 + 20 * LEAF);
     assert!(tree.bytes() / 10_000 <= 96, "{}", tree.bytes() / 10_000);
 }
 
@@ -85,7 +85,7 @@ fn the_worst_filling_stays_under_ninety_six_bytes_an_area() {
             count += 1;
         }
     }
-    check(&tree);
+    check(&mut tree);
     assert!(tree.bytes() / count <= 96, "{}", tree.bytes() / count);
 }
 
@@ -96,7 +96,7 @@ fn a_descending_order_keeps_nodes_half_full() {
     for i in (0..20_000).rev() {
         put(&mut tree, i * 4096, i * 4096 + 4095);
     }
-    check(&tree);
+    check(&mut tree);
     assert!(tree.bytes() / 20_000 <= 96, "{}", tree.bytes() / 20_000);
 }
 
@@ -105,7 +105,8 @@ fn half_full_leaves_still_fit_the_bound() {
     let per_area = size_of::<Leaf>() / Leaf::MIN
         + size_of::<Inner>() / (Leaf::MIN * Inner::MIN)
         + 4 * size_of::<u32>() / Leaf::MIN;
-    assert!(per_area <= 80, "{per_area}");
+    // An eighth of the nodes may not be used yet.
+    assert!(per_area * 9 / 8 <= 96, "{per_area}");
 }
 
 #[test]
@@ -122,7 +123,7 @@ fn removing_everything_frees_every_node() {
         assert!(tree.remove(start).is_none());
     }
     assert_eq!(tree.len(), 0);
-    check(&tree);
+    check(&mut tree);
     assert!(tree.find(0).is_none());
 }
 
@@ -140,7 +141,7 @@ fn a_refused_reservation_leaves_the_tree_alone() {
         }
         let start = i as u64 * 10;
         tree.insert(area(start, start + 4));
-        check(&tree);
+        check(&mut tree);
     }
 }
 
@@ -149,7 +150,7 @@ fn the_ends_of_the_space_can_be_mapped() {
     let mut tree = AreaTree::default();
     put(&mut tree, 0, 0);
     put(&mut tree, u64::MAX, u64::MAX);
-    check(&tree);
+    check(&mut tree);
     assert_eq!(tree.find(u64::MAX).unwrap().start, u64::MAX);
     let hole = tree.holes((0, u64::MAX), 1, |a, b| Some((a, b)));
     assert_eq!(hole, Some((1, u64::MAX - 1)));
@@ -218,7 +219,7 @@ proptest! {
                 }
             }
             if i % 64 == 0 {
-                check(&tree);
+                check(&mut tree);
             }
             let bounds = (start.saturating_sub(300), last + 700);
             let bytes = u64::from(len) / 2 + 1;
@@ -226,7 +227,7 @@ proptest! {
             tree.holes(bounds, bytes, |a, b| { holes.push((a, b)); None::<()> });
             assert_eq!(holes, model_holes(&model, bounds, bytes));
         }
-        check(&tree);
+        check(&mut tree);
         assert_eq!(all(&tree), model.into_iter().collect::<Vec<_>>());
     }
 }
