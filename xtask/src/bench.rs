@@ -1,9 +1,10 @@
 //! `cargo xtask bench`: figures that are the same on every machine.
 //!
 //! Under `--icount` an instruction takes one nanosecond of the machine's time, so that its clock
-//! counts instructions.
+//! counts instructions. The IOMMU core is measured on the host: ratios of one run.
 
 mod boot;
+mod iommu;
 mod traps;
 
 use std::fs;
@@ -74,6 +75,9 @@ pub(crate) fn command(options: &BenchOptions) -> Result<u8> {
     if name == Some(boot::NAME) {
         return boot::run();
     }
+    if name == Some(iommu::NAME) {
+        return iommu::run();
+    }
     let chosen: Vec<&Bench> = BENCHES
         .iter()
         .filter(|bench| name.is_none_or(|name| name == bench.name))
@@ -82,7 +86,7 @@ pub(crate) fn command(options: &BenchOptions) -> Result<u8> {
         let known: Vec<&str> = BENCHES
             .iter()
             .map(|bench| bench.name)
-            .chain([traps::NAME, boot::NAME])
+            .chain([traps::NAME, boot::NAME, iommu::NAME])
             .collect();
         bail!(
             "there is no such bench; the benches are: {}",
@@ -125,7 +129,7 @@ pub(crate) fn command(options: &BenchOptions) -> Result<u8> {
     say!("the figures are in {} too", folder().display());
     let over = u8::from(figures.iter().any(|figure| figure.value > figure.limit));
     match name {
-        None => Ok(over.max(traps::run()?).max(boot::run()?)),
+        None => Ok(over.max(traps::run()?).max(boot::run()?).max(iommu::run()?)),
         Some(_) => Ok(over),
     }
 }

@@ -315,13 +315,14 @@ impl<B: Backend> Iommu<B> {
         outcome
     }
 
-    /// Checks that a range consists of whole areas.
-    pub(crate) fn whole_areas(ioas: &Ioas, range: Span<Iova>) -> Result<(), Error> {
+    /// Checks that a range consists of whole areas, and returns the first.
+    #[inline]
+    pub(crate) fn whole_areas(ioas: &Ioas, range: Span<Iova>) -> Result<Option<Area>, Error> {
         let (start, last) = (range.start().bits(), range.last().bits());
         let everything = start == 0 && last == u64::MAX;
         let Some(first) = ioas.areas.overlapping(start, last) else {
             return if everything {
-                Ok(())
+                Ok(None)
             } else {
                 Err(Error::NotMapped { at: range.start() })
             };
@@ -330,14 +331,14 @@ impl<B: Backend> Iommu<B> {
             return Err(Error::CutsArea { area: first.span() });
         }
         if first.last == last {
-            return Ok(());
+            return Ok(Some(first));
         }
         if let Some(end) = ioas.areas.find(last)
             && end.last > last
         {
             return Err(Error::CutsArea { area: end.span() });
         }
-        Ok(())
+        Ok(Some(first))
     }
 
     /// Unmaps the whole areas in a range, for every device, and returns how many bytes that were.
@@ -352,21 +353,30 @@ impl<B: Backend> Iommu<B> {
     /// the invalidation; the areas remain and keep their memory, but serve nobody. Unmap again.
     pub fn unmap(&mut self, id: IoasId, range: Span<Iova>) -> Result<u64, Error> {
         let ioas = self.ioas.need(id)?;
-        Self::whole_areas(ioas, range)?;
+        let first = Self::whole_areas(ioas, range)?;
         ioas.closed(range)?;
         if let Some(pinned) = ioas.pinned_in(range) {
             return Err(Error::Pinned { pinned });
         }
-        self.remove_areas(id, range)
+        match first {
+            Some(first) => self.remove_from(id, range, first),
+            None => Ok(0),
+        }
     }
 
     /// Unmaps the areas in a checked range.
     pub(crate) fn remove_areas(&mut self, id: IoasId, range: Span<Iova>) -> Result<u64, Error> {
+        let (start, last) = (range.start().bits(), range.last().bits());
+        match self.ioas.need(id)?.areas.overlapping(start, last) {
+            Some(first) => self.remove_from(id, range, first),
+            None => Ok(0),
+        }
+    }
+
+    /// Unmaps the areas in a checked range, of which `first` is the first.
+    fn remove_from(&mut self, id: IoasId, range: Span<Iova>, first: Area) -> Result<u64, Error> {
         let ioas = self.ioas.need_mut(id)?;
         let (start, last) = (range.start().bits(), range.last().bits());
-        let Some(first) = ioas.areas.overlapping(start, last) else {
-            return Ok(0);
-        };
         let backend = &mut self.backend;
         if !ioas.domains.is_empty() {
             let mut end = first.last;

@@ -21,7 +21,7 @@ mod slabs;
 use core::ops::ControlFlow;
 
 use node::{FAN, Inner, LEAF, Leaf, Node, Summary};
-use slabs::Slabs;
+use slabs::{Place, Slabs, place};
 
 use crate::area::{Area, Flags};
 use crate::budget::{Budget, OutOfMemory};
@@ -66,7 +66,7 @@ pub(crate) struct AreaTree {
 /// The open leaf.
 #[derive(Debug)]
 struct Open {
-    leaf: u32,
+    leaf: Place,
     /// The addresses between its neighbours. None at all when no leaf is open.
     low: u64,
     high: u64,
@@ -75,7 +75,7 @@ struct Open {
 impl Default for Open {
     fn default() -> Self {
         Self {
-            leaf: 0,
+            leaf: (0, 0),
             low: 1,
             high: 0,
         }
@@ -128,7 +128,7 @@ impl AreaTree {
         }
         let mut address = address;
         if self.open.covers(address) {
-            let leaf = self.leaves.get(self.open.leaf);
+            let leaf = self.leaves.at(self.open.leaf);
             let at = leaf.before(address);
             if at < leaf.len() {
                 return Some(leaf.get(at));
@@ -159,11 +159,11 @@ impl AreaTree {
     }
 
     /// The first area that shares an address with `start..=last`.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn overlapping(&self, start: u64, last: u64) -> Option<Area> {
         if self.open.covers(start) && self.open.covers(last) {
-            let leaf = self.leaves.get(self.open.leaf);
-            let at = leaf.before(start);
+            let leaf = self.leaves.at(self.open.leaf);
+            let at = leaf.before_in_order(start);
             return (at < leaf.len() && leaf.rest[at].start <= last).then(|| leaf.get(at));
         }
         self.at_or_after(start).filter(|a| a.start <= last)
@@ -188,7 +188,7 @@ impl AreaTree {
             node = inner.children[at];
         }
         self.open = Open {
-            leaf: node,
+            leaf: place(node),
             low,
             high,
         };
@@ -207,7 +207,7 @@ impl AreaTree {
         if low > high || self.len == 0 {
             return;
         }
-        self.leaves.get_mut(leaf).settle();
+        self.leaves.at_mut(leaf).settle();
         self.summary = self.close_below(self.root, self.height, low);
         while self.height > 0 && self.inners.get(self.root).len == 1 {
             let old = self.root;
@@ -253,9 +253,9 @@ impl AreaTree {
     #[inline]
     pub(crate) fn insert(&mut self, area: Area) {
         if self.open.covers(area.start) {
-            let leaf = self.leaves.get_mut(self.open.leaf);
+            let leaf = self.leaves.at_mut(self.open.leaf);
             if leaf.has_room() {
-                let at = leaf.before(area.start);
+                let at = leaf.before_in_order(area.start);
                 leaf.insert(at, area);
                 self.len += 1;
                 return;
@@ -316,9 +316,14 @@ impl AreaTree {
             }
             let other = self.leaves.take();
             let cut = order.cut(LEAF);
+            if cut == LEAF {
+                let new = self.leaves.get_mut(other);
+                new.insert(0, area);
+                return (old, Some((other, new.summary())));
+            }
             return self.leaves.pair(node, other, |leaf, new| {
                 leaf.split_off(cut, new);
-                if at > cut || cut == LEAF {
+                if at > cut {
                     new.insert(at - cut, area);
                 } else {
                     leaf.insert(at, area);
@@ -363,8 +368,8 @@ impl AreaTree {
             self.close();
             self.open(start);
         }
-        let leaf = self.leaves.get_mut(self.open.leaf);
-        let at = leaf.before(start);
+        let leaf = self.leaves.at_mut(self.open.leaf);
+        let at = leaf.before_in_order(start);
         if at >= leaf.len() || leaf.rest[at].start != start {
             return None;
         }

@@ -17,9 +17,12 @@ const SLAB_SHIFT: u32 = 4;
 /// lookup finds in the nearest cache, and at most an eighth of the nodes was never used.
 const SAME_SHIFT: u32 = 3;
 
-/// The slab a node is in, and where in it.
+/// Where a node is: its slab, and where in that.
+pub(super) type Place = (usize, usize);
+
+/// Where a node is. Nodes never move.
 #[inline]
-fn place(number: u32) -> (usize, usize) {
+pub(super) fn place(number: u32) -> Place {
     let number = number as usize;
     let unit = (number >> SLAB_SHIFT) + (1 << SAME_SHIFT);
     let doublings = unit.ilog2() - SAME_SHIFT;
@@ -80,20 +83,28 @@ impl<N: Node> Slabs<N> {
     }
 
     pub(super) fn give(&mut self, number: u32) {
-        *self.get_mut(number) = N::EMPTY;
+        self.get_mut(number).clear();
         self.free.push(number);
     }
 
     #[inline]
-    pub(super) fn get(&self, number: u32) -> &N {
-        let (slab, at) = place(number);
+    pub(super) fn at(&self, (slab, at): Place) -> &N {
         &self.slabs[slab][at]
     }
 
     #[inline]
-    pub(super) fn get_mut(&mut self, number: u32) -> &mut N {
-        let (slab, at) = place(number);
+    pub(super) fn at_mut(&mut self, (slab, at): Place) -> &mut N {
         &mut self.slabs[slab][at]
+    }
+
+    #[inline]
+    pub(super) fn get(&self, number: u32) -> &N {
+        self.at(place(number))
+    }
+
+    #[inline]
+    pub(super) fn get_mut(&mut self, number: u32) -> &mut N {
+        self.at_mut(place(number))
     }
 
     /// Runs `f` on two different nodes.
