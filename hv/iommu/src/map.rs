@@ -74,6 +74,7 @@ pub(crate) fn window_of(windows: &[Window], span: Span<Iova>) -> Result<&Window,
 /// Shows an area in a table, all or nothing as far as the table goes.
 ///
 /// Returns how many bytes from its start a device may have seen and cached when it fails.
+#[inline]
 pub(crate) fn show<B: Backend>(
     backend: &mut B,
     table: TableId,
@@ -113,6 +114,7 @@ pub(crate) fn show<B: Backend>(
 }
 
 /// Checks that pages of at least `floor` bytes can show an area.
+#[inline]
 pub(crate) fn check_pages(memory: &Memory, area: Area, floor: u64) -> Result<(), Error> {
     let mask = floor.saturating_sub(1);
     for value in [area.start, area.bytes(), area.offset] {

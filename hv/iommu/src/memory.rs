@@ -110,6 +110,7 @@ impl Memory {
     }
 
     /// Visits the contiguous pieces of `bytes` bytes from `offset`, which lie in the object.
+    #[inline]
     pub(crate) fn runs(
         &self,
         offset: u64,
@@ -117,6 +118,12 @@ impl Memory {
         mut f: impl FnMut(Extent) -> Result<(), Error>,
     ) -> Result<(), Error> {
         let end = offset.saturating_add(bytes);
+        if let [whole] = self.pieces.as_slice() {
+            return f(Extent {
+                pa: Pa::truncated(whole.extent.pa.bits().saturating_add(offset)),
+                bytes: end.min(whole.extent.bytes).saturating_sub(offset),
+            });
+        }
         let first = self
             .pieces
             .partition_point(|piece| piece.offset.saturating_add(piece.extent.bytes) <= offset);

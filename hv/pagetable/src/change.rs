@@ -380,7 +380,10 @@ impl<S: Stage, M: PhysMemory, F: FrameAllocator> PageTable<S, M, F> {
         let index = |at: u64| at >> format::shift(level) & (ENTRIES - 1);
         let (first, last) = (index(run.0), index(run.1));
         // From the neighbours outwards: a range is seldom alone.
-        for index in (last + 1..ENTRIES).chain((0..first).rev()) {
+        if last + 1 < ENTRIES && self.read(Pa::truncated(table + (last + 1) * 8))? != 0 {
+            return Ok(true);
+        }
+        for index in (last + 2..ENTRIES).chain((0..first).rev()) {
             if self.read(Pa::truncated(table + index * 8))? != 0 {
                 return Ok(true);
             }

@@ -8,8 +8,8 @@
 
 use crate::area::{Area, Flags};
 
-/// Areas in a leaf: sixteen cache lines of 64 bytes, the first four of which are searched.
-pub(super) const LEAF: usize = 31;
+/// Areas in a leaf: 32 cache lines of 64 bytes, the first eight of which are searched.
+pub(super) const LEAF: usize = 63;
 /// Children of an inner node.
 pub(super) const FAN: usize = 63;
 
@@ -40,7 +40,7 @@ pub(super) struct Leaf {
     pub(super) rest: [Rest; LEAF],
 }
 
-const _: () = assert!(size_of::<Leaf>() == 1024);
+const _: () = assert!(size_of::<Leaf>() == 2048);
 
 /// What a parent knows of a child.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -12,7 +12,7 @@ use super::node::Node;
 use crate::budget::{Budget, OutOfMemory};
 
 /// Nodes in one of the first slabs.
-const SLAB_SHIFT: u32 = 4;
+const SLAB_SHIFT: u32 = 3;
 /// Slabs of a size; those after them are twice as large. So there are few slabs, whose list a
 /// lookup finds in the nearest cache, and at most an eighth of the nodes was never used.
 const SAME_SHIFT: u32 = 3;
