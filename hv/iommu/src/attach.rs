@@ -1,5 +1,7 @@
 //! Attaching, replacing and detaching: what a group's devices can reach, switched as one.
 
+use types::{Iova, Span};
+
 use crate::backend::{Backend, BackendError, Binding};
 use crate::domain::{DomainId, DomainKind, DomainOptions, Origin};
 use crate::group::{Device, DeviceId, GroupId, MsiRoute, Path, RegionKind};
@@ -139,12 +141,17 @@ impl<B: Backend> Iommu<B> {
             return Err(Error::PathNotTranslated { device: id.any() });
         }
         let window = (device.msi_route() == MsiRoute::Doorbell).then(|| device.msi_window.span());
+        let group = self.groups.need(device.group())?;
+        let pages = &self.msi_pages;
         let regions = || {
             let fixed = device.reserved.iter();
+            let outside = move |page: &Span<Iova>| window.is_none_or(|w| !w.contains_span(*page));
+            let doorbells = group.doorbells.iter().filter_map(|at| pages.get(*at));
             fixed
                 .filter(|region| region.kind != RegionKind::DirectRelaxable)
                 .map(|region| region.span)
                 .chain(window)
+                .chain(doorbells.map(|doorbell| doorbell.span()).filter(outside))
         };
         for region in regions() {
             space.may_reserve(region)?;

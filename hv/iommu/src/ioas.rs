@@ -44,7 +44,7 @@ pub(crate) enum ReservedBy {
     Device(DeviceId),
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Reserved {
     pub(crate) span: Span<Iova>,
     pub(crate) by: ReservedBy,

@@ -6,6 +6,7 @@ use crate::area::{Permissions, span};
 use crate::backend::{Backend, MemoryType, Run};
 use crate::domain::DomainId;
 use crate::group::{DeviceId, GroupId, MsiRoute, RegionKind};
+use crate::ioas::{Reserved, ReservedBy};
 use crate::map::window_of;
 use crate::{Error, Iommu, OwnerId, PAGE};
 
@@ -49,6 +50,11 @@ pub(crate) struct Doorbell {
 impl Doorbell {
     pub(crate) fn iova(self) -> u64 {
         self.window.saturating_add(self.page.saturating_mul(PAGE))
+    }
+
+    pub(crate) fn span(self) -> Span<Iova> {
+        let iova = self.iova();
+        span(iova, iova.saturating_add(PAGE.saturating_sub(1)))
     }
 }
 
@@ -142,6 +148,50 @@ impl<B: Backend> Iommu<B> {
     /// [`Error::OutOfMemory`], [`Error::Backend`].
     pub fn map_doorbell(&mut self, id: DeviceId, doorbell: Pa) -> Result<Iova, Error> {
         let window = self.msi_window(id)?;
+        self.show(id, window, doorbell)
+    }
+
+    /// Makes a doorbell reachable for an attached device at a page of the caller's choosing, outside
+    /// of any window: where the guest believes its own interrupt controller's page is. Otherwise as
+    /// [`Iommu::map_doorbell`]; a doorbell can be shown at several places.
+    ///
+    /// # Errors
+    /// Those of [`Iommu::map_doorbell`]; [`Error::Misaligned`] to 4 KiB; [`Error::ReservedCutsArea`] or
+    /// [`Error::ReservedCutsAllowed`]: something of the device's address space is there.
+    pub fn map_doorbell_at(
+        &mut self,
+        id: DeviceId,
+        page: Iova,
+        doorbell: Pa,
+    ) -> Result<Iova, Error> {
+        self.msi_window(id)?;
+        let start = page.bits();
+        if start & (PAGE.saturating_sub(1)) != 0 {
+            return Err(Error::Misaligned {
+                value: start,
+                alignment: PAGE,
+            });
+        }
+        let window = MsiWindow { start, bytes: PAGE };
+        let ioas = self.ioas_of_device(self.devices.need(id)?);
+        let ioas = ioas.ok_or(Error::NotAttached)?;
+        let by = ReservedBy::Device(id);
+        let space = self.ioas.need_mut(ioas)?;
+        let page = Reserved {
+            span: window.span(),
+            by,
+        };
+        if space.reserved.contains(&page) {
+            return self.show(id, window, doorbell);
+        }
+        space.may_reserve(page.span)?;
+        self.budget.reserve(&mut space.reserved, 1)?;
+        let shown = self.show(id, window, doorbell)?;
+        self.ioas.need_mut(ioas)?.reserve(page);
+        Ok(shown)
+    }
+
+    fn show(&mut self, id: DeviceId, window: MsiWindow, doorbell: Pa) -> Result<Iova, Error> {
         let device = self.devices.need(id)?;
         if !device.attached {
             return Err(Error::NotAttached);
@@ -224,12 +274,8 @@ impl<B: Backend> Iommu<B> {
         at: usize,
         place: Doorbell,
     ) -> Result<(), Error> {
-        let iova = place.iova();
         // Another device's window may be larger: the place must be in this one's.
-        if !window
-            .span()
-            .contains_span(span(iova, iova.saturating_add(PAGE.saturating_sub(1))))
-        {
+        if !window.span().contains_span(place.span()) {
             return Err(Error::WindowFull);
         }
         let object = self.groups.need_mut(group)?;
@@ -252,8 +298,7 @@ impl<B: Backend> Iommu<B> {
             return Ok(false);
         }
         let table = paging.table;
-        let iova = doorbell.iova();
-        let page = span(iova, iova.saturating_add(PAGE.saturating_sub(1)));
+        let page = doorbell.span();
         let pages = window_of(self.backend.windows(table), page)?.pages;
         if pages.smallest() > PAGE {
             return Err(Error::NotContiguous {
@@ -311,8 +356,7 @@ impl<B: Backend> Iommu<B> {
             }
             let (table, at) = (paging.table, paging.doorbells.pop());
             if let Some(doorbell) = at.and_then(|at| self.msi_pages.get(at)) {
-                let iova = doorbell.iova();
-                let page = span(iova, iova.saturating_add(PAGE.saturating_sub(1)));
+                let page = doorbell.span();
                 self.backend.unmap(table, page);
                 let _ = self.backend.invalidate(table, page);
             }

@@ -357,3 +357,50 @@ fn owners_have_windows_of_their_own() {
     assert_eq!(f.reads(a, 0x0800_0000), Some(1 << 20));
     assert_eq!(f.reads(b, 0x0800_0000), Some(2 << 20));
 }
+
+#[test]
+fn a_doorbell_appears_at_a_page_of_the_callers_choosing_beside_the_window() {
+    const VITS: u64 = 0x0809_0000;
+    let mut f = Fixture::new();
+    let device = doorbell_device(&mut f, &[]);
+    let place = |f: &mut Fixture| f.core.map_doorbell_at(device, iova(VITS), pa(ITS));
+    assert_eq!(refused(place(&mut f)), Error::NotAttached);
+    f.core.attach(device, Target::Ioas(f.ioas)).unwrap();
+    let window = f.core.map_doorbell(device, pa(ITS)).unwrap();
+    assert_eq!(window, iova(0x0800_0040));
+    assert_eq!(place(&mut f), Ok(iova(VITS + 0x40)));
+    assert_eq!(place(&mut f), Ok(iova(VITS + 0x40)), "once is enough");
+    let leaves = f.walk(device);
+    for at in [0x0800_0000, VITS] {
+        let (_, leaf) = leaves.iter().find(|(start, _)| *start == at).unwrap();
+        assert_eq!(leaf.pa, pa(ITS & !0xfff));
+        assert_eq!(leaf.memory, MemoryType::Device);
+    }
+    f.core.detach(device).unwrap();
+    f.core.attach(device, Target::Ioas(f.ioas)).unwrap();
+    assert_eq!(f.walk(device).len(), leaves.len(), "both come back");
+    let over = refused(f.map(VITS, 0, PAGE));
+    assert!(matches!(over, Error::Reserved { .. }));
+}
+
+#[test]
+fn a_doorbell_is_not_put_over_memory_nor_inside_a_page() {
+    let mut f = Fixture::new();
+    let device = doorbell_device(&mut f, &[]);
+    f.core.attach(device, Target::Ioas(f.ioas)).unwrap();
+    f.map(0x4000_0000, 0, 4 * PAGE).unwrap();
+    let before = f.walk(device);
+    let at = |f: &mut Fixture, at| refused(f.core.map_doorbell_at(device, iova(at), pa(ITS)));
+    let over = at(&mut f, 0x4000_1000);
+    assert!(matches!(over, Error::ReservedCutsArea { .. }));
+    assert!(matches!(at(&mut f, 0x0809_0040), Error::Misaligned { .. }));
+    assert_eq!(f.walk(device), before);
+    f.core
+        .map_doorbell_at(device, iova(0x0900_0000), pa(ITS))
+        .unwrap();
+    let over = refused(f.map(0x0900_0000, 0, PAGE));
+    assert!(matches!(over, Error::Reserved { .. }), "nor memory over it");
+    let shown = f.walk(device);
+    assert!(shown.iter().any(|(at, _)| *at == 0x0900_0000));
+    assert!(before.iter().all(|leaf| shown.contains(leaf)));
+}
