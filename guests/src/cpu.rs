@@ -131,6 +131,37 @@ pub fn wait() {
     unsafe { asm!("dsb sy", "wfi", options(nostack)) };
 }
 
+/// Waits until the counter has reached `at`, or `done` says so; returns what `done` said last. Called
+/// and left with interrupts masked; they are let in while it waits, so that none is lost between the look
+/// and WFI, which wakes all the same. The handler must turn the timer off with [`stop_timer`].
+pub fn wait_until(at: u64, mut done: impl FnMut() -> bool) -> bool {
+    loop {
+        if done() {
+            stop_timer();
+            return true;
+        }
+        if now() >= at {
+            stop_timer();
+            return false;
+        }
+        set_timer(at);
+        wait();
+        // A pending interrupt is taken here: left pending, the next WFI would not wait.
+        unmask();
+        mask();
+    }
+}
+
+/// Ticks of the counter in so many microseconds.
+pub fn ticks(us: u64) -> u64 {
+    frequency().saturating_mul(us) / 1_000_000
+}
+
+/// Waits. As [`wait_until`].
+pub fn sleep_us(us: u64) {
+    wait_until(now().saturating_add(ticks(us)), || false);
+}
+
 /// Lets another CPU run where CPUs share one host thread; nothing on hardware.
 pub fn give_way() {
     // SAFETY: a hint.

@@ -12,6 +12,13 @@ const GICR_WAKER: usize = 0x0014;
 const GICR_IGROUPR0: usize = 0x1_0080;
 const GICR_ISENABLER0: usize = 0x1_0100;
 const GICR_IPRIORITYR: usize = 0x1_0400;
+const GICD_IGROUPR: usize = 0x0080;
+const GICD_ISENABLER: usize = 0x0100;
+const GICD_ICENABLER: usize = 0x0180;
+/// `GICD_IPRIORITYR`: a byte an interrupt.
+pub const GICD_IPRIORITYR: usize = 0x0400;
+const GICD_ICFGR: usize = 0x0c00;
+const GICD_IROUTER: usize = 0x6000;
 /// The polls of `GICR_WAKER` before it is taken to be awake.
 const POLLS: u32 = 1000;
 
@@ -39,6 +46,42 @@ pub fn start_cpu(enabled: u32) {
     write_register!("icc_pmr_el1", 0xff);
     write_register!("icc_ctlr_el1", 0);
     write_register!("icc_igrpen1_el1", 1);
+}
+
+/// How a shared interrupt tells that it is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trigger {
+    /// As long as the wire is up.
+    Level,
+    /// Once, when it goes up.
+    Edge,
+}
+
+/// Lets a shared interrupt in, to CPU 0. `intid` is 32 to 1019.
+pub fn enable_shared(intid: u32, trigger: Trigger) {
+    let (intid, word) = (intid as usize, 4 * (intid as usize / 32));
+    let group = platform::GICD + GICD_IGROUPR + word;
+    mmio::write32(group, mmio::read32(group) | 1 << (intid % 32));
+    mmio::write8(platform::GICD + GICD_IPRIORITYR + intid, 0xa0);
+    let config = platform::GICD + GICD_ICFGR + 4 * (intid / 16);
+    let edge = 2 << (2 * (intid % 16));
+    let others = mmio::read32(config) & !edge;
+    mmio::write32(
+        config,
+        if trigger == Trigger::Edge {
+            others | edge
+        } else {
+            others
+        },
+    );
+    mmio::write64(platform::GICD + GICD_IROUTER + 8 * intid, 0);
+    mmio::write32(platform::GICD + GICD_ISENABLER + word, 1 << (intid % 32));
+}
+
+/// Keeps a shared interrupt out.
+pub fn disable_shared(intid: u32) {
+    let word = 4 * (intid as usize / 32);
+    mmio::write32(platform::GICD + GICD_ICENABLER + word, 1 << (intid % 32));
 }
 
 /// The highest pending interrupt, which becomes active; 1023 if there is none.

@@ -1,4 +1,5 @@
-//! What the guests of our own have in common: entry, exceptions, console, PSCI, GICv3, options.
+//! What the guests of our own have in common: entry, exceptions, console, PSCI, GICv3, options; and
+//! for those that have a device: PCI, the ITS, QEMU's `edu`, an SMMUv3 of the guest's own.
 //!
 //! A guest is a flat binary for the platform of `docs/manifest.md` (which is QEMU's `virt`, so it
 //! runs there without the hypervisor too). It is entered at EL1 with the MMU off and stays so
@@ -12,12 +13,17 @@
 
 pub mod console;
 pub mod cpu;
+pub mod edu;
 pub mod exception;
 pub mod gic;
+pub mod its;
 pub mod mmio;
 pub mod options;
+pub mod pci;
 pub mod platform;
 pub mod psci;
+pub mod random;
+pub mod smmu;
 
 /// Names the functions of a guest: `main` for the first CPU, `secondary` for those turned on with
 /// [`cpu::start`], and `exception` for all exceptions of all CPUs.

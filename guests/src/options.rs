@@ -1,4 +1,4 @@
-//! Options from the kernel command line: `name=number` words.
+//! What the device tree says: options from the kernel command line (`name=number` words), memory.
 
 use dtoolkit::fdt::Fdt;
 use dtoolkit::{Node, Property};
@@ -10,16 +10,36 @@ const TREE_LIMIT: usize = 1 << 20;
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Options {
     words: &'static str,
+    memory: u64,
 }
 
 impl Options {
     /// That of the device tree at an address; empty if there is none.
     pub fn from_tree(address: usize) -> Self {
-        let words = Self::find(address).unwrap_or_default();
-        Self { words }
+        let Some(tree) = Self::find(address) else {
+            return Self::default();
+        };
+        let words = || {
+            let chosen = tree.find_node("/chosen")?;
+            chosen.property("bootargs")?.value_as().ok()
+        };
+        // Two cells of address, two of size.
+        let memory = || {
+            let node = tree
+                .root()
+                .children()
+                .find(|node| node.name_without_address() == "memory")?;
+            let reg = node.property("reg")?;
+            let size = reg.value().get(8..16)?;
+            Some(u64::from_be_bytes(size.try_into().ok()?))
+        };
+        Self {
+            words: words().unwrap_or_default(),
+            memory: memory().unwrap_or_default(),
+        }
     }
 
-    fn find(address: usize) -> Option<&'static str> {
+    fn find(address: usize) -> Option<Fdt<'static>> {
         const MAGIC: u32 = 0xd00d_feed;
         if address == 0 || !address.is_multiple_of(8) {
             return None;
@@ -38,8 +58,19 @@ impl Options {
         let bytes = usize::try_from(word(4)?).ok()?.min(TREE_LIMIT);
         // SAFETY: as above, the size is the header's.
         let tree = unsafe { core::slice::from_raw_parts(start, bytes) };
-        let chosen = Fdt::new(tree).ok()?.find_node("/chosen")?;
-        chosen.property("bootargs")?.value_as().ok()
+        Fdt::new(tree).ok()
+    }
+
+    /// The first word that is no `name=number`: what the guest is to do.
+    pub fn command(&self) -> Option<&'static str> {
+        self.words
+            .split_whitespace()
+            .find(|word| !word.contains('='))
+    }
+
+    /// Bytes of memory, of the first memory node; 0 if none is described.
+    pub fn memory(&self) -> u64 {
+        self.memory
     }
 
     /// The number of `name=number`, decimal or with `0x`.

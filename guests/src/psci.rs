@@ -8,6 +8,8 @@ pub const CPU_ON: u64 = 0xc400_0003;
 pub const CPU_OFF: u64 = 0x8400_0002;
 /// `SYSTEM_OFF`.
 pub const SYSTEM_OFF: u64 = 0x8400_0008;
+/// `SYSTEM_RESET`.
+pub const SYSTEM_RESET: u64 = 0x8400_0009;
 
 /// A call by HVC; returns x0.
 pub fn hvc(function: u64, arguments: [u64; 3]) -> u64 {
@@ -30,5 +32,12 @@ pub fn hvc(function: u64, arguments: [u64; 3]) -> u64 {
 pub fn system_off() -> ! {
     loop {
         hvc(SYSTEM_OFF, [0; 3]);
+    }
+}
+
+/// Starts the machine anew.
+pub fn system_reset() -> ! {
+    loop {
+        hvc(SYSTEM_RESET, [0; 3]);
     }
 }

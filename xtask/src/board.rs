@@ -75,6 +75,15 @@ pub(crate) struct Board {
     pub(crate) guest: Option<String>,
 }
 
+/// Whether a machine without a hypervisor has an SMMU.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Smmu {
+    /// It has: the guest's own then.
+    Kept,
+    /// It has not.
+    Gone,
+}
+
 /// QEMU's `-M`.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
@@ -108,6 +117,17 @@ pub(crate) struct Disk {
 }
 
 impl Board {
+    /// The same machine without EL2, for a guest alone: with its SMMU or without, and without disks.
+    pub(crate) fn bare(&self, smmu: Smmu) -> Self {
+        let mut bare = self.clone();
+        bare.machine.options.retain(|option| {
+            !(option.starts_with("virtualization=")
+                || smmu == Smmu::Gone && option.starts_with("iommu="))
+        });
+        bare.disks.clear();
+        bare
+    }
+
     /// Reads one board.
     ///
     /// # Errors

@@ -14,7 +14,7 @@ use crate::{image, workspace};
 pub(crate) const PACKAGE: &str = "bulkhead-guests";
 
 /// The guests there are.
-const NAMES: [&str; 4] = ["bench", "busy", "heartbeat", "hostile"];
+const NAMES: [&str; 5] = ["bench", "busy", "dma", "heartbeat", "hostile"];
 
 /// The flat binary of a guest, built anew.
 ///

@@ -19,10 +19,9 @@ fn main(options: Options) -> ! {
     let period_us = options.number("period_us").unwrap_or(10_000).max(1);
     let limit_us = options.number("limit_us").unwrap_or(period_us);
     let stall = options.number("stall");
-    let ticks_of_us = |us: u64| cpu::frequency().saturating_mul(us) / 1_000_000;
     let us_of_ticks = |ticks: u64| ticks.saturating_mul(1_000_000) / cpu::frequency().max(1);
-    let period = ticks_of_us(period_us).max(1);
-    let limit = ticks_of_us(limit_us);
+    let period = cpu::ticks(period_us).max(1);
+    let limit = cpu::ticks(limit_us);
 
     gic::start_distributor();
     gic::start_cpu(1 << VIRTUAL_TIMER);
@@ -32,9 +31,9 @@ fn main(options: Options) -> ! {
     let mut next = before.saturating_add(period);
     for beat in 1..=beats {
         if stall == Some(beat) {
-            sleep_until(next.saturating_add(period.saturating_mul(3)));
+            cpu::wait_until(next.saturating_add(period.saturating_mul(3)), || false);
         }
-        sleep_until(next);
+        cpu::wait_until(next, || false);
         let now = cpu::now();
         let late = now.saturating_sub(next);
         longest_gap = longest_gap.max(now.saturating_sub(before));
@@ -53,17 +52,6 @@ fn main(options: Options) -> ! {
         us_of_ticks(latest)
     );
     psci::system_off()
-}
-
-/// Waits with interrupts masked, so that none is lost between the look at the clock and WFI, which
-/// wakes all the same. Then the interrupt is taken: left pending, the next WFI would not wait.
-fn sleep_until(at: u64) {
-    while cpu::now() < at {
-        cpu::set_timer(at);
-        cpu::wait();
-        cpu::unmask();
-        cpu::mask();
-    }
 }
 
 fn secondary(_: usize) -> ! {

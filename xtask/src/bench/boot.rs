@@ -15,8 +15,8 @@ use anyhow::{Context as _, Result, ensure};
 use regex::Regex;
 use serde::Serialize;
 
-use super::{folder, traps};
-use crate::board::Board;
+use super::folder;
+use crate::board::{Board, Smmu};
 use crate::build::{self, Profile};
 use crate::initramfs;
 use crate::manifest::{Overrides, PayloadName};
@@ -120,7 +120,7 @@ pub(super) fn run() -> Result<u8> {
     let line = qemu::line(&qemu, &board, &vary, &files)?;
     let ours = measure(&line, Until::Verdict(0), "boot")?;
 
-    let bare = traps::bare(&board);
+    let bare = board.bare(Smmu::Gone);
     files.bundle = None;
     let vary = Variation {
         memory: Some("1G".to_owned()),

@@ -13,7 +13,7 @@ use regex::Regex;
 use serde::Serialize;
 
 use super::folder;
-use crate::board::{Arch, Board};
+use crate::board::{Arch, Board, Smmu};
 use crate::build::{self, Profile};
 use crate::manifest::Overrides;
 use crate::provide::{self, toolchain};
@@ -92,7 +92,7 @@ pub(super) fn run() -> Result<u8> {
     let line = qemu::line(&qemu, &board, &vary, &files)?;
     let ours = measure(&line, Until::Verdict(0), "traps")?;
 
-    let bare = bare(&board);
+    let bare = board.bare(Smmu::Gone);
     let files = Files {
         hypervisor: guest::file(Arch::Aarch64, "bench")?,
         bundle: None,
@@ -109,16 +109,6 @@ pub(super) fn run() -> Result<u8> {
     print!("{}", table(&rows));
     say!("the figures are in {} too", path.display());
     Ok(u8::from(rows.iter().any(Row::is_over)))
-}
-
-/// The machine without EL2 and without what only a hypervisor drives.
-pub(super) fn bare(board: &Board) -> Board {
-    let mut bare = board.clone();
-    bare.machine
-        .options
-        .retain(|option| !option.starts_with("virtualization=") && !option.starts_with("iommu="));
-    bare.disks.clear();
-    bare
 }
 
 fn measure(line: &Line, until: Until, name: &str) -> Result<BTreeMap<String, Figures>> {
@@ -253,7 +243,8 @@ mod tests {
                 .any(|option| option == "virtualization=on")
         );
         assert!(
-            bare(&board)
+            board
+                .bare(Smmu::Gone)
                 .machine
                 .options
                 .iter()

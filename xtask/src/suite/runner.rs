@@ -11,7 +11,7 @@ use regex::Regex;
 
 use super::Tally;
 use super::bundles;
-use super::cases::{Case, Check, Company, Disks, End};
+use super::cases::{Case, Check, Company, Disks, End, Ground};
 use super::tool;
 use crate::board::{Arch, Board};
 use crate::build::{self, Built, Profile};
@@ -19,7 +19,7 @@ use crate::provide::{self, toolchain};
 use crate::qemu::{self, Line};
 use crate::session::{self, Input, Outcome, Output, Plan, Until};
 use crate::watch::Watch;
-use crate::{run, say, shell, workspace};
+use crate::{guest, run, say, shell, workspace};
 
 /// Machines at a time.
 const WORKERS: usize = 2;
@@ -154,9 +154,26 @@ impl Bench<'_> {
         if case.disks == Disks::None {
             board.disks.clear();
         }
-        let mut files = run::files(&board, &tools.built)?;
-        files.bundle = bundles::file(&board, case.bundle, &file_name(case))?;
-        let line: Line = qemu::line(&tools.qemu, &board, &case.vary, &files)?;
+        let mut vary = case.vary.clone();
+        let files = match case.ground {
+            Ground::Hypervisor => {
+                let mut files = run::files(&board, &tools.built)?;
+                files.bundle = bundles::file(&board, case.bundle, &file_name(case))?;
+                files
+            }
+            Ground::Bare {
+                guest,
+                append,
+                smmu,
+            } => {
+                board = board.bare(smmu);
+                vary.args.extend(["-append".into(), append.into()]);
+                let mut files = run::files(&board, &tools.built)?;
+                files.hypervisor = guest::file(board.arch, guest)?;
+                files
+            }
+        };
+        let line: Line = qemu::line(&tools.qemu, &board, &vary, &files)?;
         session::run(Plan {
             line: &line,
             watch: Watch::new(regexes(&case.expects)?, regexes(&case.forbids)?),

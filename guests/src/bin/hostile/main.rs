@@ -17,7 +17,6 @@
 
 mod cage;
 mod memory;
-mod random;
 mod tables;
 mod words;
 
@@ -27,10 +26,10 @@ use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use guests::exception::Frame;
 use guests::options::Options;
 use guests::platform::{GICR, GICR_STRIDE, UART, VIRTUAL_TIMER};
+use guests::random::Random;
 use guests::{cpu, gic, guest, mmio, println, psci, write_register};
 
 use cage::{Cage, Context, ENDED_BY_INTERRUPT};
-use random::Random;
 use tables::Tables;
 use words::tame;
 
@@ -371,12 +370,12 @@ impl Attacker {
         let target = random.of(&[0, 1, 2, 3, 4, 0x100, 1 << 32, u64::MAX]);
         x[0] = random.of(&[psci::CPU_ON, 0x8400_0003, 0xc400_0004, 0x8400_0004]);
         x[1] = if random.one_in(3) {
-            random.next()
+            random.bits()
         } else {
             target
         };
         x[2] = bad;
-        x[3] = random.next();
+        x[3] = random.bits();
         self.cage.run(&[words::call(random)])
     }
 
@@ -405,7 +404,7 @@ impl Attacker {
 /// An identifier of the SMC calling convention, but for what would turn this CPU or the machine off.
 fn call_identifier(random: &mut Random) -> u64 {
     let identifier = match random.below(4) {
-        0 => random.next(),
+        0 => random.bits(),
         1 => u64::from(0x8400_0000 | random.word() & 0x4000_001f),
         2 => u64::from(random.word() & 0xff00_001f),
         _ => u64::from(random.word()),
@@ -421,7 +420,7 @@ fn call_identifier(random: &mut Random) -> u64 {
 /// A value for `ICC_SGI1R`: half of them name CPUs that there are.
 fn sgi(random: &mut Random) -> u64 {
     match random.below(3) {
-        0 => random.next(),
+        0 => random.bits(),
         1 => random.below(16) << 24 | random.below(16),
         _ => random.below(16) << 24 | 1 << 40,
     }
@@ -435,6 +434,6 @@ fn deadline(random: &mut Random) -> u64 {
         2 => random.below(4),
         3 => cpu::now(),
         4 => cpu::now() + random.below(10_000),
-        _ => random.next(),
+        _ => random.bits(),
     }
 }

@@ -2,7 +2,7 @@
 
 use guests::platform::{GICD, GICR, RAM, RTC, UART};
 
-use crate::random::Random;
+use guests::random::Random;
 
 /// The CPUs' parts for code are this far apart, further than a conditional branch reaches.
 const CODE_STRIDE: u64 = 8 << 20;
@@ -53,7 +53,7 @@ pub(crate) fn device(random: &mut Random) -> u64 {
 /// An address outside of memory.
 pub(crate) fn nowhere(random: &mut Random) -> u64 {
     let bits = random.of(&[27, 30, 32, 36, 39, 40, 41, 44, 48, 52, 56, 64_u32]);
-    let address = random.next() >> (64 - bits);
+    let address = random.bits() >> (64 - bits);
     match address {
         // Not the guest's own memory, and what its sums with an offset reach.
         0x3000_0000..0x6000_0000 => address ^ 0x8000_0000,
@@ -68,7 +68,7 @@ pub(crate) fn scratch(random: &mut Random) -> u64 {
 
 /// An address by the tables of `tables.rs`: below, where they are good or garbage, and above.
 fn translated(random: &mut Random) -> u64 {
-    let address = random.next() & 0x7f_ffff_ffff;
+    let address = random.bits() & 0x7f_ffff_ffff;
     match random.below(3) {
         // The upper half is wholly the upper table's.
         0 => address | 0xffff_ff80_0000_0000,
@@ -88,7 +88,7 @@ pub(crate) fn value(random: &mut Random) -> u64 {
         12 => random.of(&[0, u64::MAX, 1 << 63, u64::MAX >> 1, u64::MAX << 12]),
         13 => 1 << random.below(64),
         14 => (random.below(4096)).wrapping_neg(),
-        _ => random.next() | 1 << 60,
+        _ => random.bits() | 1 << 60,
     }
 }
 

@@ -3,7 +3,7 @@
 use guests::{read_register, write_register};
 
 use crate::memory;
-use crate::random::Random;
+use guests::random::Random;
 
 /// Entries of a level-1 table: 1 GiB each.
 const ENTRIES: usize = 512;
@@ -60,7 +60,7 @@ impl Tables {
                 0 => memory::scratch(random),
                 1 => memory::device(random),
                 2 => memory::nowhere(random),
-                _ => random.next(),
+                _ => random.bits(),
             };
             let entry = match random.below(3) {
                 0 => address & !0xfff | 3,
@@ -89,7 +89,7 @@ impl Tables {
         }
         let (lower, mut upper) = memory::tables(self.cpu);
         if random.one_in(4) {
-            upper = random.next();
+            upper = random.bits();
         }
         let range = (read_register!("id_aa64mmfr0_el1") & 0xf).min(5);
         // 39 bits each, 4 KiB granules.
@@ -123,10 +123,10 @@ fn drop_translations() {
 /// would fault without end at EL1 alone, and under `-icount`, where such a loop executes nothing, stop
 /// the emulator's time.
 pub(crate) fn jump_into_the_void(random: &mut Random) -> ! {
-    let nowhere = 1 << 37 | random.next() & 0xf_ffff_f000;
+    let nowhere = 1 << 37 | random.bits() & 0xf_ffff_f000;
     write_register!("tcr_el1", 25 | 25 << 16 | 2 << 30 | 2 << 32);
     write_register!("ttbr0_el1", nowhere);
-    write_register!("ttbr1_el1", random.next());
+    write_register!("ttbr1_el1", random.bits());
     drop_translations();
     write_register!("sctlr_el1", SCTLR | 1);
     loop {

@@ -2,7 +2,7 @@
 //!
 //! Encodings are those of [DDI 0487 C4].
 
-use crate::random::Random;
+use guests::random::Random;
 
 /// A kind of instruction: the fixed bits, and which bits are random.
 type Pattern = (u32, u32);

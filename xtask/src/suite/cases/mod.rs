@@ -1,5 +1,6 @@
 //! The board tests: what is started, what the console must and must not show.
 
+mod dma;
 mod guests;
 mod linux;
 mod pseries;
@@ -12,6 +13,7 @@ use std::time::Duration;
 
 use super::Extent;
 use super::pairwise;
+use crate::board::Smmu;
 use crate::qemu::Variation;
 use crate::session::Typed;
 
@@ -22,6 +24,8 @@ pub(super) struct Case {
     pub(super) name: String,
     /// The board.
     pub(super) board: &'static str,
+    /// What runs on it.
+    pub(super) ground: Ground,
     /// What it changes of the board's defaults.
     pub(super) vary: Variation,
     /// The disks.
@@ -44,6 +48,22 @@ pub(super) struct Case {
     pub(super) check: Check,
     /// Whether it is left out of the default sample.
     pub(super) only_full: bool,
+}
+
+/// What a test's machine runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Ground {
+    /// The hypervisor, with a bundle.
+    Hypervisor,
+    /// A guest of our own alone, with this command line, on the machine without EL2.
+    Bare {
+        /// The guest.
+        guest: &'static str,
+        /// Its command line.
+        append: &'static str,
+        /// Whether it has the machine's SMMU.
+        smmu: Smmu,
+    },
 }
 
 /// How a test must end.
@@ -137,6 +157,7 @@ impl Case {
         Self {
             name: name.into(),
             board,
+            ground: Ground::Hypervisor,
             vary: Variation::default(),
             disks: Disks::OfBoard,
             bundle: Bundle::None,
@@ -199,6 +220,7 @@ pub(super) fn of_board(board: &str, extent: Extent) -> Vec<Case> {
             virt::cases(),
             linux::cases(),
             guests::cases(),
+            dma::cases(),
             vms::cases(),
             shares::cases(),
             tool::cases(),

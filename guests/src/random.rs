@@ -2,22 +2,26 @@
 
 /// A generator.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Random(u64);
+pub struct Random(u64);
 
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "random bits, cut on purpose"
+)]
 impl Random {
     /// A stream of its own for each seed and CPU.
-    pub(crate) fn new(seed: u64, cpu: usize) -> Self {
+    pub fn new(seed: u64, cpu: usize) -> Self {
         let mut random = Self(
             (seed ^ (cpu as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15)).wrapping_add(0x2545_f491) | 1,
         );
         for _ in 0..8 {
-            random.next();
+            random.bits();
         }
         random
     }
 
     /// 64 random bits.
-    pub(crate) fn next(&mut self) -> u64 {
+    pub fn bits(&mut self) -> u64 {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;
         self.0 ^= self.0 >> 27;
@@ -25,22 +29,22 @@ impl Random {
     }
 
     /// 32 random bits.
-    pub(crate) fn word(&mut self) -> u32 {
-        (self.next() >> 32) as u32
+    pub fn word(&mut self) -> u32 {
+        (self.bits() >> 32) as u32
     }
 
     /// Below `bound`, which is not 0.
-    pub(crate) fn below(&mut self, bound: u64) -> u64 {
-        (self.next() >> 16) % bound
+    pub fn below(&mut self, bound: u64) -> u64 {
+        (self.bits() >> 16) % bound
     }
 
     /// One time in `n`.
-    pub(crate) fn one_in(&mut self, n: u64) -> bool {
+    pub fn one_in(&mut self, n: u64) -> bool {
         self.below(n) == 0
     }
 
     /// One of them.
-    pub(crate) fn of<T: Copy>(&mut self, items: &[T]) -> T {
+    pub fn of<T: Copy>(&mut self, items: &[T]) -> T {
         items[self.below(items.len() as u64) as usize]
     }
 }

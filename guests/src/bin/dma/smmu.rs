@@ -1,0 +1,335 @@
+//! An SMMU of the guest's own: its stage 1 decides, its faults are told, its commands take effect.
+
+use guests::edu::{BUFFER, Direction, Edu};
+use guests::options::Options;
+use guests::platform::{DOORBELL, SMMU_EVENT, SMMU_GERROR};
+use guests::smmu::{
+    self, ASID, CMDQEN, EVENTQEN, Event, SMMUEN, STE_ABORT, STE_BYPASS, Smmu, command,
+};
+use guests::{cpu, gic, mmio, println};
+
+use crate::memory::{self, SOURCE, TARGET};
+use crate::{
+    Devices, Failure, Summary, Verdict, attempt, await_lpis, lpis, shared, start_messages,
+};
+
+/// Where the source and the target are for the device: no address of the guest's.
+const IO_SOURCE: u64 = 0x10_0000_0000;
+const IO_TARGET: u64 = 0x20_1234_5000;
+const F_TRANSLATION: u64 = 0x10;
+const C_BAD_STE: u64 = 0x04;
+/// Bytes of a DMA that is to be refused: each refused word is an event.
+const FEW: u64 = 16;
+/// A page that has no translation.
+const NOWHERE: u64 = 0x30_0000_0000;
+/// The window in which messages are written: one page table's worth, of which the doorbell is a page.
+const WINDOW: core::ops::Range<u64> = 0x0800_0000..0x0810_0000;
+const RUNS: usize = 64;
+
+pub(crate) fn run(options: &Options) -> Verdict {
+    if attempt(|| smmu::read(smmu::IDR0)).is_none() {
+        return Err("there is no SMMU".into());
+    }
+    let devices = Devices::open()?;
+    let edu = devices.first();
+    let stream = u32::from(edu.function.0);
+    let mut smmu = start(&devices)?;
+    gic::enable_shared(SMMU_EVENT, gic::Trigger::Edge);
+    gic::enable_shared(SMMU_GERROR, gic::Trigger::Edge);
+    println!(
+        "dma beat 1: IDR0 {:#x}, stream {stream:#x} attached",
+        smmu::read(smmu::IDR0)
+    );
+
+    // Mapped: data goes by the guest's tables, in both directions.
+    round_trip(edu, IO_SOURCE, IO_TARGET, 1)?;
+    quiet(&mut smmu, "a DMA that is mapped")?;
+    // What the guest's tables do not have is refused, though it is the guest's own memory.
+    refused(&mut smmu, edu, Direction::Read, SOURCE, F_TRANSLATION)?;
+    let event = refused(&mut smmu, edu, Direction::Write, TARGET, F_TRANSLATION)?;
+    println!("dma event: {:#x?}", event.0);
+    let wires = shared(SMMU_EVENT);
+    if wires == 0 {
+        return Err("the events came without their interrupt".into());
+    }
+    println!("dma beat 2: what is not mapped is refused, and told by {wires} interrupts");
+
+    // Removed, and forgotten: the same DMA faults; mapped again, it does not.
+    smmu.unmap(IO_TARGET)?;
+    let event = refused(&mut smmu, edu, Direction::Write, IO_TARGET, F_TRANSLATION)?;
+    println!(
+        "dma event: type {:#x} stream {:#x} address {:#x} read {} stage 2 {} class {}",
+        event.kind(),
+        event.stream(),
+        event.address(),
+        event.is_read(),
+        event.is_stage_2(),
+        event.class()
+    );
+    smmu.map(IO_TARGET, TARGET)?;
+    round_trip(edu, IO_SOURCE, IO_TARGET, 2)?;
+    println!("dma beat 3: a mapping that is removed faults, put back it serves");
+
+    // Messages go by stage 1, too.
+    let _its = start_messages(&devices)?;
+    let before = lpis(0);
+    edu.raise(1);
+    await_lpis(0, before + 1)?;
+    edu.acknowledge(1);
+    smmu.unmap(DOORBELL as u64)?;
+    smmu.drain();
+    edu.raise(1);
+    edu.acknowledge(1);
+    cpu::sleep_us(10_000);
+    // Under `rmr` the message is written to the window's first page: what counts is that it was mapped.
+    let without = lpis(0) - before - 1;
+    smmu.map(DOORBELL as u64, DOORBELL as u64)?;
+    smmu.run(&[command::tlbi_asid(ASID)])?;
+    smmu.drain();
+    println!("dma beat 4: a message by stage 1 arrives, without its page {without}");
+
+    states(&mut smmu, edu)?;
+    println!("dma beat 5: abort, bypass, invalid and stage 1 follow each other");
+    off_and_on(&mut smmu, edu)?;
+    println!("dma beat 6: off, on, and what is while it is off");
+
+    let (one, many, entry) = costs(&mut smmu, stream)?;
+    println!(
+        "bench tlbi-sync {} {} {}",
+        one[RUNS / 2],
+        one[0],
+        one[RUNS - 1]
+    );
+    println!(
+        "bench tlbi-in-batch {} {} {}",
+        many[RUNS / 2],
+        many[0],
+        many[RUNS - 1]
+    );
+    println!(
+        "bench cfgi-ste {} {} {}",
+        entry[RUNS / 2],
+        entry[0],
+        entry[RUNS - 1]
+    );
+    round_trip(edu, IO_SOURCE, IO_TARGET, 3)?;
+    quiet(&mut smmu, "the end")?;
+    if options.number("leave").unwrap_or(0) == 0 {
+        smmu::control(0)?;
+    }
+    Ok(Summary::new(&[
+        ("events", shared(SMMU_EVENT)),
+        ("gerrors", shared(SMMU_GERROR)),
+        ("without_doorbell", without),
+        ("tlbi_sync", one[RUNS / 2]),
+        ("tlbi_in_batch", many[RUNS / 2]),
+        ("cfgi_ste", entry[RUNS / 2]),
+    ]))
+}
+
+/// Translation on, with source, target and the message window mapped, and all devices attached.
+pub(crate) fn start(devices: &Devices) -> Result<Smmu, Failure> {
+    let mut smmu = Smmu::start(memory::SMMU)?;
+    prepare(&mut smmu, devices)?;
+    Ok(smmu)
+}
+
+pub(crate) fn prepare(smmu: &mut Smmu, devices: &Devices) -> Result<(), Failure> {
+    smmu.map(IO_SOURCE, SOURCE)?;
+    smmu.map(IO_TARGET, TARGET)?;
+    for page in WINDOW.step_by(0x1000) {
+        smmu.map(page, page)?;
+    }
+    for edu in devices.iter() {
+        smmu.attach(edu.function.0.into())?;
+    }
+    Ok(())
+}
+
+/// A round trip by the guest's stage 1.
+pub(crate) fn translated_round_trip(edu: Edu, salt: u64) -> Result<(), Failure> {
+    round_trip(edu, IO_SOURCE, IO_TARGET, salt)
+}
+
+fn round_trip(edu: Edu, source: u64, target: u64, salt: u64) -> Result<(), Failure> {
+    memory::fill(SOURCE, BUFFER, salt);
+    memory::fill_with(TARGET, BUFFER, 0);
+    edu.transfer(Direction::Read, source, 0, BUFFER)?;
+    edu.transfer(Direction::Write, target, 0, BUFFER)?;
+    match memory::differs(SOURCE, TARGET, BUFFER) {
+        None => Ok(()),
+        Some(at) => Err(Failure(
+            "DMA by stage 1 lost data: where, salt",
+            [at, salt, memory::read(at)],
+        )),
+    }
+}
+
+/// A DMA that must do nothing but leave events, the first of which is returned.
+fn refused(
+    smmu: &mut Smmu,
+    edu: Edu,
+    way: Direction,
+    address: u64,
+    kind: u64,
+) -> Result<Event, Failure> {
+    smmu.drain();
+    memory::fill_with(TARGET, BUFFER, 0x55);
+    edu.transfer(way, address, 0, FEW)?;
+    // The record may take a moment.
+    let end = cpu::now() + cpu::ticks(200_000);
+    let mut found = None;
+    cpu::wait_until(end, || {
+        found = found.or_else(|| smmu.event());
+        found.is_some()
+    });
+    cpu::sleep_us(1_000);
+    smmu.drain();
+    gic::enable_shared(SMMU_EVENT, gic::Trigger::Edge);
+    if way == Direction::Write
+        && (0..FEW)
+            .step_by(8)
+            .any(|at| memory::read(TARGET + at) != 0x55)
+    {
+        return Err("a DMA that was to be refused has written".into());
+    }
+    let event = found.ok_or(Failure(
+        "a refused DMA left no event: address",
+        [address, 0, 0],
+    ))?;
+    let words = [event.0[0], event.0[1], event.0[2]];
+    if event.kind() != kind || event.stream() != u64::from(edu.function.0) {
+        return Err(Failure("an event of another kind or stream", words));
+    }
+    if kind == F_TRANSLATION {
+        let is_right = event.is_read() == (way == Direction::Read)
+            && !event.is_stage_2()
+            && event.class() == 2
+            && event.address() & !0xfff == address & !0xfff;
+        if !is_right {
+            return Err(Failure("an event that tells something else", words));
+        }
+    }
+    Ok(event)
+}
+
+/// There is no event.
+fn quiet(smmu: &mut Smmu, after: &'static str) -> Result<(), Failure> {
+    cpu::sleep_us(1_000);
+    match smmu.event() {
+        None => Ok(()),
+        Some(event) => {
+            println!("dma event after {after}: {:#x?}", event.0);
+            Err(Failure(
+                "an event that nobody provoked",
+                [event.0[0], event.0[1], event.0[2]],
+            ))
+        }
+    }
+}
+
+/// Whether a DMA reaches the target at this address.
+fn reaches(edu: Edu, address: u64) -> Result<bool, Failure> {
+    memory::fill(SOURCE, FEW, 0x17);
+    memory::fill_with(TARGET, BUFFER, 0);
+    edu.transfer(Direction::Write, address, 0, FEW)?;
+    Ok(memory::read(TARGET) != 0)
+}
+
+fn expect(what: &'static str, found: bool, wanted: bool) -> Result<(), Failure> {
+    if found == wanted {
+        Ok(())
+    } else {
+        Err(what.into())
+    }
+}
+
+/// A stream's entry: each state in turn, with DMA.
+fn states(smmu: &mut Smmu, edu: Edu) -> Result<(), Failure> {
+    let stream = u32::from(edu.function.0);
+    smmu.set_stream(stream, STE_ABORT)?;
+    expect(
+        "an aborting stream reached memory",
+        reaches(edu, IO_TARGET)?,
+        false,
+    )?;
+    expect(
+        "an aborting stream reached memory",
+        reaches(edu, TARGET)?,
+        false,
+    )?;
+    quiet(smmu, "a stream that aborts in silence")?;
+    smmu.set_stream(stream, STE_BYPASS)?;
+    expect(
+        "a bypassing stream did not reach memory",
+        reaches(edu, TARGET)?,
+        true,
+    )?;
+    quiet(smmu, "a stream that bypasses")?;
+    smmu.set_stream(stream, 0)?;
+    refused(smmu, edu, Direction::Write, TARGET, C_BAD_STE)?;
+    smmu.attach(stream)?;
+    expect(
+        "an attached stream did not reach memory",
+        reaches(edu, IO_TARGET)?,
+        true,
+    )?;
+    refused(smmu, edu, Direction::Write, TARGET, F_TRANSLATION)?;
+    Ok(())
+}
+
+/// Translation off: what becomes of transactions is `GBPA`'s. On again: stage 1.
+fn off_and_on(smmu: &mut Smmu, edu: Edu) -> Result<(), Failure> {
+    smmu::bypass(false)?;
+    smmu::control(CMDQEN | EVENTQEN)?;
+    expect(
+        "a DMA past an SMMU that is off did not arrive",
+        reaches(edu, TARGET)?,
+        true,
+    )?;
+    smmu::bypass(true)?;
+    expect(
+        "a DMA arrived although GBPA aborts",
+        reaches(edu, TARGET)?,
+        false,
+    )?;
+    smmu.run(&[command::CFGI_ALL, command::TLBI_ALL])?;
+    smmu::control(CMDQEN | EVENTQEN | SMMUEN)?;
+    expect(
+        "a DMA by stage 1 did not arrive",
+        reaches(edu, IO_TARGET)?,
+        true,
+    )?;
+    refused(smmu, edu, Direction::Write, NOWHERE, F_TRANSLATION)?;
+    Ok(())
+}
+
+type Costs = [u64; RUNS];
+
+/// Ticks of one invalidation with its SYNC, of one more in a batch, of one entry read anew.
+fn costs(smmu: &mut Smmu, stream: u32) -> Result<(Costs, Costs, Costs), Failure> {
+    const BATCH: usize = 64;
+    let (mut one, mut many, mut entry) = ([0; RUNS], [0; RUNS], [0; RUNS]);
+    for run in 0..RUNS {
+        one[run] = measure(smmu, &[command::tlbi_va(ASID, NOWHERE)])?;
+        let batch = [command::tlbi_va(ASID, NOWHERE); BATCH];
+        many[run] = measure(smmu, &batch)?.saturating_sub(one[run]) / (BATCH as u64 - 1);
+        entry[run] = measure(smmu, &[command::cfgi_ste(stream)])?;
+    }
+    one.sort_unstable();
+    many.sort_unstable();
+    entry.sort_unstable();
+    Ok((one, many, entry))
+}
+
+/// From the write of `CMDQ_PROD` until all is consumed.
+fn measure(smmu: &mut Smmu, commands: &[command::Command]) -> Result<u64, Failure> {
+    for &command in commands {
+        smmu.add(command);
+    }
+    smmu.add(command::SYNC);
+    mmio::barrier();
+    let before = cpu::now();
+    smmu.flush()?;
+    Ok(cpu::now() - before)
+}
