@@ -8,9 +8,9 @@ use core::ptr::{NonNull, with_exposed_provenance_mut};
 
 use arm_gic::gicv3::registers::{Gicd, GicrSgi};
 use arm_gic::gicv3::{GicDistributor, GicRedistributor};
-use arm_gic::{IntId, UniqueMmioPointer};
+use arm_gic::{IntId, Trigger, UniqueMmioPointer};
 use hal::Mmio;
-use machine::GicV3;
+use machine::{GicV3, Interrupt};
 use types::{Address, Pa, Span};
 
 use crate::cpu::identity;
@@ -27,6 +27,8 @@ pub(crate) const HYP_TIMER: u32 = 26;
 pub(crate) const VIRTUAL_TIMER: u32 = 27;
 /// The guests' other timer.
 pub(crate) const PHYSICAL_TIMER: u32 = 30;
+/// The first INTID of a message.
+pub(crate) const FIRST_LPI: u32 = ::gic::FIRST_LPI;
 /// What `ICC_IAR1_EL1` says when nothing is pending.
 pub(crate) const SPURIOUS: u32 = 1023;
 
@@ -49,11 +51,17 @@ pub(crate) unsafe fn start_distributor(span: Span<Pa>) {
     *DISTRIBUTOR.lock() = Some(distributor);
 }
 
-/// Enables a level-triggered SPI and routes it to the CPU with this affinity.
-pub(crate) fn enable_spi(intid: u32, mpidr: u64) {
+/// Enables an SPI and routes it to the CPU with this affinity.
+pub(crate) fn enable_spi(interrupt: Interrupt, mpidr: u64) {
+    let intid = interrupt.number;
     if let (Some(gicd), Some(number)) = (DISTRIBUTOR.lock().as_mut(), intid.checked_sub(32)) {
         let spi = IntId::spi(number);
-        let routed = gicd.set_routing(spi, Some(mpidr)).is_ok();
+        let trigger = match interrupt.trigger.is_edge() {
+            true => Trigger::Edge,
+            false => Trigger::Level,
+        };
+        let routed =
+            gicd.set_trigger(spi, trigger).is_ok() && gicd.set_routing(spi, Some(mpidr)).is_ok();
         if !routed || gicd.enable_interrupt(spi, true).is_err() {
             log::warn!("gic: interrupt {intid} cannot be enabled");
         }
@@ -65,6 +73,27 @@ pub(crate) fn enable_spi(intid: u32, mpidr: u64) {
 pub(crate) struct Frame(usize);
 
 impl Frame {
+    /// Its first 64 KiB: the registers that are not about private interrupts.
+    pub(crate) fn registers(self) -> Registers {
+        const BYTES: u64 = 0x1_0000;
+        let last = Pa::truncated(self.pa().bits() + (BYTES - 1));
+        let span = Span::new(self.pa(), last).expect("a frame does not end below its start");
+        // SAFETY: `start_redistributor` found the frame, which is mapped; the rest of this module
+        // uses the second 64 KiB only.
+        unsafe { Registers::new(span) }
+    }
+
+    /// Where it is.
+    pub(crate) fn pa(self) -> Pa {
+        Pa::truncated(self.0 as u64)
+    }
+
+    /// The number by which an ITS may name it: `GICR_TYPER.Processor_Number`.
+    pub(crate) fn number(self) -> u16 {
+        let [_, low, high, ..] = self.registers().read64(0x8).to_le_bytes();
+        u16::from_le_bytes([low, high])
+    }
+
     /// Makes private interrupts active, as they were when the vCPU that has them left its core.
     pub(crate) fn set_active(self, intids: u32) {
         /// `GICR_ISACTIVER0`, in the second 64 KiB.

@@ -1,13 +1,18 @@
 //! From the boot bundle to running VMs.
 
 use alloc::boxed::Box;
+use alloc::format;
+use alloc::string::String;
 use alloc::vec::Vec;
 
-use boot::Verdict;
-use bundle::{Bundle, Start};
+use boot::{Frames, Verdict};
+use bundle::{Bundle, GuestDevice, HostDevice, PeerToPeer, Start, VmConfig};
 use machine::{InterruptController, Machine};
+use types::Bdf;
 
-use crate::guest::{self, Core, Handover, Vm};
+use crate::guest::{self, Assigned, Core, GuestPci, Handover, Iommus, Vm};
+use crate::hardware::{Found, Hardware};
+use crate::memory::Ram;
 use crate::mmu::Use;
 use crate::panic;
 use crate::survey::Holdings;
@@ -24,9 +29,10 @@ pub(crate) fn vms(machine: &Machine, bundle: &Bundle<'static>, holdings: Holding
         ram,
         seats,
         smmus,
+        devices,
         ..
     } = holdings;
-    let frames = Box::leak(Box::new(frames));
+    let frames: &'static Frames<Ram> = Box::leak(Box::new(frames));
     let mut regions = controller.redistributors.iter();
     if regions.any(|region| map.identity(*region, Use::Device).is_err()) {
         panic::end(Verdict::Fatal("the redistributors cannot be mapped"));
@@ -46,6 +52,25 @@ pub(crate) fn vms(machine: &Machine, bundle: &Bundle<'static>, holdings: Holding
     let online: Vec<usize> = (0..seats.len())
         .filter(|seat| seats.get(*seat).is_some_and(|seat| seat.is_online))
         .collect();
+    let wanted = wanted(bundle);
+    let iommus = if wanted.is_empty() {
+        Iommus::Locked(smmus)
+    } else {
+        let redistributors: Vec<Option<gic::Frame>> = cores
+            .iter()
+            .zip(&seats)
+            .map(|(core, seat)| core.redistributor.filter(|_| seat.is_online))
+            .collect();
+        let found = Found {
+            machine,
+            smmus,
+            devices,
+            ram,
+            frames,
+            redistributors: &redistributors,
+        };
+        Iommus::Driven(Box::leak(Box::new(Hardware::new(found, &mut map, &wanted))))
+    };
     let mut vms = Vec::new();
     let mut next_core = 0;
     for config in bundle.manifest().vms() {
@@ -65,7 +90,25 @@ pub(crate) fn vms(machine: &Machine, bundle: &Bundle<'static>, holdings: Holding
             }
             core
         };
-        match Vm::build(config, bundle, ram, frames, number, place) {
+        let assigned = match assign(config, &iommus, number) {
+            Ok(assigned) => assigned,
+            Err(lines) => {
+                log::error!(
+                    "vm {}: left out: its devices cannot be given to it:",
+                    config.name
+                );
+                lines.iter().for_each(|line| log::error!("  {line}"));
+                continue;
+            }
+        };
+        let devices = match &iommus {
+            Iommus::Driven(hardware) if !assigned.is_empty() => Some(guest::Devices {
+                hardware,
+                assigned: &assigned,
+            }),
+            _ => None,
+        };
+        match Vm::build(config, bundle, ram, frames, number, devices, place) {
             Ok(vm) => {
                 log::info!(
                     "vm {}: {} MiB, {} vCPUs, {} frames left",
@@ -74,6 +117,9 @@ pub(crate) fn vms(machine: &Machine, bundle: &Bundle<'static>, holdings: Holding
                     config.cpus,
                     frames.free_frames()
                 );
+                for line in vm.pci.iter().flat_map(GuestPci::lines) {
+                    log::info!("vm {}: {line}", vm.name);
+                }
                 if config.start != Start::Boot {
                     log::info!("vm {}: not started at boot", vm.name);
                 }
@@ -90,16 +136,85 @@ pub(crate) fn vms(machine: &Machine, bundle: &Bundle<'static>, holdings: Holding
     if vms.is_empty() {
         panic::end(Verdict::Fatal("no VM of the bundle can be run"));
     }
-    let console = machine
-        .stdout()
-        .and_then(|uart| uart.interrupt)
-        .map(|interrupt| interrupt.number);
+    let console = machine.stdout().and_then(|uart| uart.interrupt);
     guest::start(Handover {
         vms,
         cores,
         console,
-        smmus,
+        iommus,
         frames,
     });
     guest::serve(cpu::index())
+}
+
+/// Every device that a VM is to have, once.
+fn wanted(bundle: &Bundle<'static>) -> Vec<(u16, Bdf)> {
+    let vms = bundle.manifest().vms().iter();
+    let mut wanted: Vec<(u16, Bdf)> = vms
+        .flat_map(|vm| pci_devices(vm).map(|(at, _)| at))
+        .collect();
+    wanted.sort_unstable();
+    wanted.dedup();
+    wanted
+}
+
+/// The PCI functions a VM is to have, and where its guest is to find them.
+fn pci_devices(config: &VmConfig) -> impl Iterator<Item = ((u16, Bdf), Option<Bdf>)> + '_ {
+    config
+        .devices
+        .iter()
+        .filter_map(|device| match (device.host, device.guest) {
+            (HostDevice::Pci { segment, bdf }, None) => Some(((segment, bdf), None)),
+            (HostDevice::Pci { segment, bdf }, Some(GuestDevice::Pci(guest))) => {
+                Some(((segment, bdf), Some(guest)))
+            }
+            _ => None,
+        })
+}
+
+/// The devices of a VM, each with its place in the guest; or what is in the way.
+fn assign(config: &VmConfig, iommus: &Iommus, vm: usize) -> Result<Vec<Assigned>, Vec<String>> {
+    if let Some(device) = config
+        .devices
+        .iter()
+        .find(|device| device.p2p == PeerToPeer::Allowed)
+    {
+        return Err(Vec::from([format!(
+            "{}: p2p is not supported",
+            device.host
+        )]));
+    }
+    let others = config
+        .devices
+        .iter()
+        .filter(|device| !matches!(device.host, HostDevice::Pci { .. }));
+    let others: Vec<String> = others
+        .map(|device| format!("{}: this machine has PCI functions only", device.host))
+        .collect();
+    if !others.is_empty() {
+        return Err(others);
+    }
+    let Iommus::Driven(hardware) = iommus else {
+        return Ok(Vec::new());
+    };
+    let wishes: Vec<(u16, Bdf)> = pci_devices(config).map(|(host, _)| host).collect();
+    let obstacles = hardware.obstacles(&wishes, vm);
+    if !obstacles.is_empty() {
+        return Err(obstacles);
+    }
+    let chosen: Vec<Bdf> = pci_devices(config).filter_map(|(_, guest)| guest).collect();
+    // Device 0 of the first bus is the guest's host bridge.
+    let mut free = (1..32).filter_map(|device| Bdf::new(0, device, 0).ok());
+    let mut assigned = Vec::new();
+    for ((segment, bdf), guest) in pci_devices(config) {
+        let guest = guest.or_else(|| free.find(|place| !chosen.contains(place)));
+        let function = hardware.find(segment, bdf);
+        let (Some(guest), Some(function)) = (guest, function) else {
+            return Err(Vec::from([format!(
+                "{segment:04x}:{bdf}: no place is free"
+            )]));
+        };
+        assigned.push(Assigned { function, guest });
+    }
+    Ok(assigned)
 }

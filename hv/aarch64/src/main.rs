@@ -14,6 +14,7 @@ mod exception;
 mod features;
 mod gic;
 mod guest;
+mod hardware;
 mod image;
 mod launch;
 mod memory;

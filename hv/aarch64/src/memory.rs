@@ -2,14 +2,14 @@
 
 use core::ptr::with_exposed_provenance_mut;
 
-use hal::{Mmio, NotMemory, PhysMemory};
+use hal::{Mmio, NotMemory, PhysMemory, SharedMemory};
 use linked_list_allocator::LockedHeap;
 use types::{Address, Pa, PageSize, Span};
 
 use crate::cpu::identity;
 
 /// The hypervisor's own heap: descriptions of the machine and of VMs, never guest memory.
-const HEAP_BYTES: usize = 512 * 1024;
+const HEAP_BYTES: usize = 2 * 1024 * 1024;
 
 #[repr(C, align(4096))]
 struct HeapSpace([u8; HEAP_BYTES]);
@@ -84,6 +84,16 @@ impl Ram {
         }
         aarch64_cpu::asm::barrier::dsb(aarch64_cpu::asm::barrier::SY);
         Ok(())
+    }
+}
+
+impl SharedMemory for Ram {
+    fn publish(&self) {
+        aarch64_cpu::asm::barrier::dsb(aarch64_cpu::asm::barrier::SY);
+    }
+
+    fn clean_to_memory(&self, pa: Pa, bytes: usize) {
+        let _ = self.clean(pa, bytes);
     }
 }
 

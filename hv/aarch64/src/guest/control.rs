@@ -1,15 +1,17 @@
 //! What the monitor can do here.
 
 use alloc::format;
+use alloc::string::String;
 use alloc::vec::Vec;
 use core::sync::atomic::Ordering;
 
 use hal::Clock;
 use log::LevelFilter;
-use types::Ipa;
+use types::{Bdf, Iova, Ipa};
 use vm::{Control, Ending, Iommu, Refusal, State, VcpuState, VmStatus, Walk};
 
-use super::run::{self, Guests};
+use super::pci::GuestPci;
+use super::run::{self, Guests, Iommus};
 use super::vcpu::Whereabouts;
 use super::vm::{Activity, Slot, Vm};
 use crate::console::SystemCounter;
@@ -129,7 +131,10 @@ impl Control for &Guests {
 
     fn restart(&mut self, vm: usize) -> Result<(), Refusal> {
         let vm = self.end(vm, Ending::Restart)?;
-        wait(START_TIMEOUT_US, || vm.lifecycle.state() != State::Starting);
+        wait(START_TIMEOUT_US, || {
+            run::poll_starts(self, None);
+            vm.lifecycle.state() != State::Starting
+        });
         match vm.lifecycle.state() {
             State::Failed => Err(Refusal::CannotStart),
             _ => Ok(()),
@@ -170,13 +175,31 @@ impl Control for &Guests {
                 u8::from(state.cr0.smmuen()),
             )
         };
-        let iommus = self.smmus.iter().enumerate();
-        iommus
-            .map(|(index, smmu)| Iommu {
-                name: format!("smmu{index}"),
-                state: state(smmu),
-            })
-            .collect()
+        match &self.iommus {
+            Iommus::Locked(smmus) => {
+                let iommus = smmus.iter().enumerate();
+                let locked = iommus.map(|(index, smmu)| Iommu {
+                    name: format!("smmu{index}"),
+                    state: state(smmu),
+                });
+                locked.collect()
+            }
+            Iommus::Driven(hardware) => {
+                let driven = hardware.states().into_iter();
+                driven.map(|(name, state)| Iommu { name, state }).collect()
+            }
+        }
+    }
+
+    fn devices(&self, vm: usize) -> Result<Vec<String>, Refusal> {
+        let pci = &self.vm(vm)?.pci;
+        Ok(pci.as_ref().map(GuestPci::lines).unwrap_or_default())
+    }
+
+    fn stream(&self, vm: usize, device: Bdf, address: u64) -> Result<Vec<String>, Refusal> {
+        let address = Iova::new(address).map_err(|_| Refusal::TooWide)?;
+        let pci = self.vm(vm)?.pci.as_ref().ok_or(Refusal::NoDevice)?;
+        pci.walk(device, address).ok_or(Refusal::NoDevice)
     }
 
     fn frames(&self) -> vm::Frames {

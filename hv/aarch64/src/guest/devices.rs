@@ -2,7 +2,8 @@
 
 use core::sync::atomic::Ordering;
 
-use firmware::GuestPlatform;
+use firmware::{GuestPlatform, PciHost};
+use types::{Ipa, Span};
 use vdev::{Effects, Line, Width};
 use vgic::{Kicks, Level, Vgic};
 
@@ -22,7 +23,15 @@ pub(crate) enum Target {
     Uart(u64),
     Rtc(u64),
     Distributor(u64),
-    Redistributor { vcpu: usize, offset: u64 },
+    Redistributor {
+        vcpu: usize,
+        offset: u64,
+    },
+    Its(u64),
+    /// Configuration space.
+    Config(u64),
+    /// A PCI window, where no BAR is or where it traps.
+    Memory(u64),
 }
 
 /// Where the devices of a VM are, as plain numbers: every trapped access looks here first.
@@ -33,12 +42,23 @@ pub(crate) struct Bus {
     distributor: u64,
     redistributors: u64,
     redistributor_bytes: u64,
+    its: u64,
+    config: (u64, u64),
+    windows: [(u64, u64); 2],
 }
 
 impl Bus {
     /// The bus of a platform.
     pub(crate) fn new(platform: &GuestPlatform) -> Self {
         let redistributors = platform.gic.redistributors;
+        const NOTHING: (u64, u64) = (u64::MAX, 0);
+        let place = |span: Span<Ipa>| (span.start().bits(), span.len().unwrap_or(0));
+        let pci = platform.pci.as_ref();
+        let config = pci.and_then(PciHost::ecam_span).map_or(NOTHING, place);
+        let window = |index: usize| {
+            let window = pci.and_then(|pci| pci.windows.get(index)?.span());
+            window.map_or(NOTHING, place)
+        };
         Self {
             uart: platform.uart.base.bits(),
             // No page is there that a guest could name.
@@ -49,6 +69,9 @@ impl Bus {
             distributor: platform.gic.distributor.bits(),
             redistributors: redistributors.start().bits(),
             redistributor_bytes: redistributors.len().unwrap_or(0),
+            its: platform.gic.its.map_or(u64::MAX, Ipa::bits),
+            config,
+            windows: [window(0), window(1)],
         }
     }
 
@@ -69,6 +92,18 @@ impl Bus {
             let vcpu = usize::try_from(offset / vgic::REDISTRIBUTOR_BYTES).ok()?;
             let offset = offset % vgic::REDISTRIBUTOR_BYTES;
             return Some(Target::Redistributor { vcpu, offset });
+        }
+        let offset = ipa.wrapping_sub(self.its);
+        if offset < vgic::its::ITS_BYTES {
+            return Some(Target::Its(offset));
+        }
+        let offset = ipa.wrapping_sub(self.config.0);
+        if offset < self.config.1 {
+            return Some(Target::Config(offset));
+        }
+        let inside = |(start, bytes): &(u64, u64)| ipa.wrapping_sub(*start) < *bytes;
+        if self.windows.iter().any(inside) {
+            return Some(Target::Memory(ipa));
         }
         let offset = ipa.wrapping_sub(self.rtc);
         (offset < PAGE).then_some(Target::Rtc(offset))
@@ -122,6 +157,12 @@ pub(crate) fn read(vm: &Vm, target: Target, width: Width) -> Option<(u64, Kicks)
             vm.gic.read_redistributor(vcpu, offset, gic_width(width)),
             Kicks::NONE,
         ),
+        Target::Its(offset) => {
+            let value = vm.pci.as_ref()?.vits.read(offset, gic_width(width));
+            (value, Kicks::NONE)
+        }
+        Target::Config(offset) => (vm.pci.as_ref()?.read_config(offset, width), Kicks::NONE),
+        Target::Memory(ipa) => (vm.pci.as_ref()?.read_memory(ipa, width), Kicks::NONE),
     })
 }
 
@@ -145,6 +186,19 @@ pub(crate) fn write(vm: &Vm, target: Target, width: Width, value: u64) -> Option
         Target::Redistributor { vcpu, offset } => {
             vm.gic
                 .write_redistributor(vcpu, offset, gic_width(width), value)
+        }
+        Target::Its(offset) => {
+            let vits = &vm.pci.as_ref()?.vits;
+            vm.gic
+                .post_lpis_to(vits.write(vm, offset, gic_width(width), value).post())
+        }
+        Target::Config(offset) => {
+            vm.pci.as_ref()?.write_config(vm, offset, width, value);
+            Kicks::NONE
+        }
+        Target::Memory(ipa) => {
+            vm.pci.as_ref()?.write_memory(vm, ipa, width, value);
+            Kicks::NONE
         }
     })
 }

@@ -6,6 +6,7 @@ mod debug;
 mod devices;
 mod enter;
 mod irq;
+mod pci;
 mod run;
 mod sysreg;
 mod trap;
@@ -13,5 +14,6 @@ mod vcpu;
 mod vm;
 
 pub(crate) use context::{read_register, write_register};
-pub(crate) use run::{Core, Handover, serve, start};
-pub(crate) use vm::Vm;
+pub(crate) use pci::{Assigned, GuestPci};
+pub(crate) use run::{Core, Handover, Iommus, serve, start};
+pub(crate) use vm::{Devices, Vm};

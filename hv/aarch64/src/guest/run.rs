@@ -7,6 +7,7 @@ use core::sync::atomic::{AtomicBool, Ordering, fence};
 use boot::{Frames, Verdict};
 use bundle::Start;
 use hal::Clock;
+use machine::Interrupt;
 use smmuv3::Locked;
 use spin::Mutex;
 use vgic::{Kicks, Level};
@@ -20,6 +21,7 @@ use super::trap::Next as After;
 use super::vcpu::{self, TRAP_WFI, Vcpu, Whereabouts};
 use super::vm::{Activity, Slot, Vm};
 use crate::console::{self, SystemCounter};
+use crate::hardware::Hardware;
 use crate::memory::{Ram, Registers};
 use crate::{gic, panic};
 
@@ -37,23 +39,73 @@ pub(crate) struct Handover {
     pub(crate) vms: Vec<Vm>,
     pub(crate) cores: Vec<Core>,
     /// The interrupt of the console, if it has one.
-    pub(crate) console: Option<u32>,
-    pub(crate) smmus: Vec<Locked<Registers>>,
+    pub(crate) console: Option<Interrupt>,
+    pub(crate) iommus: Iommus,
     pub(crate) frames: &'static Frames<Ram>,
+}
+
+/// What confines devices.
+pub(crate) enum Iommus {
+    /// No VM has devices: SMMUs as the survey locked them.
+    Locked(Vec<Locked<Registers>>),
+    /// In use.
+    Driven(&'static Hardware),
+}
+
+impl Iommus {
+    fn hardware(&self) -> Option<&'static Hardware> {
+        match self {
+            Self::Locked(_) => None,
+            Self::Driven(hardware) => Some(hardware),
+        }
+    }
 }
 
 /// All VMs and cores.
 pub(super) struct Guests {
     pub(super) vms: Vec<Vm>,
     pub(super) cores: Vec<Core>,
-    console: Option<u32>,
-    pub(super) smmus: Vec<Locked<Registers>>,
+    console: Option<Interrupt>,
+    pub(super) iommus: Iommus,
+    /// VMs that start as soon as their devices are back from their resets.
+    starting: Mutex<Vec<(usize, Option<Ending>)>>,
+    /// There are such VMs.
+    has_starting: AtomicBool,
     pub(super) frames: &'static Frames<Ram>,
     monitor: Mutex<Monitor>,
     /// A line for the monitor, which waits until the console's core has no vCPU on it.
     command: Mutex<Option<String>>,
     /// The end has begun.
     over: AtomicBool,
+}
+
+impl Guests {
+    fn is_console(&self, intid: u32) -> bool {
+        self.console.is_some_and(|console| console.number == intid)
+    }
+
+    /// An interrupt that may be an SMMU's.
+    fn iommu_interrupt(&self, intid: u32) {
+        if let Some(hardware) = self.iommus.hardware()
+            && hardware.is_ours(intid)
+        {
+            hardware.drain();
+        }
+    }
+}
+
+/// A device's message has come in. An LPI has no active state.
+fn message(guests: &Guests, intid: u32, from: usize) {
+    let hardware = guests.iommus.hardware();
+    let Some(route) = hardware.and_then(|hardware| hardware.route(intid)) else {
+        return;
+    };
+    if let Some(vm) = guests.vms.get(route.vm)
+        && let Some(pci) = &vm.pci
+    {
+        let told = pci.vits.signal(route.device.into(), route.event.into());
+        kick(guests, vm, vm.gic.post_lpis_to(told), from);
+    }
 }
 
 /// The core that has the console.
@@ -67,7 +119,7 @@ pub(crate) fn start(handover: Handover) {
         vms,
         cores,
         console,
-        smmus,
+        iommus,
         frames,
     } = handover;
     // The VMs' identifiers may be in TLBs from before us.
@@ -93,7 +145,9 @@ pub(crate) fn start(handover: Handover) {
         vms,
         cores,
         console,
-        smmus,
+        iommus,
+        starting: Mutex::new(Vec::new()),
+        has_starting: AtomicBool::new(false),
         frames,
         monitor: Mutex::new(Monitor::new()),
         command: Mutex::new(None),
@@ -134,10 +188,19 @@ pub(crate) fn serve(core: usize) -> ! {
         panic::park();
     };
     if core == CONSOLE_CORE
-        && let Some(intid) = guests.console
+        && let Some(interrupt) = guests.console
     {
         console::enable_input();
-        gic::enable_spi(intid, this.mpidr);
+        gic::enable_spi(interrupt, this.mpidr);
+    }
+    if core == CONSOLE_CORE
+        && let Some(hardware) = guests.iommus.hardware()
+    {
+        for interrupt in hardware.interrupts() {
+            gic::enable_spi(interrupt, this.mpidr);
+        }
+        // What came before has left no edge.
+        hardware.drain();
     }
     let mut turns = RoundRobin::default();
     // VMIDs count from 1.
@@ -147,6 +210,7 @@ pub(crate) fn serve(core: usize) -> ! {
             monitor(guests);
         }
         wake_expired(guests, this);
+        look_around(guests, core);
         let next = turns.pick(&this.vcpus, |(vm, index)| {
             let vm = guests.vms.get(*vm)?;
             let ready = vm.slots.get(*index)?.activity() == Activity::Ready;
@@ -154,9 +218,63 @@ pub(crate) fn serve(core: usize) -> ! {
         });
         match next {
             Some((vm, index)) => reside(guests, core, frame, &mut last, vm, index),
-            None => idle(guests, this),
+            None => idle(guests, core, this),
         }
     }
+}
+
+/// What is to be done between vCPUs: event records that were too many for one look, and VMs that wait for
+/// their devices.
+fn look_around(guests: &Guests, core: usize) {
+    if let Some(hardware) = guests.iommus.hardware()
+        && hardware.has_records()
+    {
+        hardware.drain();
+    }
+    if guests.has_starting.load(Ordering::Acquire) {
+        poll_starts(guests, Some(core));
+    }
+}
+
+/// Starts VMs whose devices are back from their resets: those whose first vCPU lives on `core`, or all.
+pub(super) fn poll_starts(guests: &Guests, core: Option<usize>) {
+    let lives_here = |vm: &Vm| {
+        let first = vm.slots.first().map(|slot| slot.core);
+        core.is_none() || first == core
+    };
+    loop {
+        let ready = {
+            let mut starting = guests.starting.lock();
+            let ready = starting.iter().position(|(vm, _)| {
+                let vm = guests.vms.get(*vm);
+                vm.is_none_or(|vm| lives_here(vm) && vm.waits_for_devices().is_none())
+            });
+            let ready = ready.map(|at| starting.swap_remove(at));
+            guests
+                .has_starting
+                .store(!starting.is_empty(), Ordering::Release);
+            ready
+        };
+        let Some((vm, ended)) = ready else {
+            return;
+        };
+        if let Some(vm) = guests.vms.get(vm) {
+            begin_now(guests, vm, ended);
+        }
+    }
+}
+
+/// When this core is to look at the devices of a VM that waits for them.
+fn next_look(guests: &Guests, core: usize) -> Option<u64> {
+    if !guests.has_starting.load(Ordering::Acquire) {
+        return None;
+    }
+    let starting = guests.starting.lock();
+    let here = starting
+        .iter()
+        .filter_map(|(vm, _)| guests.vms.get(*vm))
+        .filter(|vm| vm.slots.first().is_some_and(|slot| slot.core == core));
+    here.map(|vm| vm.waits_for_devices().unwrap_or(0)).min()
 }
 
 /// Wakes vCPUs of this core whose timers have fired while they were off it.
@@ -176,10 +294,11 @@ fn slots<'g>(guests: &'g Guests, core: &'g Core) -> impl Iterator<Item = &'g Slo
 }
 
 /// Nothing to run: sleeps until an interrupt.
-fn idle(guests: &Guests, core: &Core) {
+fn idle(guests: &Guests, number: usize, core: &Core) {
     let waiting = slots(guests, core).filter(|slot| slot.activity() == Activity::Waiting);
     let deadline = waiting
         .map(|slot| slot.deadline.load(Ordering::Acquire))
+        .chain(next_look(guests, number))
         .min();
     set_alarm(deadline.filter(|deadline| *deadline != u64::MAX));
     // A vCPU may have become ready since it was looked for; then its kick is pending, and WFI
@@ -188,7 +307,11 @@ fn idle(guests: &Guests, core: &Core) {
     aarch64_cpu::asm::wfi();
     loop {
         match gic::acknowledge() {
-            1020.. => break,
+            1020..gic::FIRST_LPI => break,
+            intid @ gic::FIRST_LPI.. => {
+                gic::drop_priority(intid);
+                message(guests, intid, usize::MAX);
+            }
             gic::HYP_TIMER => {
                 set_alarm(None);
                 gic::drop_priority(gic::HYP_TIMER);
@@ -196,7 +319,8 @@ fn idle(guests: &Guests, core: &Core) {
             }
             intid => {
                 gic::drop_priority(intid);
-                let command = Some(intid) == guests.console && console_input(guests, usize::MAX);
+                let command = guests.is_console(intid) && console_input(guests, usize::MAX);
+                guests.iommu_interrupt(intid);
                 gic::deactivate(intid);
                 // Typed bytes behind the command keep the interrupt pending.
                 if command {
@@ -409,6 +533,7 @@ fn conclude(guests: &Guests, vm: &Vm, ended: Ended) {
     if vm::is_notable(vm.lifecycle.starts()) {
         log::info!("vm {}: {}", vm.name, ended.ending);
     }
+    vm.give_back_devices();
     match ended.next {
         Next::Start => begin(guests, vm, Some(ended.ending)),
         Next::Stay => {
@@ -426,8 +551,21 @@ fn conclude(guests: &Guests, vm: &Vm, ended: Ended) {
     end_if_all_off(guests);
 }
 
-/// Starts a VM that is claimed.
+/// Starts a VM that is claimed, or has it start when its devices are back from their resets.
 pub(super) fn begin(guests: &Guests, vm: &Vm, ended: Option<Ending>) {
+    if vm.waits_for_devices().is_none() {
+        begin_now(guests, vm, ended);
+        return;
+    }
+    guests.starting.lock().push((vm.number, ended));
+    guests.has_starting.store(true, Ordering::Release);
+    let first = vm.slots.first();
+    if let Some(core) = first.and_then(|slot| guests.cores.get(slot.core)) {
+        gic::kick(core.mpidr);
+    }
+}
+
+fn begin_now(guests: &Guests, vm: &Vm, ended: Option<Ending>) {
     match vm.begin(ended) {
         Ok(()) => {
             let first = vm.slots.first();
@@ -465,6 +603,12 @@ impl Residency<'_> {
         loop {
             if !self.vm.lifecycle.is_running() {
                 return Departure::Off;
+            }
+            if let Some(pci) = &self.vm.pci
+                && pci.vits.has_work()
+            {
+                let told = pci.vits.run(self.vm).post();
+                self.kick(self.vm.gic.post_lpis_to(told));
             }
             if self.refill || self.vm.gic.needs_flush(self.index) {
                 self.flush();
@@ -552,6 +696,10 @@ impl Residency<'_> {
     fn interrupt(&mut self) -> Option<Departure> {
         let intid = gic::acknowledge();
         if intid >= 1020 {
+            if intid >= gic::FIRST_LPI {
+                gic::drop_priority(intid);
+                message(self.guests, intid, self.core);
+            }
             return None;
         }
         gic::drop_priority(intid);
@@ -571,12 +719,12 @@ impl Residency<'_> {
             gic::KICK if self.slot.peek.swap(false, Ordering::AcqRel) => {
                 *self.slot.view.lock() = Some(self.vcpu.view(Whereabouts::OnThisCore));
             }
-            _ if Some(intid) == self.guests.console => {
+            _ if self.guests.is_console(intid) => {
                 let command = console_input(self.guests, self.core);
                 gic::deactivate(intid);
                 return command.then_some(Departure::Preempted);
             }
-            _ => {}
+            _ => self.guests.iommu_interrupt(intid),
         }
         gic::deactivate(intid);
         None

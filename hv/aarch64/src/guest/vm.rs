@@ -11,17 +11,19 @@ use boot::Frames;
 use bundle::{Bundle, Firmware, KernelFormat, Restart, Start, VmConfig};
 use firmware::{FirmwareError, FirmwareKind, GuestPlatform, Payload, PlatformError};
 use hal::{Clock, FrameAllocator, OutOfFrames, PhysMemory};
-use pagetable::{Geometry, NotLive, PageTable, Stage2, Stage2Attributes};
+use pagetable::{Geometry, Invalidate, NotLive, PageTable, Stage2, Stage2Attributes, Stale};
 use spin::Mutex;
-use types::{Address, Ipa, Pa, PageSize, Span};
+use types::{Address, Iova, Ipa, Pa, PageSize, Span};
 use vdev::{Pl011, Pl031};
 use vgic::{Affinity, Vgic};
 use vm::{Ending, Lifecycle, RunClock};
 
 use super::devices::Bus;
 use super::irq::Interface;
+use super::pci::{Assigned, GuestPci};
 use super::vcpu::Vcpu;
 use crate::console::SystemCounter;
+use crate::hardware::{Backend, Hardware};
 use crate::memory::Ram;
 
 /// Physical PPIs that are the guest's: the physical and the virtual timer.
@@ -57,6 +59,8 @@ pub(crate) enum BuildError {
     Geometry,
     /// A file of the bundle is gone.
     File(String),
+    /// A device cannot be had.
+    Device(String),
 }
 
 impl core::fmt::Display for BuildError {
@@ -69,6 +73,7 @@ impl core::fmt::Display for BuildError {
             Self::Stage2(error) => write!(f, "stage 2: {error}"),
             Self::Geometry => write!(f, "the CPU's physical addresses are too short"),
             Self::File(name) => write!(f, "{name} is not in the bundle"),
+            Self::Device(why) => f.write_str(why),
         }
     }
 }
@@ -151,12 +156,14 @@ pub(crate) struct Vm {
     /// Its memory: where the guest sees it, and where it is.
     ram: Pieces,
     memory: Ram,
-    /// Kept for as long as the VM: its tables are in use. Nothing changes it yet.
-    stage2: Tree,
+    /// Kept for as long as the VM: its tables are in use. BARs come and go.
+    stage2: Mutex<Tree>,
     vttbr: u64,
     vtcr: u64,
     counter_offset: AtomicU64,
     pub(crate) gic: Vgic,
+    /// Its PCI segment, when it has devices.
+    pub(crate) pci: Option<GuestPci>,
     pub(crate) uart: Mutex<Pl011>,
     pub(crate) rtc: Mutex<Pl031>,
     pub(crate) psci: Mutex<Psci>,
@@ -165,6 +172,16 @@ pub(crate) struct Vm {
     pub(crate) input: Mutex<VecDeque<u8>>,
     pub(crate) has_input: AtomicBool,
 }
+
+/// Where a VM's devices come from.
+#[derive(Clone, Copy)]
+pub(crate) struct Devices<'a> {
+    pub(crate) hardware: &'static Hardware,
+    pub(crate) assigned: &'a [Assigned],
+}
+
+/// The highest bus of a guest's PCI segment: 16 MiB of configuration space.
+const LAST_BUS: u8 = 15;
 
 /// The file of a bundle.
 fn file(bundle: &Bundle<'static>, name: &str) -> Result<&'static [u8], BuildError> {
@@ -182,12 +199,17 @@ impl Vm {
         memory: Ram,
         frames: Frame,
         number: usize,
+        devices: Option<Devices<'_>>,
         mut place: impl FnMut(usize) -> usize,
     ) -> Result<Self, BuildError> {
         let cpus = u16::try_from(config.cpus).unwrap_or(u16::MAX);
         let mut platform =
             GuestPlatform::virt(config.memory, cpus).map_err(BuildError::Platform)?;
         platform.bootargs.clone_from(&config.append);
+        if devices.is_some() {
+            platform = platform.with_virt_pci_and_no_smmu(LAST_BUS);
+            platform.check().map_err(BuildError::Platform)?;
+        }
         let payload = Payload {
             kernel: file(bundle, &config.kernel.file)?,
             format: match config.kernel.format {
@@ -211,7 +233,15 @@ impl Vm {
         let vttbr = stage2.root().bits() | vmid << 48;
         let vtcr = pagetable::vtcr(stage2.geometry(), 8);
         let affinities: Vec<u64> = platform.cpus.iter().map(|mpidr| mpidr.bits()).collect();
-        let gic = new_gic(&affinities)?;
+        let pci = devices.map(|Devices { hardware, assigned }| {
+            let vcpus = affinities.len();
+            GuestPci::new(hardware, &platform, vcpus, assigned, config.msi_window)
+        });
+        let pci = pci.transpose().map_err(BuildError::Device)?;
+        let mut gic = new_gic(&affinities)?;
+        if let Some(pci) = &pci {
+            gic = gic.with_lpis(pci.vits.clone());
+        }
         let slots = affinities.iter().enumerate().map(|(index, mpidr)| Slot {
             core: place(index),
             activity: AtomicU8::new(Activity::Off as u8),
@@ -237,11 +267,12 @@ impl Vm {
             payload,
             ram,
             memory,
-            stage2,
+            stage2: Mutex::new(stage2),
             vttbr,
             vtcr,
             counter_offset: AtomicU64::new(0),
             gic,
+            pci,
             uart: Mutex::new(Pl011::new()),
             rtc: Mutex::new(Pl031::new(0, 0)),
             psci: Mutex::new(Psci::new(&affinities)),
@@ -257,6 +288,12 @@ impl Vm {
     /// to others.
     pub(crate) fn begin(&self, ended: Option<Ending>) -> Result<(), BuildError> {
         let begun = SystemCounter.ticks();
+        if let Some(pci) = &self.pci
+            && let Err(why) = pci.claim(self)
+        {
+            self.lifecycle.failed();
+            return Err(BuildError::Device(why));
+        }
         let loaded = if self.fresh.swap(false, Ordering::AcqRel) {
             self.load()
         } else {
@@ -282,14 +319,28 @@ impl Vm {
                 Ok(())
             }
             (Ok(()), None) => {
+                self.give_back_devices();
                 self.lifecycle.failed();
                 Err(BuildError::Geometry)
             }
             (Err(error), _) => {
+                self.give_back_devices();
                 self.lifecycle.failed();
                 Err(error)
             }
         }
+    }
+
+    /// Its devices reach nothing of it any more, and are anyone's. No vCPU is on a core.
+    pub(crate) fn give_back_devices(&self) {
+        if let Some(pci) = &self.pci {
+            pci.release(self);
+        }
+    }
+
+    /// When to look again at resets of its devices, in ticks; `None` when none is under way.
+    pub(crate) fn waits_for_devices(&self) -> Option<u64> {
+        self.pci.as_ref()?.resets()
     }
 
     /// Loads the guest, whose memory is zero, and says where its first vCPU starts.
@@ -330,6 +381,9 @@ impl Vm {
             zeroed.map_err(|error| BuildError::Stage2(error.into()))?;
         }
         self.gic.reset();
+        if let Some(pci) = &self.pci {
+            pci.vits.reset();
+        }
         *self.uart.lock() = Pl011::new();
         *self.rtc.lock() = Pl031::new(0, 0);
         self.input.lock().clear();
@@ -382,6 +436,49 @@ impl Vm {
             })
     }
 
+    /// Its memory: where the guest sees it, and where it is.
+    pub(crate) fn ram(&self) -> &[(Span<Ipa>, Pa)] {
+        &self.ram
+    }
+
+    /// Shows a part of a device's BAR; false where something is already.
+    pub(crate) fn map_device(&self, span: Span<Ipa>, pa: Pa) -> bool {
+        let mut tlb = Tlb::of(self.vttbr);
+        let mut tree = self.stage2.lock();
+        match tree.map(span, pa, Stage2Attributes::DEVICE, &mut tlb) {
+            Ok(()) => true,
+            Err(error) => {
+                log::info!("vm {}: a BAR at {span}: {error}", self.name);
+                false
+            }
+        }
+    }
+
+    /// Takes it back: no vCPU reaches it when this returns.
+    pub(crate) fn unmap_device(&self, span: Span<Ipa>) {
+        let mut tlb = Tlb::of(self.vttbr);
+        if let Err(error) = self.stage2.lock().unmap(span, &mut tlb) {
+            log::error!("vm {}: a BAR at {span}: {error}", self.name);
+        }
+    }
+
+    /// Lets a table for the VM's devices use the tables of its vCPUs, where it can.
+    pub(crate) fn lend(&self, backend: &mut Backend, table: iommu::TableId) {
+        const GIBIBYTE: u64 = 1 << 30;
+        let mut tree = self.stage2.lock();
+        for span in &self.platform.memory {
+            let first = span.start().bits() & !(GIBIBYTE - 1);
+            let last = span.last().bits() | (GIBIBYTE - 1);
+            let units = Span::new(Iova::truncated(first), Iova::truncated(last));
+            // Where it is refused, the table gets entries of its own.
+            if let Some(units) = units
+                && let Err(error) = backend.lend(table, &mut tree, units, &mut Tlb::of(self.vttbr))
+            {
+                log::debug!("vm {}: tables are not shared: {error}", self.name);
+            }
+        }
+    }
+
     /// Whether a guest physical address is its memory.
     pub(crate) fn is_memory(&self, ipa: u64) -> bool {
         Ipa::new(ipa).is_ok_and(|ipa| self.translate(ipa).is_some())
@@ -417,7 +514,7 @@ impl Vm {
 
     /// Where stage 2 takes a guest physical address.
     pub(crate) fn walk(&self, at: Ipa) -> vm::Walk {
-        match self.stage2.walk(at) {
+        match self.stage2.lock().walk(at) {
             Ok(leaf) => vm::Walk::Mapped {
                 pa: leaf.pa.bits(),
                 bytes: leaf.size.bytes(),
@@ -426,6 +523,74 @@ impl Vm {
             },
             Err(fault) => vm::Walk::Unmapped { level: fault.level },
         }
+    }
+}
+
+impl vgic::its::GuestMemory for Vm {
+    fn read(&self, at: Ipa, into: &mut [u8]) -> Result<(), vgic::its::NotRam> {
+        let fail = vgic::its::NotRam { at };
+        let mut at = at;
+        let mut rest = into;
+        while !rest.is_empty() {
+            let (pa, room) = self.translate(at).ok_or(fail)?;
+            let now = rest.len().min(usize::try_from(room).unwrap_or(usize::MAX));
+            let (head, tail) = rest.split_at_mut(now);
+            self.memory.read(pa, head).map_err(|_| fail)?;
+            rest = tail;
+            at = at.checked_add(now as u64).ok_or(fail)?;
+        }
+        Ok(())
+    }
+}
+
+/// The TLBs of the CPUs, for one VM's translations.
+struct Tlb {
+    vttbr: u64,
+    stale: bool,
+}
+
+impl Tlb {
+    const fn of(vttbr: u64) -> Self {
+        Self {
+            vttbr,
+            stale: false,
+        }
+    }
+}
+
+impl Invalidate<Ipa> for Tlb {
+    fn publish(&mut self) {
+        // SAFETY: orders memory accesses.
+        unsafe { core::arch::asm!("dsb ishst", "isb", options(nostack)) };
+    }
+
+    fn invalidate(&mut self, _: &Stale<Ipa>) {
+        self.stale = true;
+    }
+
+    fn invalidate_all(&mut self) {
+        self.stale = true;
+    }
+
+    fn sync(&mut self) {
+        if !core::mem::take(&mut self.stale) {
+            return;
+        }
+        let resident = super::read_register!("vttbr_el2");
+        super::write_register!("vttbr_el2", self.vttbr);
+        // SAFETY: drops translations of the VM, which are walked anew. Nothing runs at EL1 meanwhile.
+        unsafe {
+            core::arch::asm!(
+                "isb",
+                "dsb ishst",
+                "tlbi vmalls12e1is",
+                "dsb ish",
+                "isb",
+                options(nostack)
+            );
+        };
+        super::write_register!("vttbr_el2", resident);
+        aarch64_cpu::asm::barrier::isb(aarch64_cpu::asm::barrier::SY);
     }
 }
 

@@ -41,6 +41,17 @@ pub struct Seat {
     pub upstream: Upstream,
     /// The page by which BARs are mapped: none is shown smaller.
     pub page: PageSize,
+    /// Whether it has an interrupt pin.
+    pub pin: Pin,
+}
+
+/// Whether the guest sees the function's interrupt pin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pin {
+    /// As the device has it.
+    Shown,
+    /// It has none: nobody would bring its interrupts to the guest, who is left with messages.
+    Hidden,
 }
 
 /// The width of an access.

@@ -34,7 +34,7 @@ mod table;
 mod tests;
 
 pub use effects::{Effects, MsiState, MsixState};
-pub use function::{Seat, Siblings, Upstream, VirtualFunction, Width};
+pub use function::{Pin, Seat, Siblings, Upstream, VirtualFunction, Width};
 pub use msix::{MsixTable, MsixVector};
 pub use paint::Refusal;
 pub use segment::{Change, GuestSegment, SeatError};

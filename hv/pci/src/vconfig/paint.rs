@@ -9,7 +9,7 @@ use crate::function::{Bar, Function, Header};
 use crate::probe::bar_offset;
 use crate::regs;
 
-use super::function::{Seat, Siblings, Upstream};
+use super::function::{Pin, Seat, Siblings, Upstream};
 use super::table::{Row, Structure};
 
 /// Why a function cannot be given to a guest at all.
@@ -137,7 +137,10 @@ impl<'a> Painter<'a> {
         );
         self.set(
             regs::INTERRUPT_PIN,
-            self.physical.interrupt_pin.unwrap_or(0),
+            match seat.pin {
+                Pin::Shown => self.physical.interrupt_pin.unwrap_or(0),
+                Pin::Hidden => 0,
+            },
         );
         for bar in &self.physical.bars {
             if bar.place.is_some() && !bar.kind.is_io() {

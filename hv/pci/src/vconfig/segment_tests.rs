@@ -5,7 +5,7 @@ use proptest::collection::vec;
 use proptest::prelude::{any, prop_assert, proptest};
 use types::{Bdf, Pa, PageSize};
 
-use super::{Change, Effects, GuestSegment, MsixTable, Seat, SeatError, Siblings, Upstream};
+use super::{Change, Effects, GuestSegment, MsixTable, Pin, Seat, SeatError, Siblings, Upstream};
 use super::{VirtualFunction, Width};
 use crate::fake::{Below, FakeFunction, FakePci};
 use crate::{
@@ -66,6 +66,7 @@ fn segment(pci: &FakePci, topology: &Topology) -> GuestSegment {
             siblings,
             upstream,
             page: PageSize::SIZE_4K,
+            pin: Pin::Shown,
         };
         let function = topology.function(from).unwrap();
         let function = VirtualFunction::new(pci, function, seat).unwrap();
@@ -262,6 +263,7 @@ fn pins_come_out_at_the_port_above() {
             siblings: Siblings::None,
             upstream: Upstream::RootBus,
             page: PageSize::SIZE_4K,
+            pin: Pin::Shown,
         };
         let function = topology.function(from).unwrap();
         let function = VirtualFunction::new(&pci, function, seat).unwrap();

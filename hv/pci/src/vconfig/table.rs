@@ -170,7 +170,7 @@ pub const TABLE: &[Row] = &[
         .note("the first structure the guest sees"),
     row(Header, 0x35, 7, "Reserved", Hidden),
     row(Header, 0x3c, 1, "Interrupt line", Shadowed).writable(0xff),
-    row(Header, 0x3d, 1, "Interrupt pin", Emulated).note("the device's if it is 1 to 4, else 0"),
+    row(Header, 0x3d, 1, "Interrupt pin", Emulated).note("the device's if it is 1 to 4 and pins are served, else 0"),
     row(Header, 0x3e, 2, "Min_Gnt, Max_Lat", Shadowed).copied(0xffff),
     row(Power, 0x00, 2, "ID, next", Emulated).note("linked past what is hidden"),
     row(Power, 0x02, 2, "Capabilities", Shadowed)

@@ -7,8 +7,8 @@ use proptest::prelude::{Just, Strategy, any, prop_assert, prop_assert_eq, prop_o
 use types::{Pa, PageSize};
 
 use super::{
-    Effects, Refusal, Row, Seat, Siblings, Structure, TABLE, Treatment, Upstream, VirtualFunction,
-    Width,
+    Effects, Pin, Refusal, Row, Seat, Siblings, Structure, TABLE, Treatment, Upstream,
+    VirtualFunction, Width,
 };
 use crate::fake::{Below, FakeFunction, FakeId, FakePci};
 use crate::{
@@ -20,6 +20,7 @@ const SEAT: Seat = Seat {
     siblings: Siblings::None,
     upstream: Upstream::RootBus,
     page: PageSize::SIZE_4K,
+    pin: Pin::Shown,
 };
 
 /// A machine with one function at 00:01.0, enumerated and placed.
@@ -566,4 +567,21 @@ proptest! {
             prop_assert_eq!(a, b);
         }
     }
+}
+
+#[test]
+fn a_hidden_pin_is_none_and_never_asked_for() {
+    let bench = Bench::new(rich());
+    let shown = bench.guest(SEAT);
+    assert!(shown.pin().is_some());
+    let mut guest = bench.guest(Seat {
+        pin: Pin::Hidden,
+        ..SEAT
+    });
+    assert_eq!(guest.read(&bench.pci, 0x3d, Width::Byte), 0);
+    assert!(guest.pin().is_none() && !guest.intx());
+    assert_eq!(
+        guest.write(&bench.pci, 4, Width::Half, 0x0400),
+        Effects::empty()
+    );
 }

@@ -1,5 +1,7 @@
 //! Stream table entries and what leads to them. [IHI 0070 §5.1, §5.2]
 
+use core::fmt;
+
 use types::{Pa, Vmid};
 
 /// `STE.Config`: what is done with a stream. [IHI 0070 §5.2]
@@ -296,6 +298,36 @@ impl Ste {
             used[3] |= S2TTB;
         }
         Self(used)
+    }
+}
+
+impl fmt::Display for Ste {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if !self.is_valid() {
+            return f.write_str("invalid");
+        }
+        let config = self.config();
+        write!(f, "Config {} ", config.bits())?;
+        f.write_str(match config {
+            SteConfig::Abort | SteConfig::Reserved(_) => "(abort)",
+            SteConfig::Bypass => "(bypass)",
+            SteConfig::S1Translate => "(stage 1)",
+            SteConfig::S2Translate => "(stage 2)",
+            SteConfig::Nested => "(nested)",
+        })?;
+        if config.stage1() {
+            write!(
+                f,
+                ", S1ContextPtr {:#x}, S1CDMax {}, S1DSS {}",
+                self.s1_context(),
+                self.s1_cd_max(),
+                self.s1_dss()
+            )?;
+        }
+        if config.stage2() {
+            write!(f, ", S2TTB {:#x}, S2VMID {}", self.s2ttb(), self.vmid())?;
+        }
+        Ok(())
     }
 }
 

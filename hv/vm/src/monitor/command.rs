@@ -1,6 +1,7 @@
 //! What can be asked of the monitor.
 
 use log::LevelFilter;
+use types::Bdf;
 
 /// A command, and what it is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -12,6 +13,8 @@ pub(super) enum Command<'a> {
     Restart(&'a str),
     Vcpu(&'a str, usize),
     Walk(&'a str, u64),
+    Devices(&'a str),
+    Stream(&'a str, Bdf, u64),
     Smmu,
     Frames,
     Log(LevelFilter),
@@ -26,6 +29,9 @@ stop NAME            stops a VM; its memory stays its own
 restart NAME         stops and starts it
 vcpu NAME N          registers, state and core of a vCPU
 walk NAME ADDRESS    where stage 2 takes a guest physical address
+devices NAME         the devices of a VM, and where its guest sees them
+stream NAME BB:DD.F ADDRESS
+                     where DMA of the guest's device BB:DD.F goes at an address
 smmu                 what each IOMMU lets pass
 frames               free memory
 log LEVEL            error, warn, info, debug or trace
@@ -61,6 +67,8 @@ pub enum Argument {
     Address,
     /// A level of the log.
     Level,
+    /// A device of a guest.
+    Device,
 }
 
 impl core::fmt::Display for Argument {
@@ -70,6 +78,7 @@ impl core::fmt::Display for Argument {
             Self::Number => "number of a vCPU",
             Self::Address => "ADDRESS, hexadecimal",
             Self::Level => "LEVEL of the log",
+            Self::Device => "device of the guest, BB:DD.F",
         })
     }
 }
@@ -97,6 +106,12 @@ pub(super) fn parse(line: &str) -> Result<Command<'_>, CommandError> {
             let name = word(Argument::Name)?;
             Command::Walk(name, address(word(Argument::Address)?)?)
         }
+        "devices" => Command::Devices(word(Argument::Name)?),
+        "stream" => {
+            let name = word(Argument::Name)?;
+            let device = device(word(Argument::Device)?)?;
+            Command::Stream(name, device, address(word(Argument::Address)?)?)
+        }
         "smmu" | "iommu" => Command::Smmu,
         "frames" => Command::Frames,
         "log" => {
@@ -110,6 +125,15 @@ pub(super) fn parse(line: &str) -> Result<Command<'_>, CommandError> {
     match words.next() {
         None => Ok(command),
         Some(_) => Err(CommandError::TooMany),
+    }
+}
+
+/// A device as its guest names it.
+fn device(word: &str) -> Result<Bdf, CommandError> {
+    let bad = CommandError::Bad(Argument::Device);
+    match word.parse() {
+        Ok(bundle::GuestDevice::Pci(bdf)) => Ok(bdf),
+        _ => Err(bad),
     }
 }
 

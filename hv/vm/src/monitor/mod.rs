@@ -8,6 +8,7 @@ use alloc::vec::Vec;
 use core::fmt::Write;
 
 use log::LevelFilter;
+use types::Bdf;
 
 use crate::State;
 use command::{Command, HELP, parse};
@@ -121,6 +122,9 @@ pub enum Refusal {
     /// There is no such vCPU.
     #[error("there is no such vCPU")]
     NoVcpu,
+    /// The VM has no such device.
+    #[error("it has no such device; `devices NAME` shows them")]
+    NoDevice,
     /// The address is wider than the VM's.
     #[error("the address is too wide")]
     TooWide,
@@ -163,6 +167,19 @@ pub trait Control {
     /// # Errors
     /// [`Refusal::TooWide`].
     fn walk(&self, vm: usize, address: u64) -> Result<Walk, Refusal>;
+
+    /// The devices of a VM, a line each.
+    ///
+    /// # Errors
+    /// [`Refusal`].
+    fn devices(&self, vm: usize) -> Result<Vec<String>, Refusal>;
+
+    /// Where DMA of a VM's device, named as its guest does, goes at an address: a line for each step,
+    /// from the tables as they stand in memory.
+    ///
+    /// # Errors
+    /// [`Refusal::NoDevice`], [`Refusal::TooWide`].
+    fn stream(&self, vm: usize, device: Bdf, address: u64) -> Result<Vec<String>, Refusal>;
 
     /// The IOMMUs.
     fn iommus(&self) -> Vec<Iommu>;
@@ -245,6 +262,16 @@ impl Monitor {
             Command::Walk(name, address) => {
                 if let Some(vm) = find(control, name, text) {
                     walk(control, vm, address, text);
+                }
+            }
+            Command::Devices(name) => {
+                if let Some(vm) = find(control, name, text) {
+                    lines(control.devices(vm), text);
+                }
+            }
+            Command::Stream(name, device, address) => {
+                if let Some(vm) = find(control, name, text) {
+                    lines(control.stream(vm, device, address), text);
                 }
             }
             Command::Smmu => {
@@ -386,6 +413,17 @@ fn vcpu(control: &dyn Control, vm: usize, number: usize, text: &mut String) {
             put(text, format_args!(" {name:>9} {value:016x}"));
         }
         text.push('\n');
+    }
+}
+
+/// What was asked for, a line each.
+fn lines(answer: Result<Vec<String>, Refusal>, text: &mut String) {
+    match answer {
+        Ok(lines) if lines.is_empty() => text.push_str("none\n"),
+        Ok(lines) => lines
+            .iter()
+            .for_each(|line| put(text, format_args!("{line}\n"))),
+        Err(refusal) => put(text, format_args!("{refusal}\n")),
     }
 }
 

@@ -6,6 +6,7 @@ use alloc::vec::Vec;
 
 use log::LevelFilter;
 use proptest::prelude::{any, proptest};
+use types::Bdf;
 
 use super::{
     Activity, Control, Frames, Iommu, Monitor, Refusal, Reply, Then, VcpuState, VmStatus, Walk,
@@ -108,6 +109,20 @@ impl Control for Machine {
             level: 2,
             descriptor: 0x5000_07fd,
         })
+    }
+
+    fn devices(&self, vm: usize) -> Result<Vec<String>, Refusal> {
+        Ok(match vm {
+            0 => vec!["00:01.0 is 0000:00:02.0".into()],
+            _ => Vec::new(),
+        })
+    }
+
+    fn stream(&self, _vm: usize, device: Bdf, address: u64) -> Result<Vec<String>, Refusal> {
+        if device != Bdf::new(0, 1, 0).unwrap() {
+            return Err(Refusal::NoDevice);
+        }
+        Ok(vec![alloc::format!("stage 2: {address:#x}")])
     }
 
     fn iommus(&self) -> Vec<Iommu> {
@@ -230,4 +245,19 @@ proptest! {
         let reply = Monitor::new().execute(&line, &mut Machine::new());
         assert!(reply.then != Then::Stay || !reply.text.to_string().is_empty());
     }
+}
+
+#[test]
+fn devices_are_listed_and_their_streams_walked() {
+    let (mut machine, mut monitor) = (Machine::new(), Monitor::new());
+    let mut ask = |line| machine.ask(&mut monitor, line);
+    assert_eq!(ask("devices one"), "00:01.0 is 0000:00:02.0\n");
+    assert_eq!(ask("devices two"), "none\n");
+    assert_eq!(
+        ask("stream one 00:01.0 0x40000000"),
+        "stage 2: 0x40000000\n"
+    );
+    assert!(ask("stream one 00:02.0 0").contains("no such device"));
+    assert!(ask("stream one phb:0 0").contains("no device of the guest"));
+    assert!(ask("stream one 00:01.0").contains("ADDRESS"));
 }
