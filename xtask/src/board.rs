@@ -112,8 +112,19 @@ pub(crate) struct Disk {
     pub(crate) name: String,
     /// Size with M or G.
     pub(crate) size: String,
-    /// QEMU's `-device` without the drive.
+    /// QEMU's `-device` without the drive; nothing when a device of other arguments has it.
     pub(crate) device: String,
+}
+
+impl Disk {
+    /// A disk that a device of other arguments has: `spare1` and so on.
+    pub(crate) fn spare(number: usize) -> Self {
+        Self {
+            name: format!("spare{number}"),
+            size: "16M".to_owned(),
+            device: String::new(),
+        }
+    }
 }
 
 impl Board {

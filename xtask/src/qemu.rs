@@ -109,7 +109,9 @@ pub(crate) fn line(program: &Path, board: &Board, vary: &Variation, files: &File
                 disk.name
             ),
         );
-        args.option("-device", format!("{},drive={}", disk.device, disk.name));
+        if !disk.device.is_empty() {
+            args.option("-device", format!("{},drive={}", disk.device, disk.name));
+        }
     }
     if vary.time == Time::Instructions {
         args.option("-icount", "shift=0,sleep=off")

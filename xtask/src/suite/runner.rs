@@ -13,7 +13,7 @@ use super::Tally;
 use super::bundles;
 use super::cases::{Case, Check, Company, Disks, End, Ground};
 use super::tool;
-use crate::board::{Arch, Board};
+use crate::board::{Arch, Board, Disk};
 use crate::build::{self, Built, Profile};
 use crate::provide::{self, toolchain};
 use crate::qemu::{self, Line};
@@ -151,8 +151,10 @@ impl Bench<'_> {
             .get(&board.arch)
             .context("its tools were not provided")?;
         let mut board = board.clone();
-        if case.disks == Disks::None {
-            board.disks.clear();
+        match case.disks {
+            Disks::OfBoard => {}
+            Disks::AndSpare(count) => board.disks.extend((1..=count).map(Disk::spare)),
+            Disks::None => board.disks.clear(),
         }
         let mut vary = case.vary.clone();
         let files = match case.ground {

@@ -3,6 +3,7 @@
 mod dma;
 mod guests;
 mod linux;
+mod passthrough;
 mod pseries;
 mod shares;
 mod tool;
@@ -80,6 +81,8 @@ pub(super) enum End {
 pub(super) enum Disks {
     /// Those of the board.
     OfBoard,
+    /// And so many more, `spare1` and so on, which the test's own devices are to use.
+    AndSpare(usize),
     /// None.
     None,
 }
@@ -221,6 +224,7 @@ pub(super) fn of_board(board: &str, extent: Extent) -> Vec<Case> {
             linux::cases(),
             guests::cases(),
             dma::cases(),
+            passthrough::cases(),
             vms::cases(),
             shares::cases(),
             tool::cases(),

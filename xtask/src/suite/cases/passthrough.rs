@@ -1,0 +1,197 @@
+//! Tests of real devices in guests: Debian's drivers, behind the SMMU's stage 2, with messages by an ITS.
+//!
+//! Each boot has several devices and several checks, because a boot is what costs time: drivers probe,
+//! message interrupts rise, files on an NVMe disk survive a restart of the VM, pings are answered.
+
+use std::time::Duration;
+
+use super::{Bundle, Case, Disks};
+
+const BOARD: &str = "virt";
+
+/// A Linux VM with these devices, which reads its interrupts, pings, and checks files across a restart.
+macro_rules! linux {
+    ($kernel:literal, $firmware:literal, $vcpus:literal, $devices:expr) => {
+        Bundle::Manifest(concat!(
+            "version = 1\n[[vm]]\nname = \"linux\"\nmemory = \"384M\"\ncpus = ",
+            $vcpus,
+            "\nkernel = \"debian:",
+            $kernel,
+            "\"\ninitrd = \"initramfs\"\nfirmware = \"",
+            $firmware,
+            "\"\nmsi = \"vits\"\niommu = \"stage2\"\n",
+            "append = \"console=ttyAMA0 quiet do=irqs,net,disk-restart,off\"\ndevices = [",
+            $devices,
+            "]\n"
+        ))
+    };
+}
+
+/// A VM of no more than two instructions, with these devices.
+macro_rules! tiny {
+    ($name:literal, $devices:expr) => {
+        concat!(
+            "[[vm]]\nname = \"",
+            $name,
+            "\"\nmemory = \"2M\"\nkernel = \"off.bin\"\nkernel_format = \"flat\"\n",
+            "devices = [",
+            $devices,
+            "]\n"
+        )
+    };
+}
+
+/// The board's disk on the root bus; a virtio NIC, an e1000e and an igb each behind a root port, where all of
+/// them can be reset. The guest finds two of the four on its own root bus and two behind ports of its own.
+macro_rules! below_ports {
+    () => {
+        "{ host = \"0000:00:01.0\" }, { host = \"0000:01:00.0\", guest = \"01:00.0\" }, \
+         { host = \"0000:02:00.0\" }, { host = \"0000:03:00.0\", guest = \"02:00.0\" }"
+    };
+}
+
+/// The board's disk, and all that is behind one switch: a second disk, an e1000e, a virtio disk.
+macro_rules! below_switch {
+    () => {
+        "{ host = \"0000:00:01.0\" }, { host = \"0000:03:00.0\" }, { host = \"0000:04:00.0\" }, \
+         { host = \"0000:05:00.0\" }"
+    };
+}
+
+pub(super) fn cases() -> Vec<Case> {
+    let ports = |firmware: &str, bundle| {
+        let name =
+            format!("a disk and three NICs, on the root bus and behind ports, by {firmware}");
+        with_ports(used(name, bundle, (3, 1)))
+    };
+    let switch = |kernel: &str, firmware: &str, bundle, only_full| {
+        let name = format!("three disks and a NIC, behind a switch, Linux {kernel} by {firmware}");
+        let mut case = with_switch(used(name, bundle, (1, 3)));
+        case.only_full = only_full;
+        case
+    };
+    vec![
+        ports("dt", linux!("6.12", "dt", "2", below_ports!())),
+        ports("acpi", linux!("6.12", "acpi", "2", below_ports!())),
+        switch(
+            "6.1",
+            "dt",
+            linux!("6.1", "dt", "1", below_switch!()),
+            false,
+        ),
+        switch(
+            "6.1",
+            "acpi",
+            linux!("6.1", "acpi", "1", below_switch!()),
+            true,
+        ),
+        half_a_group(),
+        behind_no_smmu(),
+    ]
+}
+
+/// Linux with so many NICs and disks: each interrupts, pings are answered, files survive a restart.
+fn used(name: String, bundle: Bundle, (nics, disks): (u32, u32)) -> Case {
+    let all = nics + disks;
+    let mut case = Case::new(BOARD, name).bundle(bundle).expect(&[
+        "smmu0: on: every stream aborts until a VM has it",
+        "guest: Linux .* is up, ",
+        &format!(r"action irqs: ok: [1-9]\d* interrupts by {all} devices"),
+        &format!("action net: ok: {nics} interfaces"),
+        &format!("action disk-restart: {disks} disks written, resetting"),
+        "vm linux: reset",
+        // Everything again, with devices that were reset in between.
+        "guest: Linux .* is up, ",
+        &format!(r"action irqs: ok: [1-9]\d* interrupts by {all} devices"),
+        &format!("action net: ok: {nics} interfaces"),
+        r"files are as they were written before the reset",
+        &format!("action disk-restart: ok: {disks} disks"),
+        "vm linux: powered off",
+    ]);
+    // No DMA of theirs is refused, and none of their messages comes by another way.
+    case.forbids.extend(
+        [
+            r"smmu\d+: [A-Z]_",
+            "FAILED",
+            "another chip than an ITS",
+            "(?i)call trace|timeout, completion polled",
+        ]
+        .map(str::to_owned),
+    );
+    case.timeout = Duration::from_secs(600);
+    case
+}
+
+/// A NIC of this model, on a network of its own.
+fn nic(case: Case, number: usize, device: &str) -> Case {
+    case.args(&[
+        "-netdev",
+        &format!("user,id=net{number}"),
+        "-device",
+        &format!("{device},netdev=net{number},romfile="),
+    ])
+}
+
+fn device(case: Case, device: &str) -> Case {
+    case.args(&["-device", device])
+}
+
+fn with_ports(mut case: Case) -> Case {
+    for number in 0..3 {
+        let place = format!("chassis={},addr={:x}", number + 1, number + 2);
+        case = device(case, &format!("pcie-root-port,id=port{number},{place}"));
+    }
+    case = nic(case, 0, "virtio-net-pci,iommu_platform=on,bus=port0");
+    case = nic(case, 1, "e1000e,bus=port1");
+    nic(case, 2, "igb,bus=port2")
+}
+
+/// No port of QEMU's switch has access control: all that is below it is one group.
+fn with_switch(mut case: Case) -> Case {
+    case = device(case, "pcie-root-port,id=port0,chassis=1,addr=3");
+    case = device(case, "x3130-upstream,id=switch,bus=port0");
+    for slot in 0..3 {
+        let port =
+            format!("xio3130-downstream,id=down{slot},bus=switch,slot={slot},chassis=1{slot}");
+        case = device(case, &port);
+    }
+    case.disks = Disks::AndSpare(2);
+    case = device(case, "nvme,serial=spare1,bus=down0,drive=spare1");
+    case = device(
+        case,
+        "virtio-blk-pci,iommu_platform=on,bus=down2,drive=spare2",
+    );
+    nic(case, 0, "e1000e,bus=down1")
+}
+
+/// One device behind a switch without the others.
+fn half_a_group() -> Case {
+    let mut case = Case::new(
+        BOARD,
+        "half of an isolation group is refused with what is in the way",
+    )
+    .bundle(Bundle::Manifest(concat!(
+        tiny!("half", "{ host = \"0000:04:00.0\" }"),
+        tiny!("other", "{ host = \"0000:00:01.0\" }")
+    )))
+    .expect(&[
+        "vm half: left out: its devices cannot be given to it:",
+        "0000:04:00.0",
+        "vm other: 2 MiB",
+        "vm other: powered off",
+    ]);
+    case.forbids.clear();
+    with_switch(case)
+}
+
+fn behind_no_smmu() -> Case {
+    Case::new(BOARD, "a device behind no SMMU is refused")
+        .bundle(Bundle::Manifest(tiny!("bold", "{ host = \"0000:00:01.0\" }")))
+        .args(&["-M", "iommu=none"])
+        .expect(&[
+            "0000:00:01.0: cannot be given away: it is behind no SMMU: unsafe_dma = \"identity\" is not supported",
+            "vm bold: left out: its devices cannot be given to it:",
+            "verdict 1: no VM of the bundle can be run",
+        ])
+        .fatal()
+}
