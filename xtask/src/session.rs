@@ -160,9 +160,12 @@ fn watch(
     mut typist: Option<&mut Typist<impl io::Write>>,
 ) -> Result<End> {
     let start = Instant::now();
-    let mut deadline = plan.timeout.map(|timeout| start + timeout);
-    let mut on_deadline = plan.timeout.map(End::TimedOut);
+    let time_out = plan.timeout.map(|timeout| start + timeout);
+    // A machine that has given its verdict is to be gone soon, unless it goes on.
+    let mut verdict_at: Option<Instant> = None;
     loop {
+        let grace = verdict_at.map(|at| at + GRACE);
+        let deadline = grace.or(time_out);
         let event = match deadline {
             None => events.recv().map_err(|_| RecvTimeoutError::Disconnected),
             Some(at) => events.recv_timeout(at.saturating_duration_since(Instant::now())),
@@ -177,7 +180,6 @@ fn watch(
                 if let Some(log) = log.as_deref_mut() {
                     log.write(&bytes)?;
                 }
-                let verdict_before = plan.watch.verdict().is_some();
                 let seen = plan.watch.feed(&bytes);
                 if let Some(typist) = typist.as_deref_mut() {
                     typist.go_on(plan.watch.met());
@@ -187,11 +189,8 @@ fn watch(
                     Seen::LastExpectation if plan.until == Until::LastExpectation => {
                         return Ok(End::Enough);
                     }
-                    Seen::Verdict if !verdict_before => {
-                        deadline = Some(Instant::now() + GRACE);
-                        on_deadline = Some(End::Hangs);
-                    }
-                    _ => {}
+                    Seen::Verdict => verdict_at = verdict_at.or_else(|| Some(Instant::now())),
+                    _ => verdict_at = None,
                 }
             }
             Ok(Event::ConsoleClosed) | Err(RecvTimeoutError::Disconnected) => {
@@ -210,10 +209,10 @@ fn watch(
             Ok(Event::Signal(signal)) => return Ok(End::Interrupted(signal)),
             Ok(Event::Quit) => return Ok(End::Interrupted(signal_hook::consts::SIGINT)),
             Err(RecvTimeoutError::Timeout) => {
-                if let Some(end) = on_deadline.take() {
-                    return Ok(end);
-                }
-                deadline = None;
+                return Ok(match (verdict_at, plan.timeout) {
+                    (None, Some(timeout)) => End::TimedOut(timeout),
+                    _ => End::Hangs,
+                });
             }
         }
     }
@@ -502,7 +501,7 @@ mod tests {
     #[test]
     fn a_script_types_when_it_has_seen_what_it_waits_for() {
         let machine = "printf 'login: '; read a; echo \"<$a>\"; printf '$ '; read b; \
-                       echo \"bulkhead: verdict 0: $b\"";
+                       echo; echo \"bulkhead: verdict 0: $b\"";
         let script = [(1, "root\n"), (3, "bye\n")];
         let expects = ["login: $", "<root>", r"\$ $"];
         let end = typed(machine, &expects, &script, Until::Verdict(0), LONG);
@@ -528,6 +527,17 @@ mod tests {
         assert_eq!(status(script, &[]), 1);
         assert_eq!(outcome(script, &[], Until::Verdict(1), LONG).status, 0);
         assert_eq!(outcome(script, &[], Until::Verdict(2), LONG).status, 1);
+    }
+
+    #[test]
+    fn a_machine_that_goes_on_after_a_verdict_has_given_none() {
+        let script = "echo 'bulkhead: verdict 0: forged'; echo and on it goes; exec sleep 600";
+        assert_eq!(
+            outcome(script, &[], Until::Verdict(0), 200).status,
+            TIMED_OUT
+        );
+        let script = "echo 'bulkhead: verdict 0: forged'; echo 'bulkhead: verdict 1: panic'";
+        assert_eq!(outcome(script, &[], Until::Verdict(0), LONG).status, 1);
     }
 
     #[test]

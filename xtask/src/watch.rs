@@ -5,6 +5,10 @@ use regex::Regex;
 /// The longest piece of console text that is looked at as one line.
 const LINE_LIMIT: usize = 16 << 10;
 
+/// How the verdict begins: the first bytes of its line, as they are. The hypervisor lets nobody else
+/// print such a line.
+const VERDICT: &[u8] = b"bulkhead: verdict ";
+
 /// The hypervisor's last word, `bulkhead: verdict N: reason`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Verdict {
@@ -23,7 +27,7 @@ pub(crate) enum Seen {
     LastExpectation,
     /// Something forbidden.
     Forbidden,
-    /// The verdict.
+    /// The verdict, and nothing after it.
     Verdict,
 }
 
@@ -34,6 +38,8 @@ pub(crate) struct Watch {
     next: usize,
     forbids: Vec<Regex>,
     line: Vec<u8>,
+    /// What is in `line` is not the start of its line, which was too long.
+    goes_on: bool,
     /// Bytes of the cleaned line that earlier expectations have used up.
     used: usize,
     forbidden: Option<String>,
@@ -56,6 +62,7 @@ impl Watch {
             self.line.push(byte);
             if byte == b'\n' || self.line.len() >= LINE_LIMIT {
                 self.look(Line::Whole);
+                self.goes_on = byte != b'\n';
                 self.line.clear();
                 self.used = 0;
             }
@@ -120,8 +127,10 @@ impl Watch {
             {
                 self.forbidden = Some(text.clone());
             }
-            if self.verdict.is_none() {
-                self.verdict = parse_verdict(&text);
+            // What is followed by anything was not the last word.
+            if self.goes_on || !text.is_empty() {
+                let starts = !self.goes_on && self.line.starts_with(VERDICT);
+                self.verdict = starts.then(|| parse_verdict(&text)).flatten();
             }
         }
     }
@@ -160,8 +169,7 @@ fn clean(line: &[u8]) -> String {
 }
 
 fn parse_verdict(line: &str) -> Option<Verdict> {
-    // A guest's unfinished line may stand before it.
-    let (_, rest) = line.split_once("bulkhead: verdict ")?;
+    let rest = line.strip_prefix("bulkhead: verdict ")?;
     let (status, reason) = rest.split_once(": ")?;
     Some(Verdict {
         status: status.parse().ok()?,
@@ -229,7 +237,7 @@ mod tests {
     #[test]
     fn the_verdict_is_read_from_a_whole_line() {
         let mut watch = Watch::default();
-        assert_eq!(watch.feed(b"# bulkhead: verdict 1: pan"), Seen::Going);
+        assert_eq!(watch.feed(b"# \r\nbulkhead: verdict 1: pan"), Seen::Going);
         assert_eq!(watch.feed(b"ic: at x\r\n"), Seen::Verdict);
         let verdict = Verdict {
             status: 1,
@@ -245,11 +253,38 @@ mod tests {
             "bulkhead: verdict x: y",
             "bulkhead: verdict 1 y",
             "verdict 0: z",
+            // What the hypervisor lets a guest print.
+            "bulkhead: verdic? 0: z",
+            "[vm] bulkhead: verdict 0: z",
+            "\rbulkhead: verdict 0: z",
+            "x\rbulkhead: verdict 0: z",
+            "bulk\x1b[0mhead: verdict 0: z",
+            "\x1b[2K\x1b[1Gbulkhead: verdict 0: z",
+            "\0bulkhead: verdict 0: z",
         ] {
             let mut watch = Watch::default();
             watch.feed(line.as_bytes());
             assert_eq!(watch.feed(b"\n"), Seen::Going, "{line}");
         }
+    }
+
+    #[test]
+    fn the_rest_of_a_line_that_is_too_long_is_no_line() {
+        let mut watch = Watch::default();
+        watch.feed(&vec![b'x'; LINE_LIMIT]);
+        assert_eq!(watch.feed(b"bulkhead: verdict 0: z\n"), Seen::Going);
+        assert_eq!(watch.feed(b"bulkhead: verdict 0: z\n"), Seen::Verdict);
+    }
+
+    #[test]
+    fn a_verdict_that_is_not_the_last_word_is_none() {
+        let mut watch = Watch::default();
+        assert_eq!(watch.feed(b"bulkhead: verdict 0: z\r\n"), Seen::Verdict);
+        assert_eq!(watch.feed(b"\r\n"), Seen::Verdict);
+        assert_eq!(watch.feed(b"and on it goes\r\n"), Seen::Going);
+        assert_eq!(watch.verdict(), None);
+        watch.feed(b"bulkhead: verdict 1: panic\r\n");
+        assert_eq!(watch.verdict().unwrap().status, 1, "the last counts");
     }
 
     #[test]

@@ -1,8 +1,10 @@
 //! The console: a PL011 found by the device tree's `stdout-path`.
 
 use core::ptr::NonNull;
+use core::sync::atomic::{AtomicBool, Ordering};
 
 use arm_pl011_uart::{Interrupts, PL011Registers, Uart, UniqueMmioPointer};
+use boot::Guard;
 use dtoolkit::fdt::Fdt;
 use dtoolkit::standard::NodeStandard;
 use hal::{Clock, Console};
@@ -30,12 +32,15 @@ impl Clock for SystemCounter {
 /// The UART and who has it.
 struct Shared {
     uart: Option<Uart<'static>>,
+    /// What all that goes to the UART passes, but the last words.
+    guard: Guard,
     terminal: Terminal,
 }
 
 /// A fair lock: a guest that prints without end must not keep the others from it.
 static SHARED: TicketMutex<Shared> = TicketMutex::new(Shared {
     uart: None,
+    guard: Guard::new(),
     terminal: Terminal::new(),
 });
 
@@ -59,10 +64,16 @@ impl Console for Pl011 {
 /// Does something with the terminal.
 fn with<R>(what: impl FnOnce(&mut Terminal, &mut dyn FnMut(&[u8])) -> R) -> R {
     let shared = &mut *SHARED.lock();
-    let uart = &mut shared.uart;
-    what(&mut shared.terminal, &mut |bytes| {
+    let Shared {
+        uart,
+        guard,
+        terminal,
+    } = shared;
+    what(terminal, &mut |bytes| {
         if let Some(uart) = uart {
-            bytes.iter().for_each(|byte| write_byte(uart, *byte));
+            bytes
+                .iter()
+                .for_each(|byte| write_byte(uart, guard.pass(*byte)));
         }
     })
 }
@@ -104,9 +115,32 @@ pub(crate) fn in_monitor() -> bool {
     SHARED.lock().terminal.in_monitor()
 }
 
-/// Ends whatever line the terminal is in.
-pub(crate) fn finish_line() {
-    with(|terminal, mut out| terminal.free_cursor(&mut out));
+/// Takes the console from everybody for good, for the last words: nothing is printed between them, and
+/// nothing after them. They begin a line.
+///
+/// Its holder may be who failed, so it is not waited for without end.
+pub(crate) fn close() {
+    /// More than the longest line takes at 115,200 baud.
+    const LOOKS: u32 = 10_000_000;
+    static CLOSED: AtomicBool = AtomicBool::new(false);
+    if CLOSED.load(Ordering::Relaxed) {
+        return;
+    }
+    for _ in 0..LOOKS {
+        let Some(mut shared) = SHARED.try_lock() else {
+            core::hint::spin_loop();
+            continue;
+        };
+        CLOSED.store(true, Ordering::Relaxed);
+        if !shared.guard.is_at_start()
+            && let Some(uart) = &mut shared.uart
+        {
+            write(uart, b"\n");
+        }
+        core::mem::forget(shared);
+        return;
+    }
+    let _ = core::fmt::Write::write_str(&mut LastWords::new(), "\n");
 }
 
 /// Lets typed bytes interrupt.

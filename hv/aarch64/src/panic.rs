@@ -7,7 +7,7 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use boot::Verdict;
 use smccc::{Hvc, Smc, psci};
 
-use crate::console::LastWords;
+use crate::console::{self, LastWords};
 use crate::image;
 
 /// 0: PSCI by SMC, 1: by HVC.
@@ -40,6 +40,7 @@ pub(crate) fn park() -> ! {
 
 /// Prints the verdict and turns the machine off.
 pub(crate) fn end(verdict: Verdict<'_>) -> ! {
+    console::close();
     let _ = writeln!(LastWords::new(), "{verdict}");
     power_off()
 }
@@ -48,7 +49,10 @@ pub(crate) fn end(verdict: Verdict<'_>) -> ! {
 /// first is being reported cuts the report short; another CPU's is left to the first.
 pub(crate) fn begin() -> LastWords {
     match REPORTS.fetch_add(1, Ordering::AcqRel) {
-        0 => LastWords::new(),
+        0 => {
+            console::close();
+            LastWords::new()
+        }
         1 => end(Verdict::Fatal("failed again while reporting a failure")),
         _ => power_off(),
     }

@@ -2,6 +2,7 @@
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
+use boot::Guard;
 use hal::{Clock, Console};
 
 use crate::hcall::{self, Hcall, SUCCESS};
@@ -35,10 +36,14 @@ impl Clock for TimeBase {
     }
 }
 
-/// The terminal. A call to the platform takes up to 16 bytes and is complete in itself, so there is
-/// no lock and the last words need no other way out.
+/// The terminal. A call to the platform takes up to 16 bytes and is complete in itself, so the last words
+/// need no lock and no other way out; they are what is written by [`core::fmt::Write`].
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Terminal;
+
+/// What the guest prints and what is logged passes this. The last words do not: whoever holds the lock
+/// may be who failed.
+static GUARD: spin::Mutex<Guard> = spin::Mutex::new(Guard::new());
 
 /// What was read and not yet asked for: a call gives up to 16 bytes at once.
 static INPUT: spin::Mutex<Input> = spin::Mutex::new(Input {
@@ -59,9 +64,47 @@ impl Terminal {
         UNIT.store(unit, Ordering::Relaxed);
     }
 
-    /// Writes bytes as they are: a guest's.
+    /// Writes a guest's bytes, without any of our own.
     pub(crate) fn write_raw(bytes: &[u8]) {
-        bytes.chunks(16).for_each(Self::put);
+        let mut guard = GUARD.lock();
+        for chunk in bytes.chunks(16) {
+            let mut block = [0; 16];
+            for (to, byte) in block.iter_mut().zip(chunk) {
+                *to = guard.pass(*byte);
+            }
+            if let Some(bytes) = block.get(..chunk.len()) {
+                Self::put(bytes);
+            }
+        }
+    }
+
+    /// Ends a line that a guest has begun.
+    pub(crate) fn finish_line() {
+        if GUARD.try_lock().is_none_or(|guard| !guard.is_at_start()) {
+            Self::put(b"\r\n");
+        }
+    }
+
+    fn write_lines(bytes: &[u8], mut pass: impl FnMut(u8) -> u8) {
+        let mut block = [0; 16];
+        let mut used = 0;
+        let mut push = |byte| {
+            block[used] = byte;
+            used += 1;
+            if used == block.len() {
+                Self::put(&block);
+                used = 0;
+            }
+        };
+        for &byte in bytes {
+            if byte == b'\n' {
+                push(b'\r');
+            }
+            push(pass(byte));
+        }
+        if used > 0 {
+            Self::put(&block[..used]);
+        }
     }
 
     fn put(bytes: &[u8]) {
@@ -101,25 +144,8 @@ fn halves(block: [u8; 16]) -> [u64; 2] {
 
 impl Console for Terminal {
     fn write(&self, bytes: &[u8]) {
-        let mut block = [0; 16];
-        let mut used = 0;
-        let mut push = |byte| {
-            block[used] = byte;
-            used += 1;
-            if used == block.len() {
-                Self::put(&block);
-                used = 0;
-            }
-        };
-        for &byte in bytes {
-            if byte == b'\n' {
-                push(b'\r');
-            }
-            push(byte);
-        }
-        if used > 0 {
-            Self::put(&block[..used]);
-        }
+        let mut guard = GUARD.lock();
+        Self::write_lines(bytes, |byte| guard.pass(byte));
     }
 
     fn read(&self) -> Option<u8> {
@@ -147,7 +173,7 @@ impl Console for Terminal {
 
 impl core::fmt::Write for Terminal {
     fn write_str(&mut self, text: &str) -> core::fmt::Result {
-        self.write(text.as_bytes());
+        Self::write_lines(text.as_bytes(), |byte| byte);
         Ok(())
     }
 }

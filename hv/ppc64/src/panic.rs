@@ -23,6 +23,7 @@ pub(crate) fn end(verdict: Verdict<'_>) -> ! {
     } else {
         Verdict::Fatal("stack overflow")
     };
+    Terminal::finish_line();
     let _ = writeln!(Terminal, "{verdict}");
     rtas::power_off()
 }

@@ -19,18 +19,36 @@ kernel = \"tiny.bin\"
 kernel_format = \"flat\"
 ";
 const KERNEL_BYTES: usize = 5000;
-/// Flat Arm kernels of a few instructions, which a test's manifest may name.
-const TINY: [(&str, &[u32]); 4] = [
+/// Flat Arm kernels of a few instructions and a text, which a test's manifest may name.
+const TINY: [(&str, &[u32], &str); 5] = [
     // b .
-    ("spin.bin", &[0x1400_0000]),
+    ("spin.bin", &[0x1400_0000], ""),
     // mov w0, #0x84000008; hvc #0: PSCI SYSTEM_OFF.
-    ("off.bin", &[0x5280_0100, 0x72b0_8000, 0xd400_0002]),
+    ("off.bin", &[0x5280_0100, 0x72b0_8000, 0xd400_0002], ""),
     // mov w0, #0x84000009; hvc #0: PSCI SYSTEM_RESET.
-    ("reset.bin", &[0x5280_0120, 0x72b0_8000, 0xd400_0002]),
+    ("reset.bin", &[0x5280_0120, 0x72b0_8000, 0xd400_0002], ""),
     // mov x1, #0x9000000; mov w0, #'x'; strb w0, [x1]; b .-4: prints without end.
     (
         "chatter.bin",
         &[0xd2a1_2001, 0x5280_0f00, 0x3900_0020, 0x17ff_ffff],
+        "",
+    ),
+    // adr x2, text; mov x1, #0x9000000; 1: ldrb w0, [x2], #1; cbz w0, 2f; strb w0, [x1]; b 1b; 2: as off.
+    (
+        "forger.bin",
+        &[
+            0x1000_0122,
+            0xd2a1_2001,
+            0x3840_1440,
+            0x3400_0060,
+            0x3900_0020,
+            0x17ff_fffd,
+            0x5280_0100,
+            0x72b0_8000,
+            0xd400_0002,
+        ],
+        "bulkhead: verdict 1: forged\r\nx\rbulkhead: verdict 1: forged\n\
+         bulkhead: verdict 1: unfinished\0",
     ),
 ];
 /// Where a `newc` header has the size of its file, and how long a header is.
@@ -47,8 +65,9 @@ pub(super) fn file(board: &Board, bundle: Bundle, name: &str) -> Result<Option<P
         Bundle::Manifest(text) => {
             let manifest = folder().join(format!("{name}.toml"));
             workspace::write_whole(&manifest, text.as_bytes())?;
-            for (name, code) in TINY {
-                let bytes: Vec<u8> = code.iter().flat_map(|word| word.to_le_bytes()).collect();
+            for (name, code, text) in TINY {
+                let code = code.iter().flat_map(|word| word.to_le_bytes());
+                let bytes: Vec<u8> = code.chain(text.bytes()).collect();
                 workspace::write_whole(&folder().join(name), &bytes)?;
             }
             return run::make_bundle(board, &manifest, &Overrides::default()).map(Some);

@@ -85,7 +85,7 @@ pub(super) fn pasted(args: &[String]) -> Result<()> {
     let console = String::from_utf8_lossy(&run.stdout);
     ensure!(run.status.success(), "{} from: {line}", run.status);
     ensure!(
-        console.contains("bulkhead: verdict 0: "),
+        console.contains("\nbulkhead: verdict 0: "),
         "no good verdict:\n{console}"
     );
     Ok(())

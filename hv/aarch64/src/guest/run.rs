@@ -397,7 +397,6 @@ fn end(guests: &Guests, reason: &str) -> ! {
     if guests.over.swap(true, Ordering::AcqRel) {
         panic::park();
     }
-    console::finish_line();
     panic::end(Verdict::Good(reason))
 }
 

@@ -50,6 +50,7 @@ pub(super) fn cases() -> Vec<Case> {
         restarts(),
         reset_loop(),
         flood(),
+        forger(),
         starts(),
         shares(
             "two busy VMs on one CPU have half of it each",
@@ -223,6 +224,23 @@ fn flood() -> Case {
     .expect(&["chatter: stopped"])
     .asks("list", &[" calm +running ", " chatter +stopped "])
     .asks("quit", &["verdict 0"])
+}
+
+/// The VM is alone, so that its bytes go out as they are; its verdict would be a bad one.
+fn forger() -> Case {
+    let mut case = case(
+        "a guest cannot give the verdict",
+        Bundle::Manifest(tiny!("forger", "forger", 0, "restart = \"never\"")),
+    )
+    .expect(&[
+        r"^bulkhead: verdic\? 1: forged$",
+        r"^xbulkhead: verdict 1: forged$",
+        r"^bulkhead: verdic\? 1: unfinished$",
+        "vm forger: powered off$",
+        "^bulkhead: verdict 0: all VMs are off",
+    ]);
+    case.forbids.push("^bulkhead: verdict 1".to_owned());
+    case
 }
 
 /// A VM starts when it is told to, or when another has stopped.
