@@ -727,10 +727,13 @@ impl Hardware {
         for vector in 0..function.events {
             self.set_route(function, vector, None);
         }
-        if let Some(its) = self.itss.get(function.its)
-            && let Err(error) = its.lock().unmap_device(function.device_id)
-        {
-            log::error!("pci {}: its ITS: {error}", function.bdf);
+        if let Some(its) = self.itss.get(function.its) {
+            let mut its = its.lock();
+            // A message that waits at a CPU outlives its mapping: it must not reach the next owner.
+            let cleared = its.clear(function.device_id, function.events);
+            if let Err(error) = cleared.and_then(|()| its.unmap_device(function.device_id)) {
+                log::error!("pci {}: its ITS: {error}", function.bdf);
+            }
         }
         if let Err(error) = self.iommu.lock().unbind(function.device) {
             log::error!("pci {}: {error}", function.bdf);

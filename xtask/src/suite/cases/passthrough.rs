@@ -8,6 +8,8 @@ use std::time::Duration;
 use super::{Bundle, Case, Disks};
 
 const BOARD: &str = "virt";
+/// A DMA that was refused, in the hypervisor's log.
+const EVENT: &str = r"smmu\d+: [A-Z]+_[A-Z_]+ sid ";
 
 /// A Linux VM with these devices, which reads its interrupts, pings, and checks files across a restart.
 macro_rules! linux {
@@ -71,6 +73,7 @@ pub(super) fn cases() -> Vec<Case> {
         case
     };
     vec![
+        default_guest(),
         ports("dt", linux!("6.12", "dt", "2", below_ports!())),
         ports("acpi", linux!("6.12", "acpi", "2", below_ports!())),
         switch(
@@ -88,6 +91,42 @@ pub(super) fn cases() -> Vec<Case> {
         half_a_group(),
         behind_no_smmu(),
     ]
+}
+
+/// What `cargo xtask run` shows: the guest reads its disk. And the two views: the CPU's of the guest has
+/// no doorbell and the device's has no BAR.
+fn default_guest() -> Case {
+    let mut case = Case::new(BOARD, "the board's own guest reads its NVMe disk")
+        .bundle(Bundle::OfBoard)
+        .expect(&[
+            "vm linux: 00:01.0 is 0000:00:01.0",
+            r"guest: Linux 6\.12\..* is up, ",
+            r"action irqs: ok: [1-9]\d* interrupts by 1 devices",
+            "guest: all actions are done",
+            "/ # ",
+        ])
+        .types("\x1dm")
+        .asks("devices linux", &["00:01.0 is 0000:00:01.0 BAR0 at 0x"])
+        .asks("smmu", &["smmu0: on, streams of no VM abort; 0 events"])
+        .asks("walk linux 40000000", &["0x40000000 -> 0x"])
+        .asks(
+            "stream linux 00:01.0 40000000",
+            &["stream 0x8: ", "stage 2: 0x40000000 -> 0x"],
+        )
+        .asks("walk linux 8090000", &["0x8090000 is not mapped"])
+        .asks(
+            "stream linux 00:01.0 8090000",
+            &["stage 2: 0x8090000 -> 0x8090000, "],
+        )
+        .asks("walk linux 8000000000", &["0x8000000000 -> 0x10000000, "])
+        .asks(
+            "stream linux 00:01.0 8000000000",
+            &["stage 2: 0x8000000000 is not mapped"],
+        )
+        .asks("quit", &["verdict 0: the monitor was told to quit"]);
+    // Linux says such things too.
+    case.forbids = vec![r"^\[ *\d+\.\d{6}\] ERROR ".to_owned(), EVENT.to_owned()];
+    case
 }
 
 /// Linux with so many NICs and disks: each interrupts, pings are answered, files survive a restart.
@@ -111,7 +150,7 @@ fn used(name: String, bundle: Bundle, (nics, disks): (u32, u32)) -> Case {
     // No DMA of theirs is refused, and none of their messages comes by another way.
     case.forbids.extend(
         [
-            r"smmu\d+: [A-Z]_",
+            EVENT,
             "FAILED",
             "another chip than an ITS",
             "(?i)call trace|timeout, completion polled",

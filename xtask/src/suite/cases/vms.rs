@@ -79,7 +79,7 @@ fn case(name: &str, bundle: Bundle) -> Case {
 
 impl Case {
     /// Types a command at the monitor's prompt and expects its answer.
-    fn asks(self, command: &str, answers: &[&str]) -> Self {
+    pub(super) fn asks(self, command: &str, answers: &[&str]) -> Self {
         self.expect(&[PROMPT])
             .types(&format!("{command}\r"))
             .expect(answers)
