@@ -129,6 +129,15 @@ struct Budget {
     silent: u64,
 }
 
+/// Who was told of a record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Told {
+    /// The guest, by its own SMMU.
+    Guest,
+    /// Nobody yet.
+    Nobody,
+}
+
 /// Devices, SMMUs and ITSs.
 pub(crate) struct Hardware {
     pub(crate) iommu: Mutex<Core>,
@@ -141,6 +150,10 @@ pub(crate) struct Hardware {
     /// Where each LPI goes: see [`Route`].
     routes: Box<[AtomicU64]>,
     budget: Mutex<Budget>,
+    /// Records on their way from an event queue to whom they concern.
+    records: Mutex<Vec<(u32, Event)>>,
+    /// An invalidation of one address forgets 4 KiB only, as QEMU's SMMU does it.
+    forgets_pages_only: bool,
     /// Records wait in an event queue.
     waiting: AtomicBool,
     /// Events seen since boot.
@@ -226,7 +239,10 @@ impl Hardware {
         }
         let platform = Platform {
             input_bits: IPA_BITS,
-            coherent: false,
+            // Of a VM's memory nothing is left in a cache when a device gets it: it is cleaned to the
+            // point of coherency behind every zeroing, and never leaves the VM. What a guest loses by
+            // attributes of its own that do not snoop is its own (decision 0024).
+            coherent: true,
         };
         let iommu = Iommu::new(SmmuBackend::new(running, ram, frames, platform));
         let mut hardware = Self {
@@ -242,6 +258,11 @@ impl Hardware {
                 until: 0,
                 silent: 0,
             }),
+            records: Mutex::new(Vec::with_capacity(MOST_RECORDS)),
+            forgets_pages_only: machine
+                .compatible
+                .iter()
+                .any(|name| name == "linux,dummy-virt"),
             waiting: AtomicBool::new(false),
             events: AtomicU64::new(0),
             owners: Box::default(),
@@ -550,30 +571,40 @@ impl Hardware {
         self.waiting.load(Ordering::Relaxed)
     }
 
-    /// Reads the event queues and acknowledges global errors.
-    pub(crate) fn drain(&self) {
+    /// Reads the event queues and acknowledges global errors. `tell` is told of every record of a device
+    /// that a VM has: the VM, the function, the record; what it does not pass on is logged.
+    pub(crate) fn drain(&self, mut tell: impl FnMut(usize, usize, &Event) -> Told) {
         self.waiting.store(false, Ordering::Relaxed);
-        let mut iommu = self.iommu.lock();
-        for (number, unit) in (0..).zip(&self.units) {
-            let Some(smmu) = iommu.backend_mut().unit_mut(UnitId::new(number)) else {
-                continue;
-            };
-            let drained = smmu.drain(MOST_RECORDS, |event| self.note(number, unit, event));
-            if drained.more {
-                self.waiting.store(true, Ordering::Relaxed);
+        let mut records = self.records.lock();
+        records.clear();
+        {
+            let mut iommu = self.iommu.lock();
+            for (number, unit) in (0..).zip(&self.units) {
+                let Some(smmu) = iommu.backend_mut().unit_mut(UnitId::new(number)) else {
+                    continue;
+                };
+                let room = MOST_RECORDS.saturating_sub(records.len());
+                let drained = smmu.drain(room, |event| records.push((number, event)));
+                if drained.more {
+                    self.waiting.store(true, Ordering::Relaxed);
+                }
+                let errors = smmu.acknowledge_errors();
+                if (drained.lost || errors != 0) && self.may_log() {
+                    log::warn!(
+                        "{}: {}global errors {errors:#x}",
+                        unit.name,
+                        if drained.lost {
+                            "events were lost, "
+                        } else {
+                            ""
+                        }
+                    );
+                }
             }
-            let errors = smmu.acknowledge_errors();
-            if (drained.lost || errors != 0) && self.may_log() {
-                log::warn!(
-                    "{}: {}global errors {errors:#x}",
-                    unit.name,
-                    if drained.lost {
-                        "events were lost, "
-                    } else {
-                        ""
-                    }
-                );
-            }
+        }
+        // The core is not locked here: whoever is told may have to wait for somebody who waits for it.
+        for (number, event) in records.iter() {
+            self.note(*number, event, &mut tell);
         }
     }
 
@@ -600,24 +631,37 @@ impl Hardware {
         true
     }
 
-    fn note(&self, number: u32, unit: &Unit, event: Event) {
+    fn note(
+        &self,
+        number: u32,
+        event: &Event,
+        tell: &mut impl FnMut(usize, usize, &Event) -> Told,
+    ) {
         self.events.fetch_add(1, Ordering::Relaxed);
+        let mut functions = self.functions.iter().zip(&self.owners).enumerate();
+        let known = functions.find(|(_, (function, _))| {
+            function.unit == UnitId::new(number) && function.stream == event.sid()
+        });
+        let known = known.map(|(index, (function, owner))| {
+            let vm = owner.load(Ordering::Relaxed).checked_sub(1);
+            (index, function.bdf, vm)
+        });
+        if let Some((index, _, Some(vm))) = known
+            && tell(vm, index, event) == Told::Guest
+        {
+            return;
+        }
         if !self.may_log() {
             return;
         }
-        let known = self
-            .functions
-            .iter()
-            .zip(&self.owners)
-            .find(|(function, _)| {
-                function.unit == UnitId::new(number) && function.stream == event.sid()
-            });
+        let unit = usize::try_from(number)
+            .ok()
+            .and_then(|at| self.units.get(at));
+        let unit = unit.map_or("", |unit| &unit.name);
         match known {
-            Some((function, owner)) => match owner.load(Ordering::Relaxed) {
-                0 => log::info!("{}: {event}, {} of no VM", unit.name, function.bdf),
-                vm => log::info!("{}: {event}, {} of VM {}", unit.name, function.bdf, vm),
-            },
-            None => log::info!("{}: {event}, of no device that was given away", unit.name),
+            Some((_, bdf, None)) => log::info!("{unit}: {event}, {bdf} of no VM"),
+            Some((_, bdf, Some(vm))) => log::info!("{unit}: {event}, {bdf} of VM {}", vm + 1),
+            None => log::info!("{unit}: {event}, of no device that was given away"),
         }
     }
 
@@ -828,43 +872,105 @@ impl Hardware {
         function.reset_by != ResetBy::Nothing
     }
 
+    /// The identification of an SMMU over which a guest can have one of its own.
+    pub(crate) fn identity(&self, unit: UnitId) -> Option<smmuv3::Identity> {
+        let iommu = self.iommu.lock();
+        let backend = iommu.backend();
+        let nests = iommu::Backend::capabilities(backend, unit).is_some_and(|c| c.nesting);
+        let unit = usize::try_from(unit.bits()).ok()?;
+        let smmu = backend.units().get(unit).filter(|_| nests)?;
+        Some(*smmu.identity())
+    }
+
+    /// Whether a function is alone in its isolation group.
+    pub(crate) fn is_alone(&self, function: &Function) -> bool {
+        let bridge = self.bridges.get(function.bridge);
+        bridge.is_some_and(|bridge| {
+            let group = bridge.groups.iter().find(|g| g.contains(function.bdf));
+            group.is_some_and(|group| group.members.len() == 1)
+        })
+    }
+
+    /// Whether an invalidation of one address forgets only 4 KiB.
+    pub(crate) fn forgets_pages_only(&self) -> bool {
+        self.forgets_pages_only
+    }
+
     /// The doorbell of a function's messages.
     pub(crate) fn doorbell(&self, function: &Function) -> Option<Pa> {
         self.doorbells.get(function.its).copied()
     }
 
-    /// Where DMA of a function goes at an address, by its stream table entry and the tables in memory.
-    pub(crate) fn walk(&self, function: &Function, at: Iova) -> Option<Vec<String>> {
+    /// The stream table entry of a function as it stands in memory, in words.
+    pub(crate) fn entry(&self, function: &Function) -> Option<String> {
         let endpoint = Endpoint {
             unit: function.unit,
             source: function.stream,
         };
         let iommu = self.iommu.lock();
-        let backend = iommu.backend();
-        let entry = backend.read_entry(endpoint).ok()?;
-        let mut lines = Vec::from([format!("stream {:#x}: {entry}", function.stream)]);
-        let domain = iommu
-            .group(iommu.device(function.device).ok()?.group())
-            .ok()?
-            .domain();
-        let table = domain.and_then(|domain| iommu.domain(domain).ok()?.table());
-        let Some(walk) = table.and_then(|table| backend.walk(table, at)) else {
-            return Some(lines);
-        };
-        lines.push(match walk {
-            Ok(leaf) => format!(
-                "stage 2: {at:#x} -> {:#x}, level {}, block of {:#x} bytes, descriptor {:#018x}",
-                leaf.pa.bits(),
-                leaf.level,
-                leaf.size.bytes(),
-                leaf.descriptor
+        let entry = iommu.backend().read_entry(endpoint).ok()?;
+        Some(format!("stream {:#x}: {entry}", function.stream))
+    }
+
+    /// Where stage 2 takes an address of a function's, by the tables in memory; `None` when the function
+    /// has no stage 2.
+    pub(crate) fn stage_two(&self, function: &Function, at: Iova) -> Option<StageTwo> {
+        let iommu = self.iommu.lock();
+        let group = iommu.device(function.device).ok()?.group();
+        let domain = iommu.group(group).ok()?.domain()?;
+        let paging = iommu.paging_below(domain)?;
+        let table = iommu.domain(paging).ok()?.table()?;
+        Some(match iommu.backend().walk(table, at)? {
+            Ok(leaf) => StageTwo::Mapped {
+                pa: leaf.pa,
+                level: leaf.level,
+                bytes: leaf.size.bytes(),
+                descriptor: leaf.descriptor,
+            },
+            Err(fault) => StageTwo::Unmapped { level: fault.level },
+        })
+    }
+}
+
+/// Where stage 2 takes an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum StageTwo {
+    /// There.
+    Mapped {
+        pa: Pa,
+        level: u8,
+        bytes: u64,
+        descriptor: u64,
+    },
+    /// Nowhere.
+    Unmapped { level: u8 },
+}
+
+impl StageTwo {
+    /// The physical address.
+    pub(crate) fn pa(self) -> Option<Pa> {
+        match self {
+            Self::Mapped { pa, .. } => Some(pa),
+            Self::Unmapped { .. } => None,
+        }
+    }
+
+    /// A line for the monitor.
+    pub(crate) fn line(self, at: Iova) -> String {
+        match self {
+            Self::Mapped {
+                pa,
+                level,
+                bytes,
+                descriptor,
+            } => format!(
+                "stage 2: {at:#x} -> {:#x}, level {level}, block of {bytes:#x} bytes, descriptor {descriptor:#018x}",
+                pa.bits()
             ),
-            Err(fault) => format!(
-                "stage 2: {at:#x} is not mapped: the walk ends at level {}",
-                fault.level
-            ),
-        });
-        Some(lines)
+            Self::Unmapped { level } => {
+                format!("stage 2: {at:#x} is not mapped: the walk ends at level {level}")
+            }
+        }
     }
 }
 

@@ -373,13 +373,7 @@ impl GuestPlatform {
     #[must_use]
     pub fn with_virt_pci(self) -> Self {
         let mut platform = self.with_virt_pci_and_no_smmu(u8::MAX);
-        platform.smmu = Some(Smmu {
-            base: map::SMMU,
-            event: Spi(74),
-            pri: Spi(75),
-            sync: Spi(76),
-            gerror: Spi(77),
-        });
+        platform.add_virt_smmu();
         platform
     }
 
@@ -409,6 +403,17 @@ impl GuestPlatform {
             ]),
         });
         self
+    }
+
+    /// Adds the SMMU of [`GuestPlatform::with_virt_pci`] in front of the PCI host.
+    pub fn add_virt_smmu(&mut self) {
+        self.smmu = Some(Smmu {
+            base: map::SMMU,
+            event: Spi(74),
+            pri: Spi(75),
+            sync: Spi(76),
+            gerror: Spi(77),
+        });
     }
 
     /// Checks everything the writers of device tree and ACPI rely on.

@@ -152,7 +152,8 @@ impl<B: Backend> Iommu<B> {
     }
 
     /// The paging domain that a domain is or sits on.
-    pub(crate) fn paging_below(&self, domain: DomainId) -> Option<DomainId> {
+    #[must_use]
+    pub fn paging_below(&self, domain: DomainId) -> Option<DomainId> {
         match self.domains.get(domain)?.kind {
             DomainKind::Paging(_) => Some(domain),
             DomainKind::Nested { parent, .. } => Some(parent),

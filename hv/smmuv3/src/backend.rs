@@ -105,8 +105,9 @@ struct Bound {
 pub struct Platform {
     /// Bits of a guest-physical address, which is what stage 2 takes: 32 to 48.
     pub input_bits: u8,
-    /// DMA is coherent with the CPUs' caches whatever a guest's stage 1 says (an emulator; an
-    /// interconnect that upgrades every access).
+    /// No attribute of a guest's stage 1 can show a device what is not the guest's: DMA is coherent with
+    /// the CPUs' caches whatever stage 1 says (an emulator; an interconnect that upgrades every access),
+    /// or memory is cleaned to the point of coherency before a device gets it.
     pub coherent: bool,
 }
 

@@ -198,8 +198,9 @@ impl Control for &Guests {
 
     fn stream(&self, vm: usize, device: Bdf, address: u64) -> Result<Vec<String>, Refusal> {
         let address = Iova::new(address).map_err(|_| Refusal::TooWide)?;
-        let pci = self.vm(vm)?.pci.as_ref().ok_or(Refusal::NoDevice)?;
-        pci.walk(device, address).ok_or(Refusal::NoDevice)
+        let vm = self.vm(vm)?;
+        let pci = vm.pci.as_ref().ok_or(Refusal::NoDevice)?;
+        pci.walk(vm, device, address).ok_or(Refusal::NoDevice)
     }
 
     fn frames(&self) -> vm::Frames {

@@ -28,6 +28,7 @@ pub(crate) enum Target {
         offset: u64,
     },
     Its(u64),
+    Smmu(u64),
     /// Configuration space.
     Config(u64),
     /// A PCI window, where no BAR is or where it traps.
@@ -43,6 +44,7 @@ pub(crate) struct Bus {
     redistributors: u64,
     redistributor_bytes: u64,
     its: u64,
+    smmu: u64,
     config: (u64, u64),
     windows: [(u64, u64); 2],
 }
@@ -70,6 +72,7 @@ impl Bus {
             redistributors: redistributors.start().bits(),
             redistributor_bytes: redistributors.len().unwrap_or(0),
             its: platform.gic.its.map_or(u64::MAX, Ipa::bits),
+            smmu: platform.smmu.map_or(u64::MAX, |smmu| smmu.base.bits()),
             config,
             windows: [window(0), window(1)],
         }
@@ -96,6 +99,10 @@ impl Bus {
         let offset = ipa.wrapping_sub(self.its);
         if offset < vgic::its::ITS_BYTES {
             return Some(Target::Its(offset));
+        }
+        let offset = ipa.wrapping_sub(self.smmu);
+        if offset < firmware::SMMU_BYTES {
+            return Some(Target::Smmu(offset));
         }
         let offset = ipa.wrapping_sub(self.config.0);
         if offset < self.config.1 {
@@ -161,6 +168,10 @@ pub(crate) fn read(vm: &Vm, target: Target, width: Width) -> Option<(u64, Kicks)
             let value = vm.pci.as_ref()?.vits.read(offset, gic_width(width));
             (value, Kicks::NONE)
         }
+        Target::Smmu(offset) => {
+            let smmu = vm.pci.as_ref()?.smmu.as_ref()?;
+            (smmu.read(offset, width), Kicks::NONE)
+        }
         Target::Config(offset) => (vm.pci.as_ref()?.read_config(offset, width), Kicks::NONE),
         Target::Memory(ipa) => (vm.pci.as_ref()?.read_memory(ipa, width), Kicks::NONE),
     })
@@ -191,6 +202,10 @@ pub(crate) fn write(vm: &Vm, target: Target, width: Width, value: u64) -> Option
             let vits = &vm.pci.as_ref()?.vits;
             vm.gic
                 .post_lpis_to(vits.write(vm, offset, gic_width(width), value).post())
+        }
+        Target::Smmu(offset) => {
+            let smmu = vm.pci.as_ref()?.smmu.as_ref()?;
+            smmu.write(vm, offset, width, value)
         }
         Target::Config(offset) => {
             vm.pci.as_ref()?.write_config(vm, offset, width, value);

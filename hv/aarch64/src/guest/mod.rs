@@ -8,6 +8,7 @@ mod enter;
 mod irq;
 mod pci;
 mod run;
+mod smmu;
 mod sysreg;
 mod trap;
 mod vcpu;

@@ -9,7 +9,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use alloc::{format, vec};
 
-use firmware::GuestPlatform;
+use firmware::{DevicePath, GuestPlatform};
 use iommu::{
     DomainId, DomainOptions, Extent, IoasId, Map, MemoryId, Permissions, Placement, Target, UnitId,
 };
@@ -18,11 +18,15 @@ use pci::vconfig::{
     Width as ConfigWidth,
 };
 use pci::{BusRange, Message, MsiX, MsixMode, Permission};
+use smmuv3::spec::Event;
 use spin::Mutex;
 use types::{Address, Bdf, Iova, Ipa, Pa, PageSize, Span};
 use vdev::Width;
+use vgic::Kicks;
 use vgic::its::{DeviceEvents, ItsConfig, TRANSLATER, Vits};
+use vsmmuv3::Delivery;
 
+use super::smmu::{Broken, GuestSmmu};
 use super::vm::Vm;
 use crate::hardware::{self, Function, Hardware, Route, Within};
 use crate::memory::Registers;
@@ -53,6 +57,8 @@ struct Held {
     mapped: Vec<Mapped>,
     /// The guest has asked for a reset, which is not over.
     resetting: bool,
+    /// Where the core's MSI window shows the doorbell.
+    window_doorbell: u64,
 }
 
 struct State {
@@ -75,6 +81,11 @@ pub(crate) struct GuestPci {
     doorbell: u64,
     windows: Vec<Span<Ipa>>,
     msi_window: Option<bundle::MsiWindow>,
+    /// The SMMU that the guest sees, if it sees one.
+    pub(crate) smmu: Option<GuestSmmu>,
+    msi: bundle::MsiPolicy,
+    /// The devices, as the manifest has them.
+    seats: Vec<Assigned>,
     state: Mutex<State>,
     dma: Mutex<Dma>,
 }
@@ -99,7 +110,8 @@ impl GuestPci {
         platform: &GuestPlatform,
         vcpus: usize,
         assigned: &[Assigned],
-        msi_window: Option<bundle::MsiWindow>,
+        config: &bundle::VmConfig,
+        smmu: Option<GuestSmmu>,
     ) -> Result<Self, String> {
         let host = platform.pci.as_ref().ok_or("the platform has no PCI")?;
         let its = platform.gic.its.ok_or("the platform has no ITS")?;
@@ -146,6 +158,7 @@ impl GuestPci {
                 msix: function.msix(hardware).map(|msix| MsixTable::new(&msix)),
                 mapped: Vec::new(),
                 resetting: false,
+                window_doorbell: 0,
             });
             events.push(DeviceEvents {
                 device: seat.guest.bits().into(),
@@ -166,7 +179,10 @@ impl GuestPci {
                 .iter()
                 .filter_map(firmware::PciWindow::span)
                 .collect(),
-            msi_window,
+            msi_window: config.msi_window,
+            smmu,
+            msi: config.msi,
+            seats: assigned.to_vec(),
             state: Mutex::new(State { segment, held }),
             dma: Mutex::new(Dma::default()),
         })
@@ -197,7 +213,10 @@ impl GuestPci {
         let mut attached = 0;
         if outcome.is_ok() {
             let mut dma = self.dma.lock();
-            for held in &state.held {
+            if let Some(smmu) = &self.smmu {
+                smmu.restart();
+            }
+            for held in &mut state.held {
                 outcome = self
                     .attach(vm, &mut dma, held)
                     .map_err(|error| format!("device {}: {error}", self.name(held)));
@@ -252,7 +271,7 @@ impl GuestPci {
         }
     }
 
-    fn attach(&self, vm: &Vm, dma: &mut Dma, held: &Held) -> Result<(), String> {
+    fn attach(&self, vm: &Vm, dma: &mut Dma, held: &mut Held) -> Result<(), String> {
         let hardware = self.hardware;
         let function = hardware
             .functions
@@ -288,7 +307,7 @@ impl GuestPci {
             Some((_, domain)) => *domain,
             None => {
                 let options = DomainOptions {
-                    nest_parent: false,
+                    nest_parent: self.smmu.is_some(),
                     dirty_tracking: false,
                 };
                 let domain = core
@@ -321,17 +340,34 @@ impl GuestPci {
             .map_err(say)?;
         let doorbell = hardware.doorbell(function).ok_or("it has no ITS")?;
         let page = Iova::truncated(self.doorbell & !PageSize::SIZE_4K.mask());
-        let shown = core
-            .map_doorbell(function.device, doorbell)
-            .and_then(|_| core.map_doorbell_at(function.device, page, doorbell));
-        if let Err(error) = shown {
-            let _ = core.detach(function.device);
-            return Err(error.to_string());
+        let shown = core.map_doorbell(function.device, doorbell);
+        let shown = shown.and_then(|window| {
+            core.map_doorbell_at(function.device, page, doorbell)?;
+            Ok(window)
+        });
+        match shown {
+            Ok(window) => held.window_doorbell = window.bits(),
+            Err(error) => {
+                let _ = core.detach(function.device);
+                return Err(error.to_string());
+            }
+        }
+        drop(core);
+        if let Some(smmu) = &self.smmu
+            && let Err(error) = smmu.link(vm, held.guest, function.device, domain)
+        {
+            self.detach(held);
+            return Err(error);
         }
         Ok(())
     }
 
     fn detach(&self, held: &Held) {
+        if let Some(smmu) = &self.smmu
+            && smmu.unlink(held.guest)
+        {
+            return;
+        }
         let Some(function) = self.hardware.functions.get(held.function) else {
             return;
         };
@@ -534,15 +570,25 @@ impl GuestPci {
         held.mapped = kept;
     }
 
-    /// The route of a message, if the guest's address and data mean one.
-    fn route(&self, vm: &Vm, held: &Held, address: u64, data: u32) -> Option<Route> {
-        Some(Route {
+    /// The route of a message, and the address that the device is to write it to, if the guest's address
+    /// and data mean one.
+    ///
+    /// Without an SMMU of the guest's, only its doorbell means one. With one, the guest's address is
+    /// translated by its stage 1: policy `vits` has the device use it as it is (it leads nowhere that the
+    /// device's other accesses do not), policy `rmr` has it use the window, which the guest maps to itself.
+    fn route(&self, vm: &Vm, held: &Held, address: u64, data: u32) -> Option<(Route, u64)> {
+        let route = Route {
             vm: vm.number,
             device: held.guest.bits(),
-            event: u16::try_from(data)
-                .ok()
-                .filter(|_| address == self.doorbell)?,
-        })
+            event: u16::try_from(data).ok()?,
+        };
+        match (&self.smmu, self.msi) {
+            (None, _) => (address == self.doorbell).then_some((route, address)),
+            (Some(_), bundle::MsiPolicy::Rmr) => Some((route, held.window_doorbell)),
+            (Some(_), bundle::MsiPolicy::Vits) => {
+                address.is_multiple_of(4).then_some((route, address))
+            }
+        }
     }
 
     fn update_msix(&self, vm: &Vm, segment: &GuestSegment, held: &Held, function: &Function) {
@@ -587,13 +633,15 @@ impl GuestPci {
         let route = wanted.and_then(|w| self.route(vm, held, w.address, w.data));
         let masked = wanted.is_none_or(|wanted| wanted.masked);
         let vector_number = u32::from(vector);
-        if route.is_none() || masked || vector_number >= function.events {
+        let route = route.filter(|_| !masked && vector_number < function.events);
+        let Some((route, address)) = route else {
             msix.write_vector(&table, vector, None);
             return;
-        }
-        self.hardware.set_route(function, vector_number, route);
+        };
+        self.hardware
+            .set_route(function, vector_number, Some(route));
         let message = Message {
-            address: self.doorbell,
+            address,
             data: vector_number,
         };
         msix.write_vector(&table, vector, Some(message));
@@ -621,7 +669,7 @@ impl GuestPci {
         };
         let data = u32::from(state.data);
         let first = self.route(vm, held, state.address, data);
-        let (true, Some(first)) = (state.enabled, first) else {
+        let (true, Some((first, address))) = (state.enabled, first) else {
             let _ = msi.disable(&bridge.space, function.bdf);
             return;
         };
@@ -634,10 +682,7 @@ impl GuestPci {
             self.hardware
                 .set_route(function, vector.into(), Some(route));
         }
-        let message = Message {
-            address: self.doorbell,
-            data: 0,
-        };
+        let message = Message { address, data: 0 };
         let log2 = vectors.trailing_zeros().to_le_bytes()[0];
         if let Err(error) = msi.enable(&bridge.space, function.bdf, message, log2) {
             log::error!("pci {}: {error}", function.bdf);
@@ -737,24 +782,65 @@ impl GuestPci {
                 .collect();
             format!("{} is {}{}", held.guest, self.name(held), bars.concat())
         };
-        state.held.iter().map(line).collect()
+        let mut lines: Vec<String> = state.held.iter().map(line).collect();
+        lines.extend(self.smmu.as_ref().map(GuestSmmu::line));
+        lines
     }
 
     /// Where DMA of a device goes at an address, by the tables in memory, a line for each step.
-    pub(crate) fn walk(&self, bdf: Bdf, at: Iova) -> Option<Vec<String>> {
-        let state = self.state.lock();
-        let held = state.held.iter().find(|held| held.guest == bdf)?;
-        self.hardware
-            .walk(self.hardware.functions.get(held.function)?, at)
+    pub(crate) fn walk(&self, vm: &Vm, bdf: Bdf, at: Iova) -> Option<Vec<String>> {
+        let seat = self.seats.iter().find(|seat| seat.guest == bdf)?;
+        let function = self.hardware.functions.get(seat.function)?;
+        let mut lines = Vec::from([self.hardware.entry(function)?]);
+        match &self.smmu {
+            Some(smmu) => lines.extend(smmu.walk(vm, bdf, at, |ipa| {
+                let at = Iova::truncated(ipa.bits());
+                self.hardware.stage_two(function, at)?.pa()
+            })),
+            None => {
+                let stage_two = self.hardware.stage_two(function, at);
+                lines.extend(stage_two.map(|stage_two| stage_two.line(at)));
+            }
+        }
+        Some(lines)
+    }
+
+    /// Tells the guest of a hardware event of one of its devices; `None` when it is not the guest's to see.
+    pub(crate) fn report(&self, vm: &Vm, function: usize, event: &Event) -> Option<Kicks> {
+        let seat = self.seats.iter().find(|seat| seat.function == function)?;
+        let (delivery, kicks) = self.smmu.as_ref()?.report(vm, seat.guest, event);
+        (delivery == Delivery::Delivered).then_some(kicks)
+    }
+
+    /// Whether something that the guest began is to be gone on with.
+    pub(crate) fn has_work(&self) -> bool {
+        self.vits.has_work() || self.smmu.as_ref().is_some_and(GuestSmmu::has_work)
+    }
+
+    /// Goes on with it, as far as one call may.
+    ///
+    /// # Errors
+    /// [`Broken`]: the VM is to end.
+    pub(crate) fn run(&self, vm: &Vm) -> Result<Kicks, Broken> {
+        let mut kicks = Kicks::NONE;
+        if self.vits.has_work() {
+            let told = self.vits.run(vm).post();
+            kicks = vm.gic.post_lpis_to(told);
+        }
+        if let Some(smmu) = self.smmu.as_ref().filter(|smmu| smmu.has_work()) {
+            kicks = kicks.union(smmu.run(vm)?);
+        }
+        Ok(kicks)
     }
 }
 
-/// Ports that lead to the buses the guest's devices are on.
-fn add_ports(segment: &mut GuestSegment, assigned: &[Assigned]) -> Result<(), String> {
+/// Ports that lead to the buses the guest's devices are on: where each is, and its bus.
+fn ports(assigned: &[Assigned]) -> Result<Vec<(Bdf, u8)>, String> {
     let mut buses: Vec<u8> = assigned.iter().map(|seat| seat.guest.bus()).collect();
     buses.sort_unstable();
     buses.dedup();
     let mut device = 0;
+    let mut ports = Vec::new();
     for bus in buses.into_iter().filter(|bus| *bus != 0) {
         let taken = |number: u8| {
             assigned
@@ -766,11 +852,31 @@ fn add_ports(segment: &mut GuestSegment, assigned: &[Assigned]) -> Result<(), St
             device += 1;
         }
         let port = Bdf::new(0, device, 0).map_err(|error| error.to_string())?;
+        ports.push((port, bus));
+    }
+    Ok(ports)
+}
+
+fn add_ports(segment: &mut GuestSegment, assigned: &[Assigned]) -> Result<(), String> {
+    for (port, bus) in ports(assigned)? {
         segment
             .add_port(port, Siblings::None, bus)
             .map_err(|error| error.to_string())?;
     }
     Ok(())
+}
+
+/// The way to each of a VM's devices.
+///
+/// # Errors
+/// There is no place for a port.
+pub(super) fn paths(assigned: &[Assigned]) -> Result<Vec<DevicePath>, String> {
+    let ports = ports(assigned)?;
+    let path = |seat: &Assigned| {
+        let bridges = ports.iter().filter(|(_, bus)| *bus == seat.guest.bus());
+        DevicePath::new(bridges.map(|(port, _)| *port).collect(), seat.guest)
+    };
+    Ok(assigned.iter().map(path).collect())
 }
 
 /// An offset in the MSI-X table, when an offset in a BAR is in it.

@@ -17,11 +17,13 @@ use super::context::{read_register, write_register};
 use super::devices;
 use super::enter::{self, Exit};
 use super::irq;
+use super::pci::GuestPci;
+use super::smmu::Broken;
 use super::trap::Next as After;
 use super::vcpu::{self, TRAP_WFI, Vcpu, Whereabouts};
 use super::vm::{Activity, Slot, Vm};
 use crate::console::{self, SystemCounter};
-use crate::hardware::Hardware;
+use crate::hardware::{Hardware, Told};
 use crate::memory::{Ram, Registers};
 use crate::{gic, panic};
 
@@ -85,12 +87,27 @@ impl Guests {
     }
 
     /// An interrupt that may be an SMMU's.
-    fn iommu_interrupt(&self, intid: u32) {
+    fn iommu_interrupt(&self, intid: u32, from: usize) {
         if let Some(hardware) = self.iommus.hardware()
             && hardware.is_ours(intid)
         {
-            hardware.drain();
+            self.drain(hardware, from);
         }
+    }
+
+    /// Takes the records out of the SMMUs' queues; `from` is the core that has a vCPU on it, if one has.
+    fn drain(&self, hardware: &Hardware, from: usize) {
+        hardware.drain(|vm, function, event| {
+            let told = self.vms.get(vm).and_then(|vm| {
+                let kicks = vm.pci.as_ref()?.report(vm, function, event)?;
+                Some((vm, kicks))
+            });
+            let Some((vm, kicks)) = told else {
+                return Told::Nobody;
+            };
+            kick(self, vm, kicks, from);
+            Told::Guest
+        });
     }
 }
 
@@ -200,7 +217,7 @@ pub(crate) fn serve(core: usize) -> ! {
             gic::enable_spi(interrupt, this.mpidr);
         }
         // What came before has left no edge.
-        hardware.drain();
+        guests.drain(hardware, usize::MAX);
     }
     let mut turns = RoundRobin::default();
     // VMIDs count from 1.
@@ -229,7 +246,7 @@ fn look_around(guests: &Guests, core: usize) {
     if let Some(hardware) = guests.iommus.hardware()
         && hardware.has_records()
     {
-        hardware.drain();
+        guests.drain(hardware, usize::MAX);
     }
     if guests.has_starting.load(Ordering::Acquire) {
         poll_starts(guests, Some(core));
@@ -320,7 +337,7 @@ fn idle(guests: &Guests, number: usize, core: &Core) {
             intid => {
                 gic::drop_priority(intid);
                 let command = guests.is_console(intid) && console_input(guests, usize::MAX);
-                guests.iommu_interrupt(intid);
+                guests.iommu_interrupt(intid, usize::MAX);
                 gic::deactivate(intid);
                 // Typed bytes behind the command keep the interrupt pending.
                 if command {
@@ -604,10 +621,19 @@ impl Residency<'_> {
                 return Departure::Off;
             }
             if let Some(pci) = &self.vm.pci
-                && pci.vits.has_work()
+                && pci.has_work()
             {
-                let told = pci.vits.run(self.vm).post();
-                self.kick(self.vm.gic.post_lpis_to(told));
+                match pci.run(self.vm) {
+                    Ok(kicks) => self.kick(kicks),
+                    Err(Broken) => {
+                        log::error!(
+                            "vm {}: the SMMU did not confirm what its guest asked for: the VM is stopped",
+                            self.vm.name
+                        );
+                        self.end(Ending::Fault);
+                        return Departure::Off;
+                    }
+                }
             }
             if self.refill || self.vm.gic.needs_flush(self.index) {
                 self.flush();
@@ -622,6 +648,8 @@ impl Residency<'_> {
                 Exit::Synchronous => match self.synchronous() {
                     After::Resume => {}
                     After::Leave => return Departure::Off,
+                    // What the guest began goes on while it waits.
+                    After::Wait if self.vm.pci.as_ref().is_some_and(GuestPci::has_work) => {}
                     After::Wait if shared => return Departure::Waits,
                     After::Wait => {
                         if self.wait() {
@@ -723,7 +751,7 @@ impl Residency<'_> {
                 gic::deactivate(intid);
                 return command.then_some(Departure::Preempted);
             }
-            _ => self.guests.iommu_interrupt(intid),
+            _ => self.guests.iommu_interrupt(intid, self.core),
         }
         gic::deactivate(intid);
         None

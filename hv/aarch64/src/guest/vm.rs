@@ -2,15 +2,19 @@
 
 use alloc::boxed::Box;
 use alloc::collections::VecDeque;
+use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 
 use armv8::{Psci, Shown};
 use boot::Frames;
-use bundle::{Bundle, Firmware, KernelFormat, Restart, Start, VmConfig};
-use firmware::{FirmwareError, FirmwareKind, GuestPlatform, Payload, PlatformError};
+use bundle::{Bundle, Firmware, IommuMode, KernelFormat, MsiPolicy, Restart, Start, VmConfig};
+use firmware::{
+    FirmwareError, FirmwareKind, GuestPlatform, Payload, PlatformError, Remapping, Rmr,
+};
 use hal::{Clock, FrameAllocator, OutOfFrames, PhysMemory};
+use iommu::UnitId;
 use pagetable::{Geometry, Invalidate, NotLive, PageTable, Stage2, Stage2Attributes, Stale};
 use spin::Mutex;
 use types::{Address, Iova, Ipa, Pa, PageSize, Span};
@@ -21,6 +25,7 @@ use vm::{Ending, Lifecycle, RunClock};
 use super::devices::Bus;
 use super::irq::Interface;
 use super::pci::{Assigned, GuestPci};
+use super::smmu::GuestSmmu;
 use super::vcpu::Vcpu;
 use crate::console::SystemCounter;
 use crate::hardware::{Backend, Hardware};
@@ -180,6 +185,69 @@ pub(crate) struct Devices<'a> {
     pub(crate) assigned: &'a [Assigned],
 }
 
+impl Devices<'_> {
+    /// Gives the platform the SMMU that the guest is to see, if it is to see one.
+    fn add_smmu(
+        &self,
+        config: &VmConfig,
+        platform: &mut GuestPlatform,
+    ) -> Result<Option<GuestSmmu>, BuildError> {
+        let unit = match (config.iommu, self.nesting_unit()) {
+            (IommuMode::Nested, unit) => unit.map_err(|why| {
+                BuildError::Device(format!("iommu = \"nested\" is not to be had: {why}"))
+            })?,
+            (IommuMode::Auto, Ok(unit)) => unit,
+            (IommuMode::Auto, Err(why)) => {
+                log::info!("vm {}: its guest sees no SMMU: {why}", config.name);
+                return Ok(None);
+            }
+            _ => return Ok(None),
+        };
+        platform.add_virt_smmu();
+        if config.msi == MsiPolicy::Rmr {
+            let default = iommu::MsiWindow::DEFAULT.span();
+            let start = config
+                .msi_window
+                .map_or(default.start().bits(), |w| w.start);
+            let bytes = config.msi_window.map(|window| window.bytes);
+            let bytes = bytes.or(default.len()).unwrap_or(0);
+            let window = Ipa::new(start)
+                .ok()
+                .and_then(|start| Span::from_len(start, bytes))
+                .ok_or(BuildError::Geometry)?;
+            platform.rmrs.push(Rmr {
+                window,
+                remapping: Remapping::Permitted,
+                devices: super::pci::paths(self.assigned).map_err(BuildError::Device)?,
+            });
+        }
+        GuestSmmu::new(self.hardware, unit, platform, IPA_BITS)
+            .map(Some)
+            .map_err(BuildError::Device)
+    }
+
+    /// The SMMU that all devices are behind and that nests; or why there is none.
+    fn nesting_unit(&self) -> Result<UnitId, String> {
+        let functions = self.assigned.iter();
+        let functions = functions.filter_map(|seat| self.hardware.functions.get(seat.function));
+        let mut unit = None;
+        for function in functions {
+            if *unit.get_or_insert(function.unit) != function.unit {
+                return Err("its devices are behind several SMMUs".into());
+            }
+            if !self.hardware.is_alone(function) {
+                return Err(format!(
+                    "{:04x}:{} shares its isolation group: the group has one stream",
+                    function.segment, function.bdf
+                ));
+            }
+        }
+        let unit = unit.ok_or("it has no device")?;
+        GuestSmmu::features(self.hardware, unit, IPA_BITS)?;
+        Ok(unit)
+    }
+}
+
 /// The highest bus of a guest's PCI segment: 16 MiB of configuration space.
 const LAST_BUS: u8 = 15;
 
@@ -208,8 +276,12 @@ impl Vm {
         platform.bootargs.clone_from(&config.append);
         if devices.is_some() {
             platform = platform.with_virt_pci_and_no_smmu(LAST_BUS);
-            platform.check().map_err(BuildError::Platform)?;
         }
+        let smmu = match &devices {
+            Some(devices) => devices.add_smmu(config, &mut platform)?,
+            None => None,
+        };
+        platform.check().map_err(BuildError::Platform)?;
         let payload = Payload {
             kernel: file(bundle, &config.kernel.file)?,
             format: match config.kernel.format {
@@ -235,7 +307,7 @@ impl Vm {
         let affinities: Vec<u64> = platform.cpus.iter().map(|mpidr| mpidr.bits()).collect();
         let pci = devices.map(|Devices { hardware, assigned }| {
             let vcpus = affinities.len();
-            GuestPci::new(hardware, &platform, vcpus, assigned, config.msi_window)
+            GuestPci::new(hardware, &platform, vcpus, assigned, config, smmu)
         });
         let pci = pci.transpose().map_err(BuildError::Device)?;
         let mut gic = new_gic(&affinities)?;
@@ -347,7 +419,7 @@ impl Vm {
     fn load(&self) -> Result<(), BuildError> {
         let layout = firmware::plan(&self.platform, &self.payload).map_err(BuildError::Firmware)?;
         for placement in &layout.placements {
-            self.write(placement.at, &placement.bytes)
+            self.copy_in(placement.at, &placement.bytes)
                 .ok_or(BuildError::Geometry)?;
         }
         // The guest starts with its caches off: what was zeroed and written must be in memory, and
@@ -402,8 +474,8 @@ impl Vm {
         Ok(())
     }
 
-    /// Copies into guest memory.
-    fn write(&self, at: Ipa, bytes: &[u8]) -> Option<()> {
+    /// Copies into guest memory; `None` when some of it is none, and what came before is written.
+    pub(crate) fn copy_in(&self, at: Ipa, bytes: &[u8]) -> Option<()> {
         let mut at = at;
         let mut rest = bytes;
         while !rest.is_empty() {
@@ -415,6 +487,38 @@ impl Vm {
             at = at.checked_add(now as u64)?;
         }
         Some(())
+    }
+
+    /// Copies out of guest memory; `None` when some of it is none.
+    pub(crate) fn copy_out(&self, at: Ipa, into: &mut [u8]) -> Option<()> {
+        let mut at = at;
+        let mut rest = into;
+        while !rest.is_empty() {
+            let (pa, room) = self.translate(at)?;
+            let now = rest.len().min(usize::try_from(room).unwrap_or(usize::MAX));
+            let (head, tail) = rest.split_at_mut(now);
+            self.memory.read(pa, head).ok()?;
+            rest = tail;
+            at = at.checked_add(now as u64)?;
+        }
+        Some(())
+    }
+
+    /// Whether so many bytes from an address on are its memory.
+    pub(crate) fn is_memory_span(&self, at: Ipa, bytes: usize) -> bool {
+        let mut at = at;
+        let mut left = bytes as u64;
+        while left > 0 {
+            let Some((_, room)) = self.translate(at) else {
+                return false;
+            };
+            left = left.saturating_sub(room);
+            match at.checked_add(room) {
+                Some(next) => at = next,
+                None => return left == 0,
+            }
+        }
+        true
     }
 
     /// Reads an instruction of the guest.
@@ -528,18 +632,7 @@ impl Vm {
 
 impl vgic::its::GuestMemory for Vm {
     fn read(&self, at: Ipa, into: &mut [u8]) -> Result<(), vgic::its::NotRam> {
-        let fail = vgic::its::NotRam { at };
-        let mut at = at;
-        let mut rest = into;
-        while !rest.is_empty() {
-            let (pa, room) = self.translate(at).ok_or(fail)?;
-            let now = rest.len().min(usize::try_from(room).unwrap_or(usize::MAX));
-            let (head, tail) = rest.split_at_mut(now);
-            self.memory.read(pa, head).map_err(|_| fail)?;
-            rest = tail;
-            at = at.checked_add(now as u64).ok_or(fail)?;
-        }
-        Ok(())
+        self.copy_out(at, into).ok_or(vgic::its::NotRam { at })
     }
 }
 
