@@ -120,6 +120,9 @@ pub(crate) fn vms(machine: &Machine, bundle: &Bundle<'static>, holdings: Holding
                 for line in vm.pci.iter().flat_map(GuestPci::lines) {
                     log::info!("vm {}: {line}", vm.name);
                 }
+                if let Some(pci) = &vm.pci {
+                    log::info!("vm {}: {}", vm.name, pci.summary());
+                }
                 if config.start != Start::Boot {
                     log::info!("vm {}: not started at boot", vm.name);
                 }

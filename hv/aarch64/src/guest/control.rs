@@ -10,7 +10,6 @@ use log::LevelFilter;
 use types::{Bdf, Iova, Ipa};
 use vm::{Control, Ending, Iommu, Refusal, State, VcpuState, VmStatus, Walk};
 
-use super::pci::GuestPci;
 use super::run::{self, Guests, Iommus};
 use super::vcpu::Whereabouts;
 use super::vm::{Activity, Slot, Vm};
@@ -192,8 +191,12 @@ impl Control for &Guests {
     }
 
     fn devices(&self, vm: usize) -> Result<Vec<String>, Refusal> {
-        let pci = &self.vm(vm)?.pci;
-        Ok(pci.as_ref().map(GuestPci::lines).unwrap_or_default())
+        let Some(pci) = &self.vm(vm)?.pci else {
+            return Ok(Vec::new());
+        };
+        let mut lines = pci.lines();
+        lines.push(pci.summary());
+        Ok(lines)
     }
 
     fn stream(&self, vm: usize, device: Bdf, address: u64) -> Result<Vec<String>, Refusal> {

@@ -782,9 +782,15 @@ impl GuestPci {
                 .collect();
             format!("{} is {}{}", held.guest, self.name(held), bars.concat())
         };
-        let mut lines: Vec<String> = state.held.iter().map(line).collect();
-        lines.extend(self.smmu.as_ref().map(GuestSmmu::line));
-        lines
+        state.held.iter().map(line).collect()
+    }
+
+    /// How the guest's devices are translated and signal, as a line.
+    pub(crate) fn summary(&self) -> String {
+        match &self.smmu {
+            None => "its guest sees no SMMU: stage 2 alone translates".to_string(),
+            Some(smmu) => format!("{}, messages by {}", smmu.line(), self.msi),
+        }
     }
 
     /// Where DMA of a device goes at an address, by the tables in memory, a line for each step.

@@ -292,14 +292,14 @@ impl GuestSmmu {
         let state = self.state.lock();
         let counters = state.smmu.counters();
         format!(
-            "SMMU: {} streams, {} commands, {} refused, {} invalidations in hardware, {}",
+            "its guest's SMMU: {} streams, {} commands, {} refused, {} invalidations in hardware{}",
             state.links.streams.len(),
             counters.commands,
             counters.errors,
             counters.invalidations,
             match state.smmu.health() {
-                Health::Good => "good",
-                Health::Broken => "BROKEN",
+                Health::Good => "",
+                Health::Broken => ", BROKEN",
             }
         )
     }
