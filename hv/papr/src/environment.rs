@@ -1,0 +1,67 @@
+//! What the platform of a guest reaches for.
+
+use crate::{Date, Servers};
+
+/// An access that does not lie wholly in the guest's memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{bytes} bytes at guest real address {at:#x} are not the guest's memory")]
+pub struct NotGuestMemory {
+    /// Where the access started.
+    pub at: u64,
+    /// Its length in bytes.
+    pub bytes: usize,
+}
+
+/// The surroundings of one VM.
+///
+/// Other vCPUs may change any byte of the memory at any moment, so what is judged is a copy, and no
+/// reference is handed out.
+pub trait Environment {
+    /// Bytes of the guest's memory, which starts at guest real address 0.
+    fn memory_bytes(&self) -> u64;
+
+    /// Copies from the guest's memory.
+    ///
+    /// # Errors
+    /// [`NotGuestMemory`], when any byte is not.
+    fn read(&self, at: u64, buffer: &mut [u8]) -> Result<(), NotGuestMemory>;
+
+    /// Copies to the guest's memory.
+    ///
+    /// # Errors
+    /// [`NotGuestMemory`], when any byte is not; then nothing is written.
+    fn write(&self, at: u64, bytes: &[u8]) -> Result<(), NotGuestMemory>;
+
+    /// Code in these bytes of the guest's memory may have changed: no CPU may run the old.
+    fn code_changed(&self, at: u64, bytes: u64);
+
+    /// Prints on the guest's terminal.
+    fn print(&self, bytes: &[u8]);
+
+    /// Takes what was typed at the guest's terminal, as much as the buffer holds, and says how much.
+    fn typed(&self, buffer: &mut [u8]) -> usize;
+
+    /// The time of the real-time clock.
+    fn now(&self) -> Option<Date>;
+
+    /// The guest's time base.
+    fn timebase(&self) -> u64;
+
+    /// A random number that nobody can foretell.
+    fn random(&self) -> Option<u64>;
+
+    /// These vCPUs have something new to look at: an interrupt, a prod, a start. Those that wait are
+    /// woken, those that run are made to look.
+    fn kick(&self, vcpus: Servers);
+
+    /// Puts the guest's process table into use: the second doubleword of its partition table entry.
+    /// [Power ISA 3.1B Book III §6.7.5] No vCPU uses the old one any more when this returns. False
+    /// when it cannot be done.
+    fn set_process_table(&self, entry: u64) -> bool;
+
+    /// Whether all of a range is the guest's memory.
+    fn is_memory(&self, at: u64, bytes: u64) -> bool {
+        at.checked_add(bytes)
+            .is_some_and(|end| end <= self.memory_bytes())
+    }
+}

@@ -1,0 +1,44 @@
+//! The guest's terminal. [LoPAPR §16.3]
+
+use crate::{Environment, Status};
+
+/// The unit address of the guest's terminal; calls may name it 0 as well.
+pub const TERMINAL: u32 = 0x7100_0000;
+
+fn is_terminal(unit: u64) -> bool {
+    unit == 0 || unit == u64::from(TERMINAL)
+}
+
+/// The first character is the most significant byte of the first register.
+pub(crate) fn put([unit, length, first, second]: [u64; 4], env: &impl Environment) -> Status {
+    let bytes = (u128::from(first) << 64 | u128::from(second)).to_be_bytes();
+    let length = usize::try_from(length).unwrap_or(usize::MAX);
+    match bytes.get(..length) {
+        Some(bytes) if is_terminal(unit) => {
+            env.print(bytes);
+            Status::SUCCESS
+        }
+        _ => Status::PARAMETER,
+    }
+}
+
+/// How many characters there are, and the characters.
+pub(crate) fn get(unit: u64, env: &impl Environment) -> Result<[u64; 3], Status> {
+    if !is_terminal(unit) {
+        return Err(Status::PARAMETER);
+    }
+    let mut block = [0; 16];
+    let length = env.typed(&mut block).min(block.len());
+    let value = u128::from_be_bytes(block);
+    let half = |value: u128| u64::try_from(value & u128::from(u64::MAX)).unwrap_or(0);
+    Ok([length as u64, half(value >> 64), half(value)])
+}
+
+/// `H_VIO_SIGNAL`: a terminal's interrupt is always on, and is turned off at its source.
+pub(crate) fn signal(unit: u64, mode: u64) -> Status {
+    if is_terminal(unit) && mode == 0 {
+        Status::SUCCESS
+    } else {
+        Status::PARAMETER
+    }
+}

@@ -1,0 +1,156 @@
+//! XICS.
+
+use proptest::prelude::{any, prop, proptest};
+
+use super::{EDGE, Fake, LEVEL, call, platform, status};
+use crate::hcall::number as n;
+use crate::xics::Xics;
+use crate::{Kind, Platform, Servers, Source};
+
+/// Routes a source by its service.
+fn route(platform: &Platform, env: &Fake, source: u32, server: u32, priority: u32) -> i32 {
+    let cells = [0x200a, 3, 1, source, server, priority];
+    let block: std::vec::Vec<u8> = cells.iter().flat_map(|cell| cell.to_be_bytes()).collect();
+    env.put(0x200, &block);
+    assert_eq!(status(platform, env, n::RTAS, &[0x200]), 0);
+    env.word(0x200 + 24).cast_signed()
+}
+
+fn accept(platform: &Platform, env: &Fake, vcpu: usize) -> u64 {
+    call(platform, env, vcpu, n::XIRR, &[]).0[4]
+}
+
+#[test]
+fn nothing_comes_through_until_it_is_let() {
+    let (platform, env) = (platform(2), Fake::new());
+    assert_eq!(status(&platform, &env, n::IPI, &[1, 4]), 0);
+    assert!(!platform.has_interrupt(1));
+    assert_eq!(env.take_kicked(), []);
+    call(&platform, &env, 1, n::CPPR, &[5]);
+    assert!(platform.has_interrupt(1), "4 is more favoured than 5");
+    call(&platform, &env, 1, n::CPPR, &[4]);
+    assert!(!platform.has_interrupt(1));
+}
+
+#[test]
+fn an_interprocessor_interrupt_lasts_until_its_request_is_taken_back() {
+    let (platform, env) = (platform(2), Fake::new());
+    call(&platform, &env, 1, n::CPPR, &[0xff]);
+    assert_eq!(status(&platform, &env, n::IPI, &[1, 4]), 0);
+    assert_eq!(env.take_kicked(), [1]);
+    let (gpr, _) = call(&platform, &env, 0, n::IPOLL, &[1]);
+    assert_eq!(gpr[3..6], [0, 0xff00_0002, 4]);
+    assert_eq!(accept(&platform, &env, 1), 0xff00_0002);
+    assert_eq!(accept(&platform, &env, 1), 0x0400_0000, "nothing above 4");
+    call(&platform, &env, 1, n::EOI, &[0xff00_0002]);
+    assert!(platform.has_interrupt(1), "its request still stands");
+    call(&platform, &env, 1, n::IPI, &[1, 0xff]);
+    assert!(!platform.has_interrupt(1));
+    assert_eq!(status(&platform, &env, n::IPI, &[2, 0]), -4);
+    assert_eq!(status(&platform, &env, n::IPOLL, &[2]), -4);
+    assert_eq!(status(&platform, &env, n::EOI, &[0xff00_9999]), -4);
+}
+
+#[test]
+fn an_edge_is_one_interrupt() {
+    let (platform, env) = (platform(2), Fake::new());
+    call(&platform, &env, 1, n::CPPR, &[0xff]);
+    assert!(platform.signal(EDGE).unwrap().is_empty(), "it is masked");
+    assert_eq!(route(&platform, &env, EDGE, 1, 5), 0);
+    assert_eq!(
+        env.take_kicked(),
+        [1],
+        "an event that came before is not lost"
+    );
+    assert_eq!(accept(&platform, &env, 1), 0xff00_1100);
+    // One that comes while the first is being served.
+    assert!(platform.signal(EDGE).unwrap().is_empty());
+    call(&platform, &env, 1, n::EOI, &[0xff00_1100]);
+    assert_eq!(accept(&platform, &env, 1), 0xff00_1100);
+    call(&platform, &env, 1, n::EOI, &[0xff00_1100]);
+    assert_eq!(accept(&platform, &env, 1), 0xff00_0000);
+}
+
+#[test]
+fn a_level_interrupts_until_it_is_low() {
+    let (platform, env) = (platform(1), Fake::new());
+    call(&platform, &env, 0, n::CPPR, &[0xff]);
+    assert_eq!(route(&platform, &env, LEVEL, 0, 5), 0);
+    assert_eq!(platform.raise(LEVEL), Ok(Servers::one(0)));
+    assert_eq!(accept(&platform, &env, 0), 0xff00_1200);
+    call(&platform, &env, 0, n::CPPR, &[0xff]);
+    assert!(!platform.has_interrupt(0), "not before it is ended");
+    call(&platform, &env, 0, n::EOI, &[0xff00_1200]);
+    assert!(platform.has_interrupt(0));
+    platform.lower(LEVEL).unwrap();
+    assert!(!platform.has_interrupt(0));
+}
+
+#[test]
+fn the_most_favoured_comes_first_and_is_not_outranked_by_its_equals() {
+    let (platform, env) = (platform(1), Fake::new());
+    call(&platform, &env, 0, n::CPPR, &[0xff]);
+    route(&platform, &env, EDGE, 0, 5);
+    route(&platform, &env, LEVEL, 0, 3);
+    let _ = platform.signal(EDGE);
+    assert_eq!(accept(&platform, &env, 0), 0xff00_1100);
+    let _ = platform.signal(EDGE);
+    assert!(!platform.has_interrupt(0));
+    let _ = platform.raise(LEVEL);
+    assert_eq!(accept(&platform, &env, 0), 0x0500_1200);
+}
+
+#[test]
+fn masks_keep_the_priority_and_a_moved_interrupt_moves() {
+    let (platform, env) = (platform(2), Fake::new());
+    call(&platform, &env, 0, n::CPPR, &[0xff]);
+    call(&platform, &env, 1, n::CPPR, &[0xff]);
+    route(&platform, &env, EDGE, 0, 5);
+    let xics = &platform.xics;
+    xics.lock().mask(EDGE).unwrap();
+    let _ = platform.signal(EDGE);
+    assert!(!platform.has_interrupt(0));
+    assert_eq!(xics.lock().routed(EDGE), Some((0, 0xff)));
+    xics.lock().mask(EDGE).unwrap();
+    assert_eq!(xics.lock().unmask(EDGE), Ok(Servers::one(0)));
+    assert_eq!(xics.lock().routed(EDGE), Some((0, 5)));
+    assert_eq!(route(&platform, &env, EDGE, 1, 5), 0);
+    assert!(!platform.has_interrupt(0) && platform.has_interrupt(1));
+    assert_eq!(route(&platform, &env, EDGE, 2, 5), -3);
+    assert_eq!(route(&platform, &env, EDGE, 0, 0x100), -3);
+    assert_eq!(route(&platform, &env, 0x1101, 0, 5), -3);
+    assert!(platform.signal(0x1101).is_err() && platform.raise(2).is_err());
+}
+
+proptest! {
+    /// Whatever happens to it, an edge is accepted at most as often as it was signalled, and what was
+    /// signalled last is not lost.
+    #[test]
+    fn no_event_is_lost_or_made_up(steps in prop::collection::vec((0_u8..6, 0_usize..3, any::<u8>()), 0..200)) {
+        let sources = [Source { number: EDGE, kind: Kind::Edge }];
+        let mut xics = Xics::new(3, &sources);
+        let (mut due, mut last) = (false, [0xff_u32 << 24; 3]);
+        for (step, server, value) in steps {
+            match step {
+                0 => { let _ = xics.signal(EDGE); due = true; }
+                1 => { let _ = xics.route(EDGE, u32::try_from(server).unwrap(), value); }
+                2 => xics.set_priority(server, value),
+                3 => { let _ = xics.set_request(server, value); }
+                4 => {
+                    let promised = xics.is_pending(server);
+                    let accepted = xics.accept(server);
+                    assert_eq!(promised, accepted & 0xff_ffff != 0);
+                    if accepted & 0xff_ffff == EDGE {
+                        assert!(core::mem::take(&mut due), "nobody has signalled");
+                        last[server] = accepted;
+                    }
+                }
+                _ => { let _ = xics.end(server, last[server]); }
+            }
+        }
+        let _ = xics.route(EDGE, 0, 1);
+        xics.set_request(0, 0xff).unwrap();
+        xics.set_priority(0, 0xff);
+        assert_eq!(xics.accept(0) & 0xff_ffff, if due { EDGE } else { 0 });
+    }
+}
