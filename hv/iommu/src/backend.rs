@@ -220,6 +220,39 @@ pub enum Binding {
     },
 }
 
+/// Pages of a guest's stage 1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VaRange {
+    /// The first virtual address, a multiple of the granule.
+    pub first: u64,
+    /// The last one, included.
+    pub last: u64,
+    /// Log2 of the granule in bytes: 12, 14 or 16.
+    pub granule_shift: u8,
+    /// The level of all leaves in it, 1 to 3; 0 when they are at several, or not known to be at one.
+    pub level: u8,
+    /// Whether only leaves changed, or the tables above them, too.
+    pub scope: VaScope,
+}
+
+/// What of a guest's stage 1 changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum VaScope {
+    /// Leaves.
+    Leaves,
+    /// Leaves, and the tables that lead to them.
+    Walks,
+}
+
+/// Invalidations of which the backend has done only the first ones for certain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Partial {
+    /// How many, from the first on, are surely done.
+    pub done: usize,
+    /// What became of the next one.
+    pub because: BackendError,
+}
+
 /// An invalidation of a guest's stage 1, decoded and with physical identities.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StageOneInvalidation {
@@ -233,6 +266,13 @@ pub enum StageOneInvalidation {
         asid: Option<Asid>,
         /// The virtual address.
         va: u64,
+    },
+    /// A range of pages, of one address space or (global) of all.
+    Range {
+        /// The address space; `None` for every one.
+        asid: Option<Asid>,
+        /// The pages.
+        range: VaRange,
     },
     /// A context descriptor.
     Context {
@@ -372,15 +412,16 @@ pub trait Backend {
     /// The general ones; the old binding is then still live.
     fn install(&mut self, endpoint: Endpoint, binding: &Binding) -> Result<(), BackendError>;
 
-    /// Executes an invalidation for the guest whose stage 1 sits on `parent`.
+    /// Executes invalidations for the guest whose stage 1 sits on `parent`, with one wait for all where
+    /// the hardware allows it. All are complete when it returns.
     ///
     /// # Errors
-    /// [`BackendError::Timeout`], [`BackendError::Unsupported`].
+    /// [`Partial`], because of [`BackendError::Timeout`] or [`BackendError::Unsupported`].
     fn invalidate_stage_one(
         &mut self,
         parent: TableId,
-        what: &StageOneInvalidation,
-    ) -> Result<(), BackendError>;
+        what: &[StageOneInvalidation],
+    ) -> Result<(), Partial>;
 
     /// Starts (with every page clean) or stops recording written pages.
     ///

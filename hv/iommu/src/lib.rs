@@ -88,7 +88,8 @@ pub use arena::{Id, Kind, Object, ObjectId};
 pub use attach::Target;
 pub use backend::{
     Backend, BackendError, Binding, Capabilities, DirtyRead, DirtyTracking, Endpoint, MemoryType,
-    PageSizes, Run, StageOneInvalidation, TableId, TableOptions, UnitId, Window, WindowLimits,
+    PageSizes, Partial, Run, StageOneInvalidation, TableId, TableOptions, UnitId, VaRange, VaScope,
+    Window, WindowLimits,
 };
 pub use budget::{Budget, OutOfMemory};
 pub use codec::{CodecError, Declared};

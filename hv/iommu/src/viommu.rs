@@ -6,7 +6,7 @@ use types::{Asid, Span, SubstreamId};
 
 use crate::area::span;
 use crate::arena::{Id, Kind, Object};
-use crate::backend::{Backend, StageOneInvalidation, UnitId};
+use crate::backend::{Backend, StageOneInvalidation, UnitId, VaRange, VaScope};
 use crate::codec::{CodecError, Declared};
 use crate::domain::{DomainId, DomainKind};
 use crate::event::EventQueueId;
@@ -106,6 +106,13 @@ pub enum GuestInvalidation {
         /// The virtual address.
         va: u64,
     },
+    /// A range of pages', of one address space or of all.
+    Range {
+        /// The address space; `None` for every one.
+        asid: Option<Asid>,
+        /// The pages.
+        range: VaRange,
+    },
     /// A context descriptor's.
     Context {
         /// The device, by the guest's number.
@@ -130,8 +137,9 @@ impl GuestInvalidation {
     /// Bytes of the newest version.
     pub const KNOWN: usize = 40;
 
-    /// Reads a record: kind u32 at 0 (0 all, 1 ASID, 2 page, 3 context, 4 ATC), flags u32 at 4
-    /// (bit 0: the ASID or substream is given), virtual id u64 at 8, ASID or substream u32 at 16,
+    /// Reads a record: kind u32 at 0 (0 all, 1 ASID, 2 page, 3 context, 4 ATC, 5 range), flags u32 at 4
+    /// (bit 0: the ASID or substream is given), virtual id u64 at 8 (of a range: log2 of the granule in
+    /// bits 7:0, level in bits 15:8, bit 16: leaves only), ASID or substream u32 at 16,
     /// reserved u32 at 20, first address u64 at 24, last address u64 at 32.
     ///
     /// # Errors
@@ -177,12 +185,57 @@ impl GuestInvalidation {
                     value: last,
                 });
             }
+            5 => Self::Range {
+                asid: if given { Some(asid()?) } else { None },
+                range: VaRange::decode(record.u64(8), start, last)?,
+            },
             other => {
                 return Err(CodecError::Unsupported {
                     at: 0,
                     value: other.into(),
                 });
             }
+        })
+    }
+}
+
+impl VaRange {
+    /// From the shape word of a record and its addresses.
+    fn decode(shape: u64, first: u64, last: u64) -> Result<Self, CodecError> {
+        const LEAVES: u64 = 1 << 16;
+        let [granule_shift, level, ..] = shape.to_le_bytes();
+        let granule = match granule_shift {
+            12 | 14 | 16 => 1_u64 << granule_shift,
+            _ => 0,
+        };
+        if granule == 0 || level > 3 || shape >> 17 != 0 {
+            return Err(CodecError::BadValue {
+                at: 8,
+                value: shape,
+            });
+        }
+        let mask = granule.wrapping_sub(1);
+        if first & mask != 0 {
+            return Err(CodecError::BadValue {
+                at: 24,
+                value: first,
+            });
+        }
+        if last & mask != mask || last < first {
+            return Err(CodecError::BadValue {
+                at: 32,
+                value: last,
+            });
+        }
+        Ok(Self {
+            first,
+            last,
+            granule_shift,
+            level,
+            scope: match shape & LEAVES {
+                0 => VaScope::Walks,
+                _ => VaScope::Leaves,
+            },
         })
     }
 }
@@ -452,12 +505,27 @@ impl<B: Backend> Iommu<B> {
             });
         }
         self.viommus.need(id)?;
-        for (handled, entry) in entries.iter().enumerate() {
-            if let Err(because) = self.invalidate_one(id, entry) {
-                return Err(Error::InvalidationStopped { handled, because });
+        let mut list = [StageOneInvalidation::All; MAX_INVALIDATIONS];
+        let mut count = 0_usize;
+        let mut refusal = None;
+        for (slot, entry) in list.iter_mut().zip(entries) {
+            match self.physical(id, entry) {
+                Ok(what) => *slot = what,
+                Err(because) => {
+                    refusal = Some(because);
+                    break;
+                }
             }
+            count = count.saturating_add(1);
         }
-        Ok(entries.len())
+        self.carry_out(id, list.get(..count).unwrap_or_default())?;
+        match refusal {
+            Some(because) => Err(Error::InvalidationStopped {
+                handled: count,
+                because,
+            }),
+            None => Ok(count),
+        }
     }
 
     /// Executes a guest's invalidations from records of `each` bytes, of which there are `count`.
@@ -484,39 +552,47 @@ impl<B: Backend> Iommu<B> {
             }
             .into());
         }
-        for handled in 0..count {
+        let mut list = [StageOneInvalidation::All; MAX_INVALIDATIONS];
+        for (handled, slot) in list.iter_mut().enumerate().take(count) {
             let from = handled.saturating_mul(each);
             let record = records.get(from..).unwrap_or_default();
             let result = GuestInvalidation::decode(each, record)
                 .map_err(InvalidationRefusal::Codec)
-                .and_then(|entry| self.invalidate_one(id, &entry));
-            if let Err(because) = result {
-                return Err(Error::InvalidationStopped { handled, because });
+                .and_then(|entry| self.physical(id, &entry));
+            match result {
+                Ok(what) => *slot = what,
+                Err(because) => {
+                    self.carry_out(id, list.get(..handled).unwrap_or_default())?;
+                    return Err(Error::InvalidationStopped { handled, because });
+                }
             }
         }
+        self.carry_out(id, list.get(..count).unwrap_or_default())?;
         Ok(count)
     }
 
-    fn invalidate_one(
-        &mut self,
+    /// An invalidation with physical identities.
+    fn physical(
+        &self,
         id: ViommuId,
         entry: &GuestInvalidation,
-    ) -> Result<(), InvalidationRefusal> {
-        let source = |core: &Self, virtual_id| {
-            core.device_of(id, virtual_id)
-                .and_then(|device| core.devices.need(device))
+    ) -> Result<StageOneInvalidation, InvalidationRefusal> {
+        let source = |virtual_id| {
+            self.device_of(id, virtual_id)
+                .and_then(|device| self.devices.need(device))
                 .map(|device| (device.sources().next().unwrap_or(0), device.ats()))
                 .map_err(|_| InvalidationRefusal::NoSuchVirtualId(virtual_id))
         };
-        let what = match *entry {
+        Ok(match *entry {
             GuestInvalidation::All => StageOneInvalidation::All,
             GuestInvalidation::Asid(asid) => StageOneInvalidation::Asid(asid),
             GuestInvalidation::Page { asid, va } => StageOneInvalidation::Page { asid, va },
+            GuestInvalidation::Range { asid, range } => StageOneInvalidation::Range { asid, range },
             GuestInvalidation::Context {
                 virtual_id,
                 substream,
             } => StageOneInvalidation::Context {
-                source: source(self, virtual_id)?.0,
+                source: source(virtual_id)?.0,
                 substream,
             },
             GuestInvalidation::Atc {
@@ -524,24 +600,30 @@ impl<B: Backend> Iommu<B> {
                 start,
                 last,
             } => {
-                let (source, ats) = source(self, virtual_id)?;
+                let (source, ats) = source(virtual_id)?;
                 if ats == Ats::Off {
                     return Err(InvalidationRefusal::AtsUnsupported);
                 }
                 let span: Span<_> = span(start, last);
                 StageOneInvalidation::Atc { source, span }
             }
-        };
+        })
+    }
+
+    fn carry_out(&mut self, id: ViommuId, list: &[StageOneInvalidation]) -> Result<(), Error> {
         let table = self
             .viommus
             .get(id)
             .and_then(|viommu| self.domains.get(viommu.parent))
             .and_then(crate::domain::Domain::table);
-        let Some(table) = table else {
+        let Some(table) = table.filter(|_| !list.is_empty()) else {
             return Ok(());
         };
         self.backend
-            .invalidate_stage_one(table, &what)
-            .map_err(InvalidationRefusal::Backend)
+            .invalidate_stage_one(table, list)
+            .map_err(|partial| Error::InvalidationStopped {
+                handled: partial.done,
+                because: InvalidationRefusal::Backend(partial.because),
+            })
     }
 }

@@ -5,8 +5,8 @@ use alloc::vec::Vec;
 use hal::{Clock, FrameAllocator, Mmio, SharedMemory};
 use iommu::{
     Ats, Backend, BackendError, Binding, Capabilities, ContextFormat, DirtyRead, DirtyTracking,
-    Endpoint, MemoryType, PageSizes, Permissions, Run, StageOne, StageOneInvalidation, TableId,
-    TableOptions, UnitId, Window, WindowLimits,
+    Endpoint, MemoryType, PageSizes, Partial, Permissions, Run, StageOne, StageOneInvalidation,
+    TableId, TableOptions, UnitId, Window, WindowLimits,
 };
 use pagetable::{
     Fault, Geometry, Invalidate, Leaf, OutputSize, PageTable, Stage2Access, Stage2Attributes, Stale,
@@ -15,6 +15,7 @@ use types::{Address, Iova, Ipa, Pa, PageSize, Span, StreamId, Vmid};
 
 use crate::Error;
 use crate::frames::{Kept, TableFrames};
+use crate::invalidation::{Ranges, StageOneList};
 use crate::shared::Shared;
 use crate::smmu::Smmu;
 use crate::spec::{Command, Depth, Range, Stage1, Stage2, Ste, Walks};
@@ -260,59 +261,6 @@ where
 
     fn sync(&mut self) {
         self.finish();
-    }
-}
-
-/// A span of 4 KiB pages as ranges of `(num + 1) << scale` of them. [IHI 0070 §4.4.1.1]
-struct Ranges {
-    at: u64,
-    pages: u64,
-    /// The level of every leaf in it, or 0.
-    level: u8,
-}
-
-impl Ranges {
-    fn new(span: Span<Iova>, level: u8) -> Self {
-        let first = span.start().bits() >> 12;
-        let last = span.last().bits() >> 12;
-        Self {
-            at: first,
-            pages: last - first + 1,
-            level,
-        }
-    }
-}
-
-impl Iterator for Ranges {
-    type Item = (u64, Range);
-
-    fn next(&mut self) -> Option<Self::Item> {
-        const MOST_SCALE: u32 = 31;
-        if self.pages == 0 {
-            return None;
-        }
-        // Five bits of the count, from its lowest set one on: a span has few of those.
-        let scale = self.pages.trailing_zeros().min(MOST_SCALE);
-        let num = (self.pages >> scale) & 31;
-        let num = if num == 0 { 31 } else { num };
-        let ipa = self.at << 12;
-        self.at += num << scale;
-        self.pages -= num << scale;
-        // A range of one page without a level is reserved; two pages are not. [IHI 0070 §4.4.1]
-        let num = if num == 1 && scale == 0 && self.level == 0 {
-            2
-        } else {
-            num
-        };
-        let [low, ..] = num.to_le_bytes();
-        let [scale, ..] = scale.to_le_bytes();
-        let range = Range {
-            num: low - 1,
-            scale,
-            granule: 1,
-            level: self.level,
-        };
-        Some((ipa, range))
     }
 }
 
@@ -828,53 +776,30 @@ where
     fn invalidate_stage_one(
         &mut self,
         parent: TableId,
-        what: &StageOneInvalidation,
-    ) -> Result<(), BackendError> {
-        let vmid = self.table(parent).ok_or(BackendError::Unsupported)?.vmid;
-        let mut only = None;
-        let stream = |source: u32| StreamId::new(source).map_err(|_| BackendError::Unsupported);
-        let command = match *what {
-            StageOneInvalidation::All => Command::TlbiNhAll(vmid),
-            StageOneInvalidation::Asid(asid) => Command::TlbiNhAsid(vmid, asid),
-            StageOneInvalidation::Page {
-                asid: Some(asid),
-                va,
-            } => Command::TlbiNhVa {
-                vmid,
-                asid,
-                va,
-                range: Range::LEAF,
-                depth: Depth::All,
-            },
-            StageOneInvalidation::Page { asid: None, va } => Command::TlbiNhVaa {
-                vmid,
-                va,
-                range: Range::LEAF,
-                depth: Depth::All,
-            },
-            StageOneInvalidation::Context { source, substream } => {
-                only = Some(source);
-                match substream {
-                    None => Command::CfgiCdAll(stream(source)?),
-                    Some(ssid) => Command::CfgiCd {
-                        sid: stream(source)?,
-                        ssid: ssid.bits(),
-                        depth: Depth::All,
-                    },
-                }
-            }
-            StageOneInvalidation::Atc { .. } => return Err(BackendError::Unsupported),
-        };
-        // Only the units that the VM has streams behind, and for one stream its own.
+        what: &[StageOneInvalidation],
+    ) -> Result<(), Partial> {
+        let fail = |because| Partial { done: 0, because };
+        let vmid = self
+            .table(parent)
+            .ok_or(fail(BackendError::Unsupported))?
+            .vmid;
         for (number, unit) in (0..).zip(&mut self.units) {
-            let concerned = self.bound.iter().any(|bound| {
-                bound.table == parent
-                    && bound.endpoint.unit == UnitId::new(number)
-                    && only.is_none_or(|source| source == bound.endpoint.source)
-            });
-            if concerned {
-                unit.send(&[command]).map_err(backend_error)?;
+            let number = UnitId::new(number);
+            // Only the units that the VM has streams behind, and of streams only its own.
+            let behind = |bound: &&Bound| bound.table == parent && bound.endpoint.unit == number;
+            if !self.bound.iter().any(|bound| behind(&bound)) {
+                continue;
             }
+            let mut list = StageOneList::new(vmid, unit.identity());
+            for what in what {
+                let own = |source: u32| {
+                    let mut bound = self.bound.iter().filter(behind);
+                    bound.any(|bound| bound.endpoint.source == source)
+                };
+                list.add(what, own).map_err(fail)?;
+            }
+            unit.send(list.commands())
+                .map_err(|error| fail(backend_error(error)))?;
         }
         Ok(())
     }

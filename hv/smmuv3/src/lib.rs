@@ -14,6 +14,7 @@ mod backend;
 mod errata;
 mod frames;
 mod identity;
+mod invalidation;
 mod locked;
 mod shared;
 mod smmu;

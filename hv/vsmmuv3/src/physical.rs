@@ -1,6 +1,6 @@
 //! What a guest's SMMU asks of the machine's.
 
-use iommu::{GuestInvalidation, NestedConfig};
+use iommu::{GuestInvalidation, NestedConfig, VaScope};
 use smmuv3::spec::{Depth, Range};
 use types::{Asid, StreamId, SubstreamId};
 
@@ -80,25 +80,15 @@ pub enum Invalidation {
 }
 
 impl Invalidation {
-    /// The same, or more, as a record of the IOMMU core.
-    ///
-    /// The core's records name single pages; a longer range becomes [`GuestInvalidation::All`],
-    /// which is always enough: by ASID would leave global translations behind. A substream of an
-    /// ATC invalidation is left to the core, which has none.
+    /// The same as a record of the IOMMU core. A substream of an ATC invalidation is left to the core,
+    /// which has none.
     #[must_use]
     pub fn for_core(&self) -> GuestInvalidation {
         match *self {
             Self::All => GuestInvalidation::All,
             Self::Asid(asid) => GuestInvalidation::Asid(asid),
-            Self::Va { asid, at } if at.is_one_page() => GuestInvalidation::Page {
-                asid: Some(asid),
-                va: at.va,
-            },
-            Self::Vaa(at) if at.is_one_page() => GuestInvalidation::Page {
-                asid: None,
-                va: at.va,
-            },
-            Self::Va { .. } | Self::Vaa(_) => GuestInvalidation::All,
+            Self::Va { asid, at } => at.for_core(Some(asid)),
+            Self::Vaa(at) => at.for_core(None),
             Self::Context { stream, substream } => GuestInvalidation::Context {
                 virtual_id: stream.bits().into(),
                 substream,
@@ -118,8 +108,25 @@ impl Invalidation {
 }
 
 impl VaRange {
-    fn is_one_page(&self) -> bool {
-        self.range.granule == 0 || self.range.num == 0 && self.range.scale == 0
+    fn for_core(&self, asid: Option<Asid>) -> GuestInvalidation {
+        let shift = granule_shift(self.range.granule).and_then(|shift| u8::try_from(shift).ok());
+        match (shift, self.last()) {
+            (Some(granule_shift), Some(last)) => GuestInvalidation::Range {
+                asid,
+                range: iommu::VaRange {
+                    first: self.va,
+                    last,
+                    granule_shift,
+                    level: self.range.level,
+                    scope: match self.depth {
+                        Depth::Leaf => VaScope::Leaves,
+                        Depth::All => VaScope::Walks,
+                    },
+                },
+            },
+            _ if self.range.granule == 0 => GuestInvalidation::Page { asid, va: self.va },
+            _ => GuestInvalidation::All,
+        }
     }
 }
 

@@ -4,8 +4,8 @@ use core::cell::{Cell, RefCell};
 
 use bulkhead_iommu::{
     Backend, BackendError, Binding, Capabilities, DirtyRead, DirtyTracking, Endpoint, MemoryType,
-    PageSizes, Permissions, Run, StageOneInvalidation, TableId, TableOptions, UnitId, Window,
-    WindowLimits,
+    PageSizes, Partial, Permissions, Run, StageOneInvalidation, TableId, TableOptions, UnitId,
+    Window, WindowLimits,
 };
 use hal::{FrameAllocator, NotMemory, OutOfFrames, PhysMemory};
 use pagetable::{
@@ -212,9 +212,12 @@ impl Backend for OneTable {
     fn invalidate_stage_one(
         &mut self,
         _: TableId,
-        _: &StageOneInvalidation,
-    ) -> Result<(), BackendError> {
-        Err(BackendError::Unsupported)
+        _: &[StageOneInvalidation],
+    ) -> Result<(), Partial> {
+        Err(Partial {
+            done: 0,
+            because: BackendError::Unsupported,
+        })
     }
 
     fn set_dirty_tracking(&mut self, _: TableId, _: DirtyTracking) -> Result<(), BackendError> {

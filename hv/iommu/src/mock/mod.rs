@@ -22,7 +22,8 @@ use types::{Iova, Pa, PageSize, Span};
 use crate::area::Permissions;
 use crate::backend::{
     Backend, BackendError, Binding, Capabilities, DirtyRead, DirtyTracking, Endpoint, MemoryType,
-    PageSizes, Run, StageOneInvalidation, TableId, TableOptions, UnitId, Window, WindowLimits,
+    PageSizes, Partial, Run, StageOneInvalidation, TableId, TableOptions, UnitId, Window,
+    WindowLimits,
 };
 use crate::nested::StageOne;
 pub use check::check;
@@ -529,12 +530,15 @@ impl Backend for Mock {
     fn invalidate_stage_one(
         &mut self,
         parent: TableId,
-        what: &StageOneInvalidation,
-    ) -> Result<(), BackendError> {
-        take(&mut self.stage_one_left, BackendError::Timeout)?;
-        self.table(parent)?;
-        self.counts.stage_one += 1;
-        self.stage_one.push(*what);
+        what: &[StageOneInvalidation],
+    ) -> Result<(), Partial> {
+        for (done, what) in what.iter().enumerate() {
+            take(&mut self.stage_one_left, BackendError::Timeout)
+                .and_then(|()| self.table(parent).map(|_| ()))
+                .map_err(|because| Partial { done, because })?;
+            self.counts.stage_one += 1;
+            self.stage_one.push(*what);
+        }
         Ok(())
     }
 

@@ -6,7 +6,7 @@ use super::*;
 use crate::{
     BackendError, Binding, CodecError, ContextFormat, DefaultSubstream, DomainId, DomainOptions,
     Feature, GuestInvalidation, InvalidationRefusal, MAX_INVALIDATIONS, NestedConfig, StageOne,
-    StageOneInvalidation, Translate, ViommuId,
+    StageOneInvalidation, Translate, VaRange, VaScope, ViommuId,
 };
 
 pub(super) const TRANSLATE: NestedConfig = NestedConfig {
@@ -418,6 +418,53 @@ fn invalidations_carry_physical_identities() {
             },
         ]
     );
+}
+
+#[test]
+fn a_list_goes_to_the_backend_at_once_with_its_ranges() {
+    let mut g = guest();
+    let range = VaRange {
+        first: 0xffff_0000_0000_0000,
+        last: 0xffff_0000_0003_ffff,
+        granule_shift: 16,
+        level: 3,
+        scope: VaScope::Leaves,
+    };
+    let asid = Asid::new(3).ok();
+    let entries = [GuestInvalidation::Range { asid, range }; 3];
+    assert_eq!(g.invalidate(&entries), Ok(3));
+    let expected = [StageOneInvalidation::Range { asid, range }; 3];
+    assert_eq!(g.f.core.backend().stage_one_invalidations(), expected);
+}
+
+#[test]
+fn range_records_name_whole_granules() {
+    let decode = |bytes: &[u8]| GuestInvalidation::decode(bytes.len(), bytes);
+    let with = |shape: u64, first: u64, last: u64| {
+        let mut bytes = record(5, shape);
+        bytes[24..32].copy_from_slice(&first.to_le_bytes());
+        bytes[32..40].copy_from_slice(&last.to_le_bytes());
+        bytes
+    };
+    let range = VaRange {
+        first: 0x4000,
+        last: 0xbfff,
+        granule_shift: 14,
+        level: 2,
+        scope: VaScope::Leaves,
+    };
+    assert_eq!(
+        decode(&with(1 << 16 | 2 << 8 | 14, 0x4000, 0xbfff)),
+        Ok(GuestInvalidation::Range { asid: None, range })
+    );
+    let bad = |at, value| Err(CodecError::BadValue { at, value });
+    // A granule that is none, a level that is none, bits that mean nothing.
+    for shape in [13, 14 | 4 << 8, 14 | 1 << 17] {
+        assert_eq!(decode(&with(shape, 0x4000, 0xbfff)), bad(8, shape));
+    }
+    assert_eq!(decode(&with(14, 0x1000, 0xbfff)), bad(24, 0x1000));
+    assert_eq!(decode(&with(14, 0x4000, 0xc000)), bad(32, 0xc000));
+    assert_eq!(decode(&with(14, 0x8000, 0x7fff)), bad(32, 0x7fff));
 }
 
 #[test]

@@ -762,37 +762,46 @@ fn the_same_as_a_record_of_the_core_covers_as_much() {
         },
         depth: Depth::Leaf,
     };
-    let one = at(0, 0);
+    let range = |last| iommu::VaRange {
+        first: 0x1000,
+        last,
+        granule_shift: 12,
+        level: 3,
+        scope: iommu::VaScope::Leaves,
+    };
     assert_eq!(Invalidation::All.for_core(), Core::All);
     assert_eq!(Invalidation::Asid(asid(3)).for_core(), Core::Asid(asid(3)));
+    for (at, last) in [
+        (at(0, 0), 0x1fff),
+        (at(1, 0), 0x2fff),
+        (at(0, 1), 0x2fff),
+        (at(4, 3), 0x1000 + 40 * 0x1000 - 1),
+    ] {
+        let range = range(last);
+        assert_eq!(
+            Invalidation::Va { asid: asid(3), at }.for_core(),
+            Core::Range {
+                asid: Some(asid(3)),
+                range
+            }
+        );
+        assert_eq!(
+            Invalidation::Vaa(at).for_core(),
+            Core::Range { asid: None, range }
+        );
+    }
+    let leaf = VaRange {
+        va: 0x1000,
+        range: Range::LEAF,
+        depth: Depth::All,
+    };
     assert_eq!(
-        Invalidation::Va {
-            asid: asid(3),
-            at: one
-        }
-        .for_core(),
-        Core::Page {
-            asid: Some(asid(3)),
-            va: 0x1000
-        }
-    );
-    assert_eq!(
-        Invalidation::Vaa(one).for_core(),
+        Invalidation::Vaa(leaf).for_core(),
         Core::Page {
             asid: None,
             va: 0x1000
         }
     );
-    // More than a page: everything, because by ASID leaves global ones.
-    assert_eq!(
-        Invalidation::Va {
-            asid: asid(3),
-            at: at(1, 0)
-        }
-        .for_core(),
-        Core::All
-    );
-    assert_eq!(Invalidation::Vaa(at(0, 1)).for_core(), Core::All);
     assert_eq!(
         Invalidation::Context {
             stream: sid(8),
