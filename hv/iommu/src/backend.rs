@@ -91,6 +91,12 @@ impl PageSizes {
         if lowest == 0 { 1 } else { lowest }
     }
 
+    /// These sizes and those.
+    #[must_use]
+    pub const fn with(self, others: Self) -> Self {
+        Self(self.0 | others.0)
+    }
+
     /// The sizes of at most `bytes` bytes.
     #[must_use]
     pub const fn up_to(self, bytes: u64) -> Self {
@@ -394,6 +400,17 @@ pub trait Backend {
     /// Clears the entries of `span`, which covers whole leaves. Cached translations may remain
     /// until [`Backend::invalidate`].
     fn unmap(&mut self, table: TableId, span: Span<Iova>);
+
+    /// Replaces the one mapped entry that a run covers, in one step: a device finds the old entry or
+    /// the new one, never none. When this returns, no access under the old one is left.
+    ///
+    /// # Errors
+    /// [`BackendError::Unsupported`] where the table cannot do that, or the run is more than an
+    /// entry; the general ones. The old entry is then still there.
+    fn exchange(&mut self, table: TableId, run: &Run) -> Result<(), BackendError> {
+        let _ = (table, run);
+        Err(BackendError::Unsupported)
+    }
 
     /// Drops every cached translation of `span`, combined stage-1 ones and those in devices
     /// included, and returns when that is complete.

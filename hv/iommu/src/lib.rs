@@ -58,6 +58,8 @@ mod attach;
 mod backend;
 mod budget;
 mod codec;
+#[cfg(any(test, feature = "mock"))]
+pub mod conformance;
 mod dirty;
 mod domain;
 mod error;

@@ -5,6 +5,7 @@ mod address_space;
 mod attach;
 mod bars;
 mod config;
+mod conformance;
 mod copy;
 mod corpus;
 mod dirty;

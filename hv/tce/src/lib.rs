@@ -1,0 +1,44 @@
+//! TCE tables: how POWER's host bridges translate a device's addresses.
+//!
+//! [`Tce`] is the format of one entry. [`PaprBackend`] makes the host bridges of a PAPR platform the
+//! hardware of the IOMMU core ([`iommu::Backend`]): their tables are the platform's, reached by the
+//! calls of [`Platform`]. What the platform holds is known here entry by entry ([`Entries`]), so that
+//! every live entry can be audited against it. The crate makes no call itself: the arch crate
+//! implements [`Platform`]. It must not know which VM a table is for.
+//!
+//! The platform validates nothing: an entry with any address is accepted. What is written here was
+//! checked by the core, which gives physical addresses of memory objects only.
+#![no_std]
+#![forbid(unsafe_code)]
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::indexing_slicing,
+        clippy::arithmetic_side_effects
+    )
+)]
+extern crate alloc;
+
+mod entry;
+#[cfg(any(test, feature = "fake"))]
+pub mod fake;
+mod papr;
+mod platform;
+mod store;
+#[cfg(test)]
+mod tests;
+
+pub use entry::Tce;
+pub use papr::{AuditScope, Broken, Ddw, Discrepancy, HostBridge, PaprBackend};
+pub use platform::{
+    Created, HcallError, LIST, Limits, MOST_STUFFED, Multi, Platform, RtasError, WindowSpec,
+};
+pub use store::{CHUNK, Entries};
+
+/// Backing store for entries could not grow. Nothing changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("no memory for entries")]
+pub struct OutOfMemory;

@@ -1,0 +1,3 @@
+//! The backends against platforms in memory.
+
+mod papr;
