@@ -1,7 +1,7 @@
 //! Policy of VMs: what they are doing and what follows when they end, who runs next on a core, who
 //! has the terminal, and the monitor.
 //!
-//! Key types: [`Lifecycle`] (a VM's state, shared by the cores its vCPUs run on), [`RoundRobin`] and
+//! Key types: [`Lifecycle`] (a VM's state, shared by the cores its vCPUs run on), [`Turns`] and
 //! [`RunClock`] (time sharing and its account), [`Terminal`] (the console of all VMs on one line),
 //! [`Monitor`] (commands for whoever sits at it, carried out through [`Control`]). Both binaries use
 //! them; nothing here may know of an architecture, touch hardware or read a clock: times are
@@ -35,4 +35,4 @@ pub use monitor::{
     Activity, Argument, CommandError, Control, Frames, Iommu, Monitor, Refusal, Reply, Then,
     VcpuState, VmStatus, Walk,
 };
-pub use schedule::{DEFAULT_SLICE_US, RoundRobin, RunClock, slice_us};
+pub use schedule::{DEFAULT_SLICE_US, RunClock, Turns, slice_us};

@@ -1,8 +1,9 @@
 //! Who runs next on a core, and for how long it has run.
 
+use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU64, Ordering};
 
-/// How long a vCPU runs while others wait for its core, in microseconds, unless its VM says
+/// How long a VM has a core while other VMs wait for it, in microseconds, unless its manifest says
 /// otherwise.
 pub const DEFAULT_SLICE_US: u64 = 10_000;
 
@@ -12,33 +13,101 @@ pub fn slice_us(configured: Option<u32>) -> u64 {
     configured.map_or(DEFAULT_SLICE_US, u64::from)
 }
 
-/// Takes turns. A core has one for its vCPUs.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct RoundRobin {
+/// Takes turns on a core: the VMs do, and in a VM's turn its vCPUs do.
+///
+/// A VM's turn lasts for its slice, or until none of its vCPUs here wants to run. A vCPU that waits leaves
+/// what is left to the next of its VM. So VMs that always want the core have it in proportion to their
+/// slices, whatever their numbers of vCPUs and however these come and go.
+#[derive(Clone, Debug)]
+pub struct Turns {
+    vms: Vec<Member>,
+    /// Whose turn it is.
+    current: usize,
+    /// Ticks left of it.
+    left: u64,
+    /// A rest of a turn shorter than this is not worth an entry.
+    shortest: u64,
+}
+
+/// A VM's vCPUs on the core.
+#[derive(Clone, Debug)]
+struct Member {
+    vm: usize,
+    vcpus: Vec<usize>,
     next: usize,
 }
 
-impl RoundRobin {
-    /// The first of `entries` after the last one picked for which `choose` has an answer, and that
-    /// answer. Each entry is asked at most once.
-    pub fn pick<T, R>(
-        &mut self,
-        entries: &[T],
-        mut choose: impl FnMut(&T) -> Option<R>,
-    ) -> Option<R> {
-        let start = if self.next < entries.len() {
-            self.next
-        } else {
-            0
-        };
-        let order = (start..entries.len()).chain(0..start);
-        for at in order {
-            if let Some(chosen) = entries.get(at).and_then(&mut choose) {
+impl Member {
+    fn pick<R>(&mut self, choose: &mut impl FnMut(usize, usize) -> Option<R>) -> Option<R> {
+        let next = self.next.min(self.vcpus.len());
+        for at in (next..self.vcpus.len()).chain(0..next) {
+            if let Some(vcpu) = self.vcpus.get(at)
+                && let Some(chosen) = choose(self.vm, *vcpu)
+            {
                 self.next = at.saturating_add(1);
                 return Some(chosen);
             }
         }
         None
+    }
+}
+
+impl Turns {
+    /// For these vCPUs, each with its VM. A turn's rest of less than `shortest` ticks is forfeited.
+    #[must_use]
+    pub fn new(vcpus: &[(usize, usize)], shortest: u64) -> Self {
+        let mut vms: Vec<Member> = Vec::new();
+        for (vm, vcpu) in vcpus {
+            match vms.iter_mut().find(|member| member.vm == *vm) {
+                Some(member) => member.vcpus.push(*vcpu),
+                None => vms.push(Member {
+                    vm: *vm,
+                    vcpus: Vec::from([*vcpu]),
+                    next: 0,
+                }),
+            }
+        }
+        Self {
+            // The first VM's turn comes next.
+            current: vms.len(),
+            vms,
+            left: 0,
+            shortest,
+        }
+    }
+
+    /// Who runs next, and for how many ticks at most: the next vCPU for which `choose` (asked with VM and
+    /// vCPU) has an answer, and that answer. Each vCPU is asked at most twice. `slice` says the ticks of a
+    /// VM's turn.
+    pub fn pick<R>(
+        &mut self,
+        mut choose: impl FnMut(usize, usize) -> Option<R>,
+        slice: impl Fn(usize) -> u64,
+    ) -> Option<(R, u64)> {
+        if self.left >= self.shortest.max(1)
+            && let Some(member) = self.vms.get_mut(self.current)
+            && let Some(chosen) = member.pick(&mut choose)
+        {
+            return Some((chosen, self.left));
+        }
+        let count = self.vms.len();
+        let next = self.current.saturating_add(1).min(count);
+        for at in (next..count).chain(0..next) {
+            if let Some(member) = self.vms.get_mut(at)
+                && let Some(chosen) = member.pick(&mut choose)
+            {
+                self.current = at;
+                self.left = slice(member.vm);
+                return Some((chosen, self.left));
+            }
+        }
+        self.left = 0;
+        None
+    }
+
+    /// The one that was picked has had the core for so many ticks.
+    pub fn used(&mut self, ticks: u64) {
+        self.left = self.left.saturating_sub(ticks);
     }
 }
 
@@ -84,40 +153,119 @@ mod tests {
 
     use proptest::prelude::{any, prop, proptest};
 
-    use super::{RoundRobin, RunClock, slice_us};
+    use super::{RunClock, Turns, slice_us};
+
+    const SLICE: u64 = 100;
+
+    /// A core whose vCPUs always want to run, each for as long as `wants` says; how long each VM had it.
+    fn shares(
+        vcpus: &[(usize, usize)],
+        slice: impl Fn(usize) -> u64,
+        mut wants: impl FnMut(usize, usize) -> u64,
+        picks: usize,
+    ) -> [u64; 4] {
+        let mut turns = Turns::new(vcpus, 1);
+        let mut had = [0; 4];
+        for _ in 0..picks {
+            let ((vm, vcpu), most) = turns.pick(|vm, vcpu| Some((vm, vcpu)), &slice).unwrap();
+            let ran = wants(vm, vcpu).min(most);
+            turns.used(ran);
+            had[vm] += ran;
+        }
+        had
+    }
 
     #[test]
     fn turns_go_round_and_pass_over_those_that_cannot_run() {
-        let mut queue = RoundRobin::default();
-        let mut pick = |ready: [bool; 3]| queue.pick(&[0, 1, 2], |i| ready[*i].then_some(*i));
+        let mut turns = Turns::new(&[(0, 0), (1, 0), (2, 0)], 1);
+        let mut pick = |ready: [bool; 3]| {
+            let picked = turns.pick(|vm, _| ready[vm].then_some(vm), |_| SLICE);
+            turns.used(SLICE);
+            picked
+        };
         let all = [true; 3];
-        let order: Vec<_> = (0..4).map(|_| pick(all)).collect();
+        let order: Vec<_> = (0..4).map(|_| pick(all).map(|(vm, _)| vm)).collect();
         assert_eq!(order, [Some(0), Some(1), Some(2), Some(0)]);
-        assert_eq!(pick([true, false, true]), Some(2));
+        assert_eq!(pick([true, false, true]), Some((2, SLICE)));
         assert_eq!(pick([false; 3]), None);
-        assert_eq!(pick(all), Some(0));
+        assert_eq!(pick(all), Some((0, SLICE)));
     }
 
     #[test]
     fn nobody_to_pick_from_is_no_pick() {
         assert_eq!(
-            RoundRobin::default().pick(&[], |_: &u8| -> Option<()> { None }),
+            Turns::new(&[], 1).pick(|_, _| -> Option<()> { None }, |_| SLICE),
             None
         );
     }
 
+    #[test]
+    fn the_vcpus_of_a_vm_go_round_in_its_turns() {
+        let mut turns = Turns::new(&[(0, 0), (1, 0), (1, 1), (1, 2)], 1);
+        let mut order = Vec::new();
+        for _ in 0..6 {
+            order.extend(
+                turns
+                    .pick(|vm, vcpu| Some((vm, vcpu)), |_| SLICE)
+                    .map(|(it, _)| it),
+            );
+            turns.used(SLICE);
+        }
+        assert_eq!(order, [(0, 0), (1, 0), (0, 0), (1, 1), (0, 0), (1, 2)]);
+    }
+
+    #[test]
+    fn what_a_waiting_vcpu_leaves_is_its_vms() {
+        let mut turns = Turns::new(&[(0, 0), (1, 0), (1, 1)], 10);
+        let mut pick = |ran| {
+            let picked = turns.pick(|vm, vcpu| Some((vm, vcpu)), |_| SLICE);
+            turns.used(ran);
+            picked
+        };
+        assert_eq!(pick(SLICE), Some(((0, 0), SLICE)));
+        assert_eq!(pick(30), Some(((1, 0), SLICE)));
+        assert_eq!(pick(65), Some(((1, 1), 70)));
+        assert_eq!(pick(SLICE), Some(((0, 0), SLICE)), "a rest of 5 is none");
+    }
+
+    #[test]
+    fn two_busy_vms_have_half_each_whatever_their_vcpus() {
+        let vcpus = [(0, 0), (1, 0), (1, 1), (1, 2), (1, 3)];
+        let had = shares(&vcpus, |_| SLICE, |_, _| u64::MAX, 1000);
+        assert_eq!(had[0], had[1]);
+        let had = shares(&vcpus, |vm| [SLICE, 3 * SLICE][vm], |_, _| u64::MAX, 1000);
+        assert_eq!(3 * had[0], had[1]);
+    }
+
     proptest! {
-        /// One that stays ready waits for no more than one turn of each other.
+        /// A VM that stays ready waits for no more than one turn of each other.
         #[test]
         fn nobody_starves(ready in prop::collection::vec(any::<[bool; 4]>(), 4..60), who in 0_usize..4) {
-            let mut queue = RoundRobin::default();
+            let mut turns = Turns::new(&[(0, 0), (1, 0), (2, 0), (3, 0)], 1);
             let mut waited = 0;
             for mut ready in ready {
                 ready[who] = true;
-                let picked = queue.pick(&[0, 1, 2, 3], |i| ready[*i].then_some(*i)).unwrap();
+                let (picked, most) = turns.pick(|vm, _| ready[vm].then_some(vm), |_| SLICE).unwrap();
+                turns.used(most);
                 waited = if picked == who { 0 } else { waited + 1 };
                 assert!(waited <= 3);
             }
+        }
+
+        /// VMs that always have a vCPU that wants to run are never more than a turn apart, and what is
+        /// forfeited.
+        #[test]
+        fn vms_that_are_always_ready_have_like_shares(
+            counts in prop::array::uniform3(1_usize..5),
+            runs in prop::collection::vec(1_u64..300, 1..200),
+        ) {
+            let vcpus: Vec<_> = (0..3)
+                .flat_map(|vm| (0..counts[vm]).map(move |vcpu| (vm, vcpu)))
+                .collect();
+            let mut next = runs.iter().cycle();
+            let had = shares(&vcpus, |_| SLICE, |_, _| *next.next().unwrap(), 400);
+            let (least, most) = (had[..3].iter().min().unwrap(), had[..3].iter().max().unwrap());
+            assert!(most - least <= SLICE, "{had:?}");
         }
     }
 

@@ -11,7 +11,7 @@ use machine::Interrupt;
 use smmuv3::Locked;
 use spin::Mutex;
 use vgic::{Kicks, Level};
-use vm::{Ended, Ending, Monitor, Next, RoundRobin, State, Typed};
+use vm::{Ended, Ending, Monitor, Next, State, Turns, Typed};
 
 use super::context::{read_register, write_register};
 use super::devices;
@@ -125,6 +125,9 @@ fn message(guests: &Guests, intid: u32, from: usize) {
     }
 }
 
+/// A turn's rest shorter than this is not worth an entry into a guest.
+const SHORTEST_STAY_US: u64 = 50;
+
 /// The core that has the console.
 const CONSOLE_CORE: usize = 0;
 
@@ -219,7 +222,8 @@ pub(crate) fn serve(core: usize) -> ! {
         // What came before has left no edge.
         guests.drain(hardware, usize::MAX);
     }
-    let mut turns = RoundRobin::default();
+    let shortest = SystemCounter.ticks_of_us(SHORTEST_STAY_US);
+    let mut turns = Turns::new(&this.vcpus, shortest);
     // VMIDs count from 1.
     let mut last = alloc::vec![usize::MAX; guests.vms.len() + 1];
     loop {
@@ -228,13 +232,21 @@ pub(crate) fn serve(core: usize) -> ! {
         }
         wake_expired(guests, this);
         look_around(guests, core);
-        let next = turns.pick(&this.vcpus, |(vm, index)| {
-            let vm = guests.vms.get(*vm)?;
-            let ready = vm.slots.get(*index)?.activity() == Activity::Ready;
-            (ready && vm.lifecycle.is_running()).then_some((vm, *index))
-        });
-        match next {
-            Some((vm, index)) => reside(guests, core, frame, &mut last, vm, index),
+        let ready = |vm: usize, index: usize| {
+            let vm = guests.vms.get(vm)?;
+            let ready = vm.slots.get(index)?.activity() == Activity::Ready;
+            (ready && vm.lifecycle.is_running()).then_some((vm, index))
+        };
+        let slice = |vm: usize| {
+            let us = guests.vms.get(vm).map_or(0, |vm| vm.slice_us);
+            SystemCounter.ticks_of_us(us)
+        };
+        match turns.pick(ready, slice) {
+            Some((next, ticks)) => {
+                let from = SystemCounter.ticks();
+                reside(guests, core, frame, &mut last, next, from + ticks);
+                turns.used(SystemCounter.ticks() - from);
+            }
             None => idle(guests, core, this),
         }
     }
@@ -456,7 +468,7 @@ enum Departure {
     Off,
 }
 
-/// Runs a vCPU on this core until it leaves.
+/// Runs a vCPU on this core until it leaves, at `until` if others share the core.
 ///
 /// `last` says for each VM, by its VMID, which of its vCPUs was on this core last.
 fn reside(
@@ -464,8 +476,8 @@ fn reside(
     core: usize,
     frame: gic::Frame,
     last: &mut [usize],
-    vm: &Vm,
-    index: usize,
+    (vm, index): (&Vm, usize),
+    until: u64,
 ) {
     let Some(slot) = vm.slots.get(index) else {
         return;
@@ -480,8 +492,7 @@ fn reside(
         if let Some((pc, x0)) = slot.start.lock().take() {
             vcpu.reset(pc, x0);
         }
-        let now = SystemCounter.ticks();
-        slot.clock.begin(now);
+        slot.clock.begin(SystemCounter.ticks());
         vcpu.load(vm, if shared { TRAP_WFI } else { 0 });
         if let Some(last) = last.get_mut(usize::from(vm.vmid()))
             && *last != index
@@ -490,7 +501,7 @@ fn reside(
             *last = index;
         }
         frame.set_active(vm.gic.physical_active(index));
-        set_alarm(shared.then(|| now + SystemCounter.ticks_of_us(vm.slice_us)));
+        set_alarm(shared.then_some(until));
         let mut residency = Residency {
             guests,
             core,

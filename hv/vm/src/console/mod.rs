@@ -67,7 +67,7 @@ struct Vm {
 /// others whole lines appear, without what would steer the terminal, and lines over
 /// [`LONGEST_LINE`] in pieces. A VM that floods is cut off with a note of how many bytes were
 /// dropped. Whoever speaks while another's line is unfinished begins a new one; the unfinished line
-/// is repeated when it goes on.
+/// is repeated when it goes on. The monitor's prompt, with what was typed behind it, is repeated at once.
 ///
 /// Output goes to a sink. It is called with pieces of at most [`LONGEST_LINE`] bytes and must not
 /// call back.
@@ -76,6 +76,8 @@ pub struct Terminal {
     vms: Vec<Vm>,
     focus: usize,
     monitor: bool,
+    /// A command is being carried out: the prompt comes with its answer.
+    busy: bool,
     cursor: Cursor,
     keys: Keys,
     editor: Editor,
@@ -95,6 +97,7 @@ impl Terminal {
             vms: Vec::new(),
             focus: 0,
             monitor: false,
+            busy: false,
             cursor: Cursor::Free,
             keys: Keys::new(),
             editor: Editor::new(),
@@ -146,6 +149,7 @@ impl Terminal {
             self.live_byte(vm, byte, out);
         } else {
             self.background_byte(vm, byte, out);
+            self.prompt_again(out);
         }
     }
 
@@ -166,10 +170,23 @@ impl Terminal {
         if let Some(guest) = self.vms.get_mut(vm) {
             guest.line = Line::new();
         }
+        self.prompt_again(out);
     }
 
     /// Bytes of the hypervisor's log. Lines end with a line feed.
     pub fn log(&mut self, bytes: &[u8], out: &mut impl FnMut(&[u8])) {
+        self.print(bytes, out);
+        self.prompt_again(out);
+    }
+
+    /// Shows the monitor's prompt after what others have said.
+    fn prompt_again(&mut self, out: &mut impl FnMut(&[u8])) {
+        if self.monitor && !self.busy && self.cursor == Cursor::Free {
+            self.prompt(out);
+        }
+    }
+
+    fn print(&mut self, bytes: &[u8], out: &mut impl FnMut(&[u8])) {
         for piece in bytes.split_inclusive(|byte| *byte == b'\n') {
             if self.cursor != Cursor::Log {
                 self.free_cursor(out);
@@ -184,7 +201,7 @@ impl Terminal {
     }
 
     /// Ends whatever line the cursor is in.
-    pub fn free_cursor(&mut self, out: &mut impl FnMut(&[u8])) {
+    fn free_cursor(&mut self, out: &mut impl FnMut(&[u8])) {
         if self.cursor != Cursor::Free {
             out(b"\r\n");
             self.cursor = Cursor::Free;
@@ -196,22 +213,22 @@ impl Terminal {
         match self.keys.feed(byte) {
             Key::Pending => Typed::Nothing,
             Key::Help => {
-                self.log(HELP.as_bytes(), out);
-                self.log(b"VMs by number:", out);
+                self.print(HELP.as_bytes(), out);
+                self.print(b"VMs by number:", out);
                 for number in 0..self.vms.len().min(9) {
-                    self.log(format!(" {}", number.saturating_add(1)).as_bytes(), out);
-                    self.log(b" ", out);
+                    self.print(format!(" {}", number.saturating_add(1)).as_bytes(), out);
+                    self.print(b" ", out);
                     let name = self.name(number);
-                    self.log(name.as_bytes(), out);
+                    self.print(name.as_bytes(), out);
                 }
-                self.log(b"\n", out);
+                self.print(b"\n", out);
                 self.show(out);
                 Typed::Nothing
             }
             Key::Focus(vm) if vm < self.vms.len() => self.give(vm, out),
             Key::Focus(vm) => {
                 let text = format!("there is no VM {}\n", vm.saturating_add(1));
-                self.log(text.as_bytes(), out);
+                self.print(text.as_bytes(), out);
                 self.show(out);
                 Typed::Nothing
             }
@@ -231,13 +248,14 @@ impl Terminal {
     /// Gives the keyboard to the monitor.
     pub fn open_monitor(&mut self, out: &mut impl FnMut(&[u8])) {
         self.monitor = true;
-        self.log(b"Bulkhead's monitor: `help` lists what it knows\n", out);
+        self.print(b"Bulkhead's monitor: `help` lists what it knows\n", out);
         self.show(out);
     }
 
     /// The answer to a [`Typed::Command`].
     pub fn reply(&mut self, reply: &Reply, out: &mut impl FnMut(&[u8])) {
-        self.log(reply.text.as_bytes(), out);
+        self.busy = false;
+        self.print(reply.text.as_bytes(), out);
         self.free_cursor(out);
         match reply.then {
             Then::Stay => self.show(out),
@@ -269,7 +287,7 @@ impl Terminal {
         }
         if !self.vms.is_empty() {
             let text = format!("{} has the keyboard\n", self.name(self.focus));
-            self.log(text.as_bytes(), out);
+            self.print(text.as_bytes(), out);
         }
         self.show(out);
         if left {
@@ -317,6 +335,7 @@ impl Terminal {
             }
             Input::Line(line) => {
                 self.free_cursor(out);
+                self.busy = true;
                 return Typed::Command(line);
             }
         }
@@ -404,7 +423,7 @@ impl Terminal {
 
     fn note_dropped(&mut self, vm: usize, dropped: u64, out: &mut impl FnMut(&[u8])) {
         let text = format!("{} ({dropped} bytes dropped)\n", self.name(vm));
-        self.log(text.as_bytes(), out);
+        self.print(text.as_bytes(), out);
     }
 }
 
@@ -559,12 +578,19 @@ mod tests {
         // A VM speaks while a command is being typed.
         assert_eq!(screen.typed(b"st"), []);
         screen.guest(0, b"hello\n");
+        assert_eq!(screen.take(), "st\r\n[one] hello\r\nmonitor> st");
+        screen.log("lo");
+        assert_eq!(screen.take(), "\r\nlo", "not in the middle of a line");
+        screen.log("g\n");
         assert_eq!(screen.typed(b"op"), []);
-        assert_eq!(
-            screen.take(),
-            "st\r\n[one] hello\r\nmonitor> stop",
-            "the line is repeated when it goes on"
-        );
+        assert_eq!(screen.take(), "g\r\nmonitor> stop");
+        let command = Typed::Command("stop".into());
+        assert_eq!(screen.typed(b"\r"), [command]);
+        screen.take();
+        screen.log("while it is carried out\n");
+        assert_eq!(screen.take(), "while it is carried out\r\n");
+        screen.reply("done\n", Then::Stay);
+        assert_eq!(screen.take(), "done\r\nmonitor> ");
         assert_eq!(screen.typed(&[0x15, 0x04]), [Typed::LeftMonitor]);
         assert_eq!(
             screen.typed(b"x"),

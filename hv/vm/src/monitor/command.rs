@@ -195,11 +195,12 @@ mod tests {
 
     #[test]
     fn help_tells_of_every_command_and_of_no_other() {
-        for line in HELP.lines() {
+        let commands = HELP.lines().filter(|line| !line.starts_with(' '));
+        for line in commands.clone() {
             let verb = line.split_whitespace().next().unwrap();
             assert_ne!(parse(verb), Err(CommandError::Unknown), "{verb}");
         }
-        assert_eq!(HELP.lines().count(), 11);
+        assert_eq!(commands.count(), 13);
     }
 
     proptest! {

@@ -1,4 +1,4 @@
-//! Two VMs that only compute, on one CPU: each gets its half.
+//! Two VMs that only compute, on one CPU: each gets its half, whatever its number of vCPUs.
 //!
 //! The first computes for five windows of time, the second for two: what the first does in its last two,
 //! alone, is what the CPU can do.
@@ -11,18 +11,27 @@ use crate::suite::shares;
 
 const BOARD: &str = "virt";
 
-/// Two VMs; the second one's slice of time.
+/// Two VMs; the second one's slice of time, its vCPUs and their pins.
 macro_rules! manifest {
     ($slice_us:literal) => {
+        manifest!($slice_us, 1, "[0]")
+    };
+    ($slice_us:literal, $cpus:literal, $pin:literal) => {
         Bundle::Manifest(concat!(
             "version = 1\n",
             "[[vm]]\nname = \"first\"\nmemory = \"32M\"\npin = [0]\ntime_slice_us = 10000\n",
             "kernel = \"guest:busy\"\nkernel_format = \"flat\"\nrestart = \"never\"\n",
             "append = \"windows=5 window_ms=250\"\n",
-            "[[vm]]\nname = \"second\"\nmemory = \"32M\"\npin = [0]\ntime_slice_us = ",
+            "[[vm]]\nname = \"second\"\nmemory = \"32M\"\ncpus = ",
+            $cpus,
+            "\npin = ",
+            $pin,
+            "\ntime_slice_us = ",
             $slice_us,
             "\nkernel = \"guest:busy\"\nkernel_format = \"flat\"\nrestart = \"never\"\n",
-            "append = \"windows=2 window_ms=250\"\n"
+            "append = \"windows=2 window_ms=250 cpus=",
+            $cpus,
+            "\"\n"
         ))
     };
 }
@@ -32,6 +41,11 @@ pub(super) fn cases() -> Vec<Case> {
         two(
             "two busy VMs on one CPU each come half as far as one alone",
             manifest!(10000),
+            shares::judge,
+        ),
+        two(
+            "two busy VMs on one CPU share it alike when one has four vCPUs",
+            manifest!(10000, 4, "[0, 0, 0, 0]"),
             shares::judge,
         ),
         // The control: the same judge, and a VM whose turns are twice as long.

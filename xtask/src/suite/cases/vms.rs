@@ -267,15 +267,16 @@ fn starts() -> Case {
         "stop first",
         &["vm then: starts after first", "vm then: powered off"],
     )
-    .types("start asked\r")
-    .expect(&["vm asked: powered off"])
-    // The other CPU said so; the prompt may not be there again before somebody types.
-    .types("list\r")
-    .expect(&[
-        " first +stopped ",
-        " then +stopped .* 1 ",
-        " asked +stopped .* 1 ",
-    ])
+    // The other CPU says so, and then the prompt is there again.
+    .asks("start asked", &["vm asked: powered off"])
+    .asks(
+        "list",
+        &[
+            " first +stopped ",
+            " then +stopped .* 1 ",
+            " asked +stopped .* 1 ",
+        ],
+    )
     // With nobody at the monitor, nothing is left to run.
     .asks("focus", &["verdict 0: all VMs are off"])
 }
