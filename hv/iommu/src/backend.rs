@@ -430,14 +430,15 @@ pub trait Backend {
     fn install(&mut self, endpoint: Endpoint, binding: &Binding) -> Result<(), BackendError>;
 
     /// Executes invalidations for the guest whose stage 1 sits on `parent`, with one wait for all where
-    /// the hardware allows it. All are complete when it returns.
+    /// the hardware allows it. All are complete when it returns. There are at most
+    /// [`MAX_INVALIDATIONS`](crate::MAX_INVALIDATIONS).
     ///
     /// # Errors
     /// [`Partial`], because of [`BackendError::Timeout`] or [`BackendError::Unsupported`].
     fn invalidate_stage_one(
         &mut self,
         parent: TableId,
-        what: &[StageOneInvalidation],
+        what: &mut dyn Iterator<Item = StageOneInvalidation>,
     ) -> Result<(), Partial>;
 
     /// Starts (with every page clean) or stops recording written pages.

@@ -5,12 +5,12 @@ use alloc::vec::Vec;
 use types::{Asid, Span, SubstreamId};
 
 use crate::area::span;
-use crate::arena::{Id, Kind, Object};
+use crate::arena::{Arena, Id, Kind, Object};
 use crate::backend::{Backend, StageOneInvalidation, UnitId, VaRange, VaScope};
 use crate::codec::{CodecError, Declared};
 use crate::domain::{DomainId, DomainKind};
 use crate::event::EventQueueId;
-use crate::group::{Coherence, DeviceId};
+use crate::group::{Coherence, Device, DeviceId};
 use crate::nested::{Ats, NestedConfig, StageOne};
 use crate::{Error, Feature, InvalidationRefusal, Iommu, OwnerId};
 
@@ -401,14 +401,13 @@ impl<B: Backend> Iommu<B> {
     /// # Errors
     /// [`Error::NoSuchVirtualId`], for a device that is gone too.
     pub fn device_of(&self, viommu: ViommuId, virtual_id: u64) -> Result<DeviceId, Error> {
-        let viommu = self.viommus.need(viommu)?;
-        let none = Error::NoSuchVirtualId(virtual_id);
-        let at = viommu
-            .vdevices
-            .binary_search_by_key(&virtual_id, |(known, _)| *known)
-            .map_err(|_| none)?;
-        let (_, id) = viommu.vdevices.get(at).ok_or(none)?;
-        self.vdevices.need(*id)?.device.ok_or(none)
+        let numbers = Numbers {
+            viommu: self.viommus.need(viommu)?,
+            vdevices: &self.vdevices,
+            devices: &self.devices,
+        };
+        let device = numbers.device(virtual_id);
+        device.ok_or(Error::NoSuchVirtualId(virtual_id))
     }
 
     /// Makes a nested domain: a guest's stage 1, as configured, over the nest parent.
@@ -504,28 +503,24 @@ impl<B: Backend> Iommu<B> {
                 limit: MAX_INVALIDATIONS,
             });
         }
-        self.viommus.need(id)?;
-        let mut list = [StageOneInvalidation::All; MAX_INVALIDATIONS];
-        let mut count = 0_usize;
-        let mut refusal = None;
-        for (slot, entry) in list.iter_mut().zip(entries) {
-            match self.physical(id, entry) {
-                Ok(what) => *slot = what,
-                Err(because) => {
-                    refusal = Some(because);
-                    break;
-                }
-            }
-            count = count.saturating_add(1);
+        self.carry_out(id, entries.len(), entries.iter().copied().map(Ok))
+    }
+
+    /// As [`Iommu::invalidate`], of entries that are made as they are needed.
+    ///
+    /// # Errors
+    /// Those of [`Iommu::invalidate`].
+    pub fn invalidate_each(
+        &mut self,
+        id: ViommuId,
+        entries: impl ExactSizeIterator<Item = GuestInvalidation>,
+    ) -> Result<usize, Error> {
+        if entries.len() > MAX_INVALIDATIONS {
+            return Err(Error::TooManyEntries {
+                limit: MAX_INVALIDATIONS,
+            });
         }
-        self.carry_out(id, list.get(..count).unwrap_or_default())?;
-        match refusal {
-            Some(because) => Err(Error::InvalidationStopped {
-                handled: count,
-                because,
-            }),
-            None => Ok(count),
-        }
+        self.carry_out(id, entries.len(), entries.map(Ok))
     }
 
     /// Executes a guest's invalidations from records of `each` bytes, of which there are `count`.
@@ -552,36 +547,84 @@ impl<B: Backend> Iommu<B> {
             }
             .into());
         }
-        let mut list = [StageOneInvalidation::All; MAX_INVALIDATIONS];
-        for (handled, slot) in list.iter_mut().enumerate().take(count) {
-            let from = handled.saturating_mul(each);
+        let entries = (0..count).map(|at| {
+            let from = at.saturating_mul(each);
             let record = records.get(from..).unwrap_or_default();
-            let result = GuestInvalidation::decode(each, record)
-                .map_err(InvalidationRefusal::Codec)
-                .and_then(|entry| self.physical(id, &entry));
-            match result {
-                Ok(what) => *slot = what,
+            GuestInvalidation::decode(each, record).map_err(InvalidationRefusal::Codec)
+        });
+        self.carry_out(id, count, entries)
+    }
+
+    /// Hands entries to the backend, up to the first that is refused.
+    fn carry_out(
+        &mut self,
+        id: ViommuId,
+        count: usize,
+        mut entries: impl Iterator<Item = Result<GuestInvalidation, InvalidationRefusal>>,
+    ) -> Result<usize, Error> {
+        let viommu = self.viommus.need(id)?;
+        let table = self.domains.get(viommu.parent);
+        let Some(table) = table.and_then(crate::domain::Domain::table) else {
+            return Ok(count);
+        };
+        let numbers = Numbers {
+            viommu,
+            vdevices: &self.vdevices,
+            devices: &self.devices,
+        };
+        let mut refused = None;
+        let mut handled = 0_usize;
+        let mut list = core::iter::from_fn(|| {
+            match entries.next()?.and_then(|entry| numbers.physical(&entry)) {
+                Ok(what) => {
+                    handled = handled.saturating_add(1);
+                    Some(what)
+                }
                 Err(because) => {
-                    self.carry_out(id, list.get(..handled).unwrap_or_default())?;
-                    return Err(Error::InvalidationStopped { handled, because });
+                    refused = Some(because);
+                    None
                 }
             }
+        })
+        .fuse();
+        let done = self.backend.invalidate_stage_one(table, &mut list);
+        drop(list);
+        done.map_err(|partial| Error::InvalidationStopped {
+            handled: partial.done,
+            because: InvalidationRefusal::Backend(partial.because),
+        })?;
+        match refused {
+            Some(because) => Err(Error::InvalidationStopped { handled, because }),
+            None => Ok(handled),
         }
-        self.carry_out(id, list.get(..count).unwrap_or_default())?;
-        Ok(count)
+    }
+}
+
+/// The numbers that a guest gave its devices.
+struct Numbers<'a> {
+    viommu: &'a Viommu,
+    vdevices: &'a Arena<Vdevice>,
+    devices: &'a Arena<Device>,
+}
+
+impl Numbers<'_> {
+    /// The device that a number stands for.
+    fn device(&self, virtual_id: u64) -> Option<DeviceId> {
+        let vdevices = &self.viommu.vdevices;
+        let at = vdevices.binary_search_by_key(&virtual_id, |(known, _)| *known);
+        let (_, id) = vdevices.get(at.ok()?)?;
+        self.vdevices.get(*id)?.device
     }
 
     /// An invalidation with physical identities.
     fn physical(
         &self,
-        id: ViommuId,
         entry: &GuestInvalidation,
     ) -> Result<StageOneInvalidation, InvalidationRefusal> {
         let source = |virtual_id| {
-            self.device_of(id, virtual_id)
-                .and_then(|device| self.devices.need(device))
-                .map(|device| (device.sources().next().unwrap_or(0), device.ats()))
-                .map_err(|_| InvalidationRefusal::NoSuchVirtualId(virtual_id))
+            let device = self.device(virtual_id).and_then(|id| self.devices.get(id));
+            let device = device.ok_or(InvalidationRefusal::NoSuchVirtualId(virtual_id))?;
+            Ok((device.sources().next().unwrap_or(0), device.ats()))
         };
         Ok(match *entry {
             GuestInvalidation::All => StageOneInvalidation::All,
@@ -608,22 +651,5 @@ impl<B: Backend> Iommu<B> {
                 StageOneInvalidation::Atc { source, span }
             }
         })
-    }
-
-    fn carry_out(&mut self, id: ViommuId, list: &[StageOneInvalidation]) -> Result<(), Error> {
-        let table = self
-            .viommus
-            .get(id)
-            .and_then(|viommu| self.domains.get(viommu.parent))
-            .and_then(crate::domain::Domain::table);
-        let Some(table) = table.filter(|_| !list.is_empty()) else {
-            return Ok(());
-        };
-        self.backend
-            .invalidate_stage_one(table, list)
-            .map_err(|partial| Error::InvalidationStopped {
-                handled: partial.done,
-                because: InvalidationRefusal::Backend(partial.because),
-            })
     }
 }

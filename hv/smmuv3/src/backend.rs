@@ -15,7 +15,7 @@ use types::{Address, Iova, Ipa, Pa, PageSize, Span, StreamId, Vmid};
 
 use crate::Error;
 use crate::frames::{Kept, TableFrames};
-use crate::invalidation::{Ranges, StageOneList};
+use crate::invalidation::{Ranges, StageOneCommands};
 use crate::shared::Shared;
 use crate::smmu::Smmu;
 use crate::spec::{Command, Depth, Range, Stage1, Stage2, Ste, Walks};
@@ -776,32 +776,44 @@ where
     fn invalidate_stage_one(
         &mut self,
         parent: TableId,
-        what: &[StageOneInvalidation],
+        what: &mut dyn Iterator<Item = StageOneInvalidation>,
     ) -> Result<(), Partial> {
         let fail = |because| Partial { done: 0, because };
         let vmid = self
             .table(parent)
             .ok_or(fail(BackendError::Unsupported))?
             .vmid;
-        for (number, unit) in (0..).zip(&mut self.units) {
-            let number = UnitId::new(number);
-            // Only the units that the VM has streams behind, and of streams only its own.
-            let behind = |bound: &&Bound| bound.table == parent && bound.endpoint.unit == number;
-            if !self.bound.iter().any(|bound| behind(&bound)) {
-                continue;
-            }
-            let mut list = StageOneList::new(vmid, unit.identity());
-            for what in what {
-                let own = |source: u32| {
-                    let mut bound = self.bound.iter().filter(behind);
-                    bound.any(|bound| bound.endpoint.source == source)
-                };
-                list.add(what, own).map_err(fail)?;
-            }
-            unit.send(list.commands())
-                .map_err(|error| fail(backend_error(error)))?;
+        // All streams of a table are behind one unit. Without any, nothing of the guest is cached.
+        let Some(used) = self.bound.iter().find(|bound| bound.table == parent) else {
+            what.for_each(drop);
+            return Ok(());
+        };
+        let number = used.endpoint.unit;
+        let bound = &self.bound;
+        let own = |source: u32| {
+            let endpoint = Endpoint {
+                unit: number,
+                source,
+            };
+            bound
+                .iter()
+                .any(|bound| bound.table == parent && bound.endpoint == endpoint)
+        };
+        let unit = usize::try_from(number.bits())
+            .ok()
+            .and_then(|at| self.units.get_mut(at))
+            .ok_or(fail(BackendError::Unsupported))?;
+        let mut commands = StageOneCommands::new(vmid, unit.identity());
+        let mut sending = unit.sending().map_err(|error| fail(backend_error(error)))?;
+        let mut failed = None;
+        for what in what {
+            let done = commands.encode(&what, own, &mut |command| sending.add(command));
+            failed = failed.or(done.err());
         }
-        Ok(())
+        match (sending.finish(), failed) {
+            (Ok(()), None) => Ok(()),
+            (Err(error), _) | (Ok(()), Some(error)) => Err(fail(backend_error(error))),
+        }
     }
 
     fn set_dirty_tracking(&mut self, _: TableId, _: DirtyTracking) -> Result<(), BackendError> {

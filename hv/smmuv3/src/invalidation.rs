@@ -1,15 +1,14 @@
 //! Invalidations as commands: ranges of pages, and what a guest asks for its stage 1.
 
-use iommu::{BackendError, StageOneInvalidation, VaRange, VaScope};
+use iommu::{StageOneInvalidation, VaRange, VaScope};
 use types::{Asid, Iova, Span, StreamId, Vmid};
 
-use crate::Identity;
 use crate::spec::{Command, Depth, Range};
+use crate::{Error, Identity};
 
-/// The most context descriptors' invalidations of one list, which is the most entries that it has.
-const CONTEXTS: usize = iommu::MAX_INVALIDATIONS;
-/// The most commands for a guest's invalidations of one list.
-const STAGE_ONE: usize = 2 * iommu::MAX_INVALIDATIONS;
+/// The most commands for translations of a guest: where more were needed, everything of it goes.
+const MOST: u32 = 64;
+
 /// Pages as ranges of `(num + 1) << scale` of them. [IHI 0070 §4.4.1.1]
 pub(crate) struct Ranges {
     at: u64,
@@ -73,19 +72,20 @@ impl Iterator for Ranges {
     }
 }
 
-/// Commands for a guest's invalidations, to go out with one wait.
-pub(crate) struct StageOneList {
+/// A guest's invalidations as commands.
+pub(crate) struct StageOneCommands {
     vmid: Vmid,
     /// Range invalidation, and the granules: bit n for `1 << n` bytes.
     ranges: bool,
     granules: u32,
-    commands: [Command; STAGE_ONE],
-    count: usize,
+    /// Translations' commands so far.
+    count: u32,
     /// All translations go.
     all: bool,
 }
 
-impl StageOneList {
+impl StageOneCommands {
+    /// For the guest with this VMID, behind an SMMU.
     pub(crate) fn new(vmid: Vmid, identity: &Identity) -> Self {
         let bit = |has: bool, shift: u32| u32::from(has) << shift;
         let idr5 = identity.idr5;
@@ -93,99 +93,98 @@ impl StageOneList {
             vmid,
             ranges: identity.idr3.ril(),
             granules: bit(idr5.gran4k(), 12) | bit(idr5.gran16k(), 14) | bit(idr5.gran64k(), 16),
-            commands: [Command::TlbiNhAll(vmid); STAGE_ONE],
             count: 0,
             all: false,
         }
     }
 
-    fn push(&mut self, command: Command) {
-        if let Some(slot) = self.commands.get_mut(self.count) {
-            *slot = command;
-            self.count += 1;
-        }
-    }
-
-    /// Adds a translation's invalidation: nothing when all go, and all when there is no room.
-    fn push_translation(&mut self, command: Command) {
+    /// A translation's: nothing when all go, and all when there were many.
+    fn translation(
+        &mut self,
+        command: Command,
+        put: &mut impl FnMut(Command) -> Result<(), Error>,
+    ) -> Result<(), Error> {
         if self.all {
-            return;
+            return Ok(());
         }
-        // One place is left for everything; those of context descriptors are counted elsewhere.
-        if self.count < STAGE_ONE - CONTEXTS - 1 {
-            self.push(command);
-        } else {
-            self.everything();
+        self.count += 1;
+        if self.count > MOST {
+            return self.everything(put);
         }
+        put(command)
     }
 
-    fn everything(&mut self) {
-        if !self.all {
-            self.all = true;
-            self.push(Command::TlbiNhAll(self.vmid));
+    fn everything(
+        &mut self,
+        put: &mut impl FnMut(Command) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        if self.all {
+            return Ok(());
         }
+        self.all = true;
+        put(Command::TlbiNhAll(self.vmid))
     }
 
-    /// Adds an invalidation; `own` says whether a source is behind the unit and of the guest.
-    pub(crate) fn add(
+    /// Hands the commands of an invalidation to `put`; `own` says whether a source is behind the unit
+    /// and of the guest.
+    ///
+    /// # Errors
+    /// Those of `put`; [`Error::NoSuchStream`], [`Error::Unusable`] for what is never to be asked for.
+    pub(crate) fn encode(
         &mut self,
         what: &StageOneInvalidation,
         own: impl Fn(u32) -> bool,
-    ) -> Result<(), BackendError> {
+        put: &mut impl FnMut(Command) -> Result<(), Error>,
+    ) -> Result<(), Error> {
         let vmid = self.vmid;
-        let stream = |source: u32| StreamId::new(source).map_err(|_| BackendError::Unsupported);
         match *what {
-            StageOneInvalidation::All => self.everything(),
+            StageOneInvalidation::All => self.everything(put),
             StageOneInvalidation::Asid(asid) => {
-                self.push_translation(Command::TlbiNhAsid(vmid, asid));
+                self.translation(Command::TlbiNhAsid(vmid, asid), put)
             }
             StageOneInvalidation::Page { asid, va } => {
-                self.push_translation(by_address(vmid, asid, va, Range::LEAF, Depth::All));
+                let command = by_address(vmid, asid, va, Range::LEAF, Depth::All);
+                self.translation(command, put)
             }
-            StageOneInvalidation::Range { asid, range } => self.add_range(asid, &range),
-            StageOneInvalidation::Context { source, .. } if !own(source) => {}
+            StageOneInvalidation::Range { asid, range } => self.range(asid, &range, put),
+            StageOneInvalidation::Context { source, .. } if !own(source) => Ok(()),
             StageOneInvalidation::Context { source, substream } => {
-                if self.count + 1 >= STAGE_ONE {
-                    return Err(BackendError::Unsupported);
-                }
-                self.push(match substream {
-                    None => Command::CfgiCdAll(stream(source)?),
+                let sid = StreamId::new(source).map_err(|_| Error::NoSuchStream)?;
+                put(match substream {
+                    None => Command::CfgiCdAll(sid),
                     Some(ssid) => Command::CfgiCd {
-                        sid: stream(source)?,
+                        sid,
                         ssid: ssid.bits(),
                         depth: Depth::All,
                     },
-                });
+                })
             }
-            StageOneInvalidation::Atc { .. } => return Err(BackendError::Unsupported),
+            StageOneInvalidation::Atc { .. } => Err(Error::NoSuchStream),
         }
-        Ok(())
     }
 
-    fn add_range(&mut self, asid: Option<Asid>, range: &VaRange) {
+    fn range(
+        &mut self,
+        asid: Option<Asid>,
+        range: &VaRange,
+        put: &mut impl FnMut(Command) -> Result<(), Error>,
+    ) -> Result<(), Error> {
         let shift = range.granule_shift;
         let usable = self.ranges
             && self.granules >> (shift & 31) & 1 == 1
             && matches!(shift, 12 | 14 | 16)
             && range.first <= range.last;
         if !usable {
-            self.everything();
-            return;
+            return self.everything(put);
         }
         let depth = match range.scope {
             VaScope::Leaves => Depth::Leaf,
             VaScope::Walks => Depth::All,
         };
         for (va, part) in Ranges::of(range.first, range.last, shift, range.level) {
-            self.push_translation(by_address(self.vmid, asid, va, part, depth));
-            if self.all {
-                break;
-            }
+            self.translation(by_address(self.vmid, asid, va, part, depth), put)?;
         }
-    }
-
-    pub(crate) fn commands(&self) -> &[Command] {
-        self.commands.get(..self.count).unwrap_or_default()
+        Ok(())
     }
 }
 
@@ -232,11 +231,18 @@ mod tests {
     }
 
     fn commands(idr3: u32, what: &[StageOneInvalidation]) -> Vec<Command> {
-        let mut list = StageOneList::new(vmid(), &identity(idr3));
+        let mut list = Vec::new();
+        let mut commands = StageOneCommands::new(vmid(), &identity(idr3));
         for what in what {
-            list.add(what, |source| source == 8).unwrap();
+            let mut put = |command| {
+                list.push(command);
+                Ok(())
+            };
+            commands
+                .encode(what, |source| source == 8, &mut put)
+                .unwrap();
         }
-        list.commands().to_vec()
+        list
     }
 
     fn range(first: u64, last: u64, granule_shift: u8) -> StageOneInvalidation {
@@ -337,7 +343,7 @@ mod tests {
         // Each takes several commands.
         let wide = range(0, 0x1_2345_6789_afff, 12);
         let list = commands(RIL, &[wide; iommu::MAX_INVALIDATIONS]);
-        assert!(list.len() <= STAGE_ONE);
+        assert_eq!(list.len(), MOST as usize + 1);
         assert_eq!(list.last(), Some(&Command::TlbiNhAll(vmid())));
         let context = StageOneInvalidation::Context {
             source: 8,

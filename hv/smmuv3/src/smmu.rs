@@ -17,7 +17,7 @@ const COMMANDS: u8 = 8;
 const EVENTS: u8 = 9;
 /// The most commands between two `CMD_SYNC`s. More than 62 without one hang some SMMUs
 /// ([`Errata`]).
-const BATCH: usize = 32;
+const BATCH: u32 = 32;
 /// How often a command that the SMMU refuses is got rid of in one batch.
 const RECOVERIES: u32 = 8;
 
@@ -294,43 +294,60 @@ impl<M: Mmio, P: SharedMemory, F: FrameAllocator, C: Clock> Smmu<M, P, F, C> {
     /// [`Error::Refused`]: all others are complete. [`Error::Timeout`]: the SMMU is off, and nothing
     /// gets through it. [`Error::Off`]: it was.
     pub fn send(&mut self, commands: &[Command]) -> Result<(), Error> {
+        let mut sending = self.sending()?;
+        for command in commands {
+            sending.add(*command)?;
+        }
+        sending.finish()
+    }
+
+    /// Begins to carry commands out, which are handed over one by one.
+    ///
+    /// # Errors
+    /// [`Error::Off`].
+    pub(crate) fn sending(&mut self) -> Result<Sending<'_, M, P, F, C>, Error> {
         if self.is_off {
             return Err(Error::Off);
         }
-        let mut result = Ok(());
-        for batch in commands.chunks(self.batch()) {
-            let first = self.commands.index;
-            for command in batch {
-                self.put(*command)?;
-            }
-            self.put(Command::Sync(Completion::None))?;
-            let count = u32::from(u16::try_from(batch.len()).unwrap_or(u16::MAX)) + 1;
-            self.sent += u64::from(count) - 1;
-            self.syncs += 1;
-            let start = self.commands.at(first, command::BYTES)?;
-            let end = self.commands.shape.entry(first) + count;
-            if end <= self.commands.shape.entries() {
-                self.memory.publish(start, count as usize * command::BYTES);
-            } else {
-                let all = self.commands.shape.entries() as usize * command::BYTES;
-                self.memory.publish(self.commands.base, all);
-            }
-            self.mmio.write32(regs::CMDQ_PROD, self.commands.index);
-            match self.consumed() {
-                Ok(()) => {}
-                Err(error @ Error::Refused(_)) => result = Err(error),
-                Err(error) => {
-                    self.turn_off();
-                    return Err(error);
-                }
-            }
+        let first = self.commands.index;
+        let most = self.batch();
+        Ok(Sending {
+            smmu: self,
+            first,
+            count: 0,
+            most,
+            result: Ok(()),
+        })
+    }
+
+    /// Makes the SMMU consume what is in the queue from `first` on, `count` commands and a `CMD_SYNC`, and
+    /// waits.
+    fn go(&mut self, first: u32, count: u32) -> Result<(), Error> {
+        self.put(Command::Sync(Completion::None))?;
+        self.sent += u64::from(count);
+        self.syncs += 1;
+        let count = count + 1;
+        let start = self.commands.at(first, command::BYTES)?;
+        let end = self.commands.shape.entry(first) + count;
+        if end <= self.commands.shape.entries() {
+            self.memory.publish(start, count as usize * command::BYTES);
+        } else {
+            let all = self.commands.shape.entries() as usize * command::BYTES;
+            self.memory.publish(self.commands.base, all);
         }
-        result
+        self.mmio.write32(regs::CMDQ_PROD, self.commands.index);
+        match self.consumed() {
+            Err(error) if !matches!(error, Error::Refused(_)) => {
+                self.turn_off();
+                Err(error)
+            }
+            done => done,
+        }
     }
 
     /// The most commands of a batch: the queue is empty before each.
-    fn batch(&self) -> usize {
-        let entries = self.commands.shape.entries() as usize;
+    fn batch(&self) -> u32 {
+        let entries = self.commands.shape.entries();
         BATCH.min(entries.saturating_sub(1)).max(1)
     }
 
@@ -555,5 +572,58 @@ impl<M: Mmio, P: SharedMemory, F: FrameAllocator, C: Clock> Smmu<M, P, F, C> {
             self.mmio.write32(regs::GERRORN, acknowledged);
         }
         active
+    }
+}
+
+/// Commands on their way to an SMMU: they go out a batch at a time, each with one wait.
+pub(crate) struct Sending<'a, M, P, F, C> {
+    smmu: &'a mut Smmu<M, P, F, C>,
+    /// Where the batch begins in the queue, how many are in it, and how many may be.
+    first: u32,
+    count: u32,
+    most: u32,
+    /// The first refusal; all others are complete.
+    result: Result<(), Error>,
+}
+
+impl<M: Mmio, P: SharedMemory, F: FrameAllocator, C: Clock> Sending<'_, M, P, F, C> {
+    /// Adds a command, and has a full batch carried out.
+    ///
+    /// # Errors
+    /// [`Error::Timeout`] and what [`Smmu::send`] says of it.
+    pub(crate) fn add(&mut self, command: Command) -> Result<(), Error> {
+        if self.count >= self.most {
+            self.go()?;
+        }
+        self.smmu.put(command)?;
+        self.count += 1;
+        Ok(())
+    }
+
+    fn go(&mut self) -> Result<(), Error> {
+        if self.smmu.is_off {
+            return Err(Error::Off);
+        }
+        let done = self.smmu.go(self.first, self.count);
+        self.first = self.smmu.commands.index;
+        self.count = 0;
+        match done {
+            Err(error @ Error::Refused(_)) => {
+                self.result = Err(error);
+                Ok(())
+            }
+            done => done,
+        }
+    }
+
+    /// Waits for the rest: all are complete.
+    ///
+    /// # Errors
+    /// Those of [`Smmu::send`].
+    pub(crate) fn finish(mut self) -> Result<(), Error> {
+        if self.count > 0 {
+            self.go()?;
+        }
+        self.result
     }
 }

@@ -11,8 +11,7 @@ use core::sync::atomic::{AtomicBool, Ordering};
 
 use firmware::GuestPlatform;
 use iommu::{
-    BackendError, DeviceId, DomainId, Error, GuestInvalidation, NestedConfig, Target, UnitId,
-    VdeviceId, ViommuId,
+    BackendError, DeviceId, DomainId, Error, NestedConfig, Target, UnitId, VdeviceId, ViommuId,
 };
 use smmuv3::spec::Event;
 use spin::Mutex;
@@ -20,7 +19,7 @@ use types::{Bdf, Iova, Ipa, Pa, StreamId};
 use vdev::Width;
 use vgic::Kicks;
 use vsmmuv3::{
-    Access, AtReset, BATCH, Delivery, End, Failure, Features, GuestMemory, Health, Interrupts,
+    Access, AtReset, Delivery, End, Failure, Features, GuestMemory, Health, Interrupts,
     Invalidation, Line, NotGuestMemory, Options, Outcome, Physical, Refusal, SingleAddress, Step,
     VSmmu, Work,
 };
@@ -435,14 +434,8 @@ impl Physical for Machine<'_> {
 
     fn invalidate(&mut self, batch: &[Invalidation]) -> Result<(), Failure> {
         let viommu = self.links.viommu.ok_or(Failure::Failed)?;
-        let mut entries = [GuestInvalidation::All; BATCH];
-        let mut count = 0;
-        for (slot, entry) in entries.iter_mut().zip(batch) {
-            *slot = entry.for_core();
-            count += 1;
-        }
-        let entries = entries.get(..count).unwrap_or_default();
-        let done = self.hardware.iommu.lock().invalidate(viommu, entries);
+        let entries = batch.iter().map(Invalidation::for_core);
+        let done = self.hardware.iommu.lock().invalidate_each(viommu, entries);
         done.map(|_| ()).map_err(|_| Failure::Failed)
     }
 }

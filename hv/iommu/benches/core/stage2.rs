@@ -212,7 +212,7 @@ impl Backend for OneTable {
     fn invalidate_stage_one(
         &mut self,
         _: TableId,
-        _: &[StageOneInvalidation],
+        _: &mut dyn Iterator<Item = StageOneInvalidation>,
     ) -> Result<(), Partial> {
         Err(Partial {
             done: 0,

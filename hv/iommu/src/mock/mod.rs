@@ -530,14 +530,14 @@ impl Backend for Mock {
     fn invalidate_stage_one(
         &mut self,
         parent: TableId,
-        what: &[StageOneInvalidation],
+        what: &mut dyn Iterator<Item = StageOneInvalidation>,
     ) -> Result<(), Partial> {
-        for (done, what) in what.iter().enumerate() {
+        for (done, what) in what.enumerate() {
             take(&mut self.stage_one_left, BackendError::Timeout)
                 .and_then(|()| self.table(parent).map(|_| ()))
                 .map_err(|because| Partial { done, because })?;
             self.counts.stage_one += 1;
-            self.stage_one.push(*what);
+            self.stage_one.push(what);
         }
         Ok(())
     }

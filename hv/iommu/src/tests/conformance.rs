@@ -254,7 +254,7 @@ impl Backend for Faulty {
     fn invalidate_stage_one(
         &mut self,
         parent: TableId,
-        what: &[StageOneInvalidation],
+        what: &mut dyn Iterator<Item = StageOneInvalidation>,
     ) -> Result<(), Partial> {
         self.mock.invalidate_stage_one(parent, what)
     }

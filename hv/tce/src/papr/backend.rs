@@ -492,7 +492,7 @@ impl<P: Platform> Backend for PaprBackend<P> {
     fn invalidate_stage_one(
         &mut self,
         _: TableId,
-        _: &[StageOneInvalidation],
+        _: &mut dyn Iterator<Item = StageOneInvalidation>,
     ) -> Result<(), Partial> {
         Err(Partial {
             done: 0,
