@@ -3,7 +3,8 @@
 //! [`Tce`] is the format of one entry. [`PaprBackend`] makes the host bridges of a PAPR platform the
 //! hardware of the IOMMU core ([`iommu::Backend`]): their tables are the platform's, reached by the
 //! calls of [`Platform`]. What the platform holds is known here entry by entry ([`Entries`]), so that
-//! every live entry can be audited against it. The crate makes no call itself: the arch crate
+//! every live entry can be audited against it. [`ioda::IodaBackend`] is for host bridges without a platform
+//! below, whose tables are in our own memory. The crate makes no call itself: the arch crate
 //! implements [`Platform`]. It must not know which VM a table is for.
 //!
 //! The platform validates nothing: an entry with any address is accepted. What is written here was
@@ -21,10 +22,13 @@
     )
 )]
 extern crate alloc;
+#[cfg(test)]
+extern crate std;
 
 mod entry;
 #[cfg(any(test, feature = "fake"))]
 pub mod fake;
+pub mod ioda;
 mod papr;
 mod platform;
 mod store;

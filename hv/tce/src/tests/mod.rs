@@ -1,3 +1,4 @@
 //! The backends against platforms in memory.
 
+mod ioda;
 mod papr;
