@@ -504,6 +504,24 @@ impl Vm {
         Some(())
     }
 
+    /// Copies words out of guest memory, each in one access; `None` when some of it is none, or `at` is
+    /// between words.
+    pub(crate) fn copy_words(&self, at: Ipa, words: &mut [u64]) -> Option<()> {
+        let (pa, room) = self.translate(at)?;
+        if room >= size_of_val(words) as u64 {
+            return self.memory.read_words(pa, words).ok();
+        }
+        let mut at = at;
+        for word in words {
+            let (pa, _) = self.translate(at)?;
+            self.memory
+                .read_words(pa, core::slice::from_mut(word))
+                .ok()?;
+            at = at.checked_add(8)?;
+        }
+        Some(())
+    }
+
     /// Whether so many bytes from an address on are its memory.
     pub(crate) fn is_memory_span(&self, at: Ipa, bytes: usize) -> bool {
         let mut at = at;
