@@ -5,7 +5,6 @@
 
 mod boot;
 mod iommu;
-mod smmu;
 mod traps;
 
 use std::fs;
@@ -79,9 +78,6 @@ pub(crate) fn command(options: &BenchOptions) -> Result<u8> {
     if name == Some(iommu::NAME) {
         return iommu::run();
     }
-    if name == Some(smmu::NAME) {
-        return smmu::run();
-    }
     let chosen: Vec<&Bench> = BENCHES
         .iter()
         .filter(|bench| name.is_none_or(|name| name == bench.name))
@@ -90,7 +86,7 @@ pub(crate) fn command(options: &BenchOptions) -> Result<u8> {
         let known: Vec<&str> = BENCHES
             .iter()
             .map(|bench| bench.name)
-            .chain([traps::NAME, boot::NAME, iommu::NAME, smmu::NAME])
+            .chain([traps::NAME, boot::NAME, iommu::NAME])
             .collect();
         bail!(
             "there is no such bench; the benches are: {}",

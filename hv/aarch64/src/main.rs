@@ -21,7 +21,6 @@ mod memory;
 mod mmu;
 mod panic;
 mod self_test;
-mod serial;
 mod smp;
 mod survey;
 

@@ -76,7 +76,6 @@ mod place;
 mod request;
 mod revoke;
 mod simple;
-mod split;
 #[cfg(test)]
 mod tests;
 mod viommu;

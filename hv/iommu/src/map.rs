@@ -149,7 +149,7 @@ impl<B: Backend> Iommu<B> {
     }
 
     /// What speaks against mapping this memory in this address space at all.
-    pub(crate) fn may_map(
+    fn may_map(
         &self,
         ioas: &Ioas,
         id: MemoryId,

@@ -20,8 +20,6 @@ pub(crate) struct Cpu {
     pub(crate) prodded: bool,
     /// It waits in `H_JOIN`.
     pub(crate) joined: bool,
-    /// A system reset interrupt is due.
-    pub(crate) reset: bool,
     pub(crate) areas: Areas,
 }
 
@@ -92,12 +90,11 @@ impl Cpus {
         others.into_iter().all(|(_, cpu)| !cpu.runs || cpu.joined)
     }
 
-    /// A system reset for all that run and that `whom` takes in.
-    pub(crate) fn reset(&mut self, whom: impl Fn(usize) -> bool) -> Servers {
+    /// Those that run and that `whom` takes in.
+    pub(crate) fn running(&self, whom: impl Fn(usize) -> bool) -> Servers {
         let mut told = Servers::NONE;
-        for (vcpu, cpu) in self.0.iter_mut().enumerate() {
+        for (vcpu, cpu) in self.0.iter().enumerate() {
             if cpu.runs && whom(vcpu) {
-                cpu.reset = true;
                 told = told.and(Servers::one(vcpu));
             }
         }

@@ -381,14 +381,15 @@ impl Platform {
         const ALL_BUT_SELF: i64 = -2;
         let mut cpus = self.cpus.lock();
         let told = match target.cast_signed() {
-            ALL => cpus.reset(|_| true),
-            ALL_BUT_SELF => cpus.reset(|other| other != vcpu),
+            ALL => cpus.running(|_| true),
+            ALL_BUT_SELF => cpus.running(|other| other != vcpu),
             _ => match cpus.server(target) {
-                Some((target, _)) => cpus.reset(|other| other == target),
+                Some((target, _)) => cpus.running(|other| other == target),
                 None => return Status::PARAMETER,
             },
         };
         drop(cpus);
+        self.resets.fetch_or(told.bits(), Ordering::AcqRel);
         kick(Some(told), env)
     }
 }

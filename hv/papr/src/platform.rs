@@ -1,7 +1,7 @@
 //! The platform of one VM.
 
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 
 use spin::Mutex;
 
@@ -52,6 +52,8 @@ pub struct Platform {
     pub(crate) has_process_table: AtomicBool,
     /// Seconds that the guest's clock is ahead of the real-time clock.
     pub(crate) clock_offset: AtomicI64,
+    /// vCPUs for which a system reset interrupt is due: looked at before each entry into the guest.
+    pub(crate) resets: AtomicU64,
 }
 
 impl Platform {
@@ -66,6 +68,7 @@ impl Platform {
             alternate: AtomicBool::new(false),
             has_process_table: AtomicBool::new(false),
             clock_offset: AtomicI64::new(0),
+            resets: AtomicU64::new(0),
             config,
         }
     }
@@ -77,6 +80,7 @@ impl Platform {
         self.little_endian.store(false, Ordering::Release);
         self.alternate.store(false, Ordering::Release);
         self.has_process_table.store(false, Ordering::Release);
+        self.resets.store(0, Ordering::Release);
     }
 
     /// What the platform was made with.
@@ -106,9 +110,9 @@ impl Platform {
     /// Whether a system reset interrupt is to be given to the vCPU now; it is taken by this.
     #[must_use]
     pub fn take_system_reset(&self, vcpu: usize) -> bool {
-        let mut cpus = self.cpus.lock();
-        let cpu = cpus.get_mut(vcpu);
-        cpu.is_some_and(|cpu| core::mem::take(&mut cpu.reset))
+        let this = Servers::one(vcpu).bits();
+        self.resets.load(Ordering::Acquire) & this != 0
+            && self.resets.fetch_and(!this, Ordering::AcqRel) & this != 0
     }
 
     /// Whether a vCPU that waits is to go on. Its decrementer is the caller's to watch, unless the
@@ -116,10 +120,11 @@ impl Platform {
     #[must_use]
     pub fn wake(&self, vcpu: usize) -> Wake {
         let (due, joined) = match self.cpus.lock().get(vcpu) {
-            Some(cpu) => (cpu.prodded || cpu.reset || cpu.start.is_some(), cpu.joined),
+            Some(cpu) => (cpu.prodded || cpu.start.is_some(), cpu.joined),
             None => (false, false),
         };
-        if due || !joined && self.has_interrupt(vcpu) {
+        let reset = self.resets.load(Ordering::Acquire) & Servers::one(vcpu).bits() != 0;
+        if due || reset || !joined && self.has_interrupt(vcpu) {
             Wake::Due
         } else {
             Wake::Stay
@@ -145,6 +150,13 @@ impl Platform {
     pub fn take_start(&self, vcpu: usize) -> Option<(u64, u64)> {
         let start = self.cpus.lock().get_mut(vcpu)?.start.take()?;
         Some((start.entry, start.argument))
+    }
+
+    /// Whether a vCPU has been started and its start is not yet taken.
+    #[must_use]
+    pub fn is_starting(&self, vcpu: usize) -> bool {
+        let cpus = self.cpus.lock();
+        cpus.get(vcpu).is_some_and(|cpu| cpu.start.is_some())
     }
 
     /// Whether a vCPU is to be started, or runs.

@@ -39,6 +39,11 @@ impl Servers {
         self.0 == 0
     }
 
+    /// A bit for each.
+    pub(crate) const fn bits(self) -> u64 {
+        self.0
+    }
+
     /// Each of them, ascending.
     pub fn iter(self) -> impl Iterator<Item = usize> {
         (0..MOST_CPUS).filter(move |vcpu| self.contains(*vcpu))

@@ -1,9 +1,11 @@
-//! The console: the platform's virtual terminal, and the clock for its log.
+//! The console: the platform's virtual terminal with all that share it, and the clock for its log.
 
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use boot::Guard;
 use hal::{Clock, Console};
+use spin::mutex::TicketMutex;
+use vm::{Reply, Typed};
 
 use crate::hcall::{self, Hcall, SUCCESS};
 use crate::spr;
@@ -36,104 +38,88 @@ impl Clock for TimeBase {
     }
 }
 
-/// The terminal. A call to the platform takes up to 16 bytes and is complete in itself, so the last words
-/// need no lock and no other way out; they are what is written by [`core::fmt::Write`].
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Terminal;
+/// Bytes of one call to the platform.
+const BLOCK: usize = 16;
 
-/// What the guest prints and what is logged passes this. The last words do not: whoever holds the lock
-/// may be who failed.
-static GUARD: spin::Mutex<Guard> = spin::Mutex::new(Guard::new());
-
-/// What was read and not yet asked for: a call gives up to 16 bytes at once.
-static INPUT: spin::Mutex<Input> = spin::Mutex::new(Input {
-    block: [0; 16],
-    next: 0,
-    end: 0,
-});
-
-struct Input {
-    block: [u8; 16],
+/// Bytes on their way to, or from, the platform.
+struct Block {
+    bytes: [u8; BLOCK],
     next: usize,
     end: usize,
 }
+
+impl Block {
+    const fn new() -> Self {
+        Self {
+            bytes: [0; BLOCK],
+            next: 0,
+            end: 0,
+        }
+    }
+
+    fn push(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.bytes[self.end] = *byte;
+            self.end += 1;
+            if self.end == BLOCK {
+                self.flush();
+            }
+        }
+    }
+
+    fn flush(&mut self) {
+        if self.end > 0 {
+            put(self.bytes, self.end);
+            self.end = 0;
+        }
+    }
+}
+
+/// The terminal and what was typed at it and not yet looked at.
+struct Shared {
+    terminal: vm::Terminal,
+    /// What all that is printed passes, but the last words.
+    guard: Guard,
+    input: Block,
+}
+
+/// A fair lock: a guest that prints without end must not keep the others from it.
+static SHARED: TicketMutex<Shared> = TicketMutex::new(Shared {
+    terminal: vm::Terminal::new(),
+    guard: Guard::new(),
+    input: Block::new(),
+});
+
+/// The machine's console.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Terminal;
 
 impl Terminal {
     /// Uses the terminal with this unit address.
     pub(crate) fn select(unit: u64) {
         UNIT.store(unit, Ordering::Relaxed);
     }
+}
 
-    /// Writes a guest's bytes, without any of our own.
-    pub(crate) fn write_raw(bytes: &[u8]) {
-        let mut guard = GUARD.lock();
-        for chunk in bytes.chunks(16) {
-            let mut block = [0; 16];
-            for (to, byte) in block.iter_mut().zip(chunk) {
-                *to = guard.pass(*byte);
-            }
-            if let Some(bytes) = block.get(..chunk.len()) {
-                Self::put(bytes);
-            }
+fn put(block: [u8; BLOCK], length: usize) {
+    /// A terminal that is still busy after so many tries has nobody reading it; losing the
+    /// bytes beats hanging the machine.
+    const TRIES: u32 = 1_000_000;
+    let [first, second] = halves(block);
+    for _ in 0..TRIES {
+        let arguments = [UNIT.load(Ordering::Relaxed), length as u64, first, second];
+        // SAFETY: the call reads registers only.
+        let outcome = unsafe { hcall::call(Hcall::PutTermChar, arguments) };
+        // A positive status is one of the ways to say busy.
+        if outcome.status <= SUCCESS {
+            return;
         }
-    }
-
-    /// Ends a line that a guest has begun.
-    pub(crate) fn finish_line() {
-        if GUARD.try_lock().is_none_or(|guard| !guard.is_at_start()) {
-            Self::put(b"\r\n");
-        }
-    }
-
-    fn write_lines(bytes: &[u8], mut pass: impl FnMut(u8) -> u8) {
-        let mut block = [0; 16];
-        let mut used = 0;
-        let mut push = |byte| {
-            block[used] = byte;
-            used += 1;
-            if used == block.len() {
-                Self::put(&block);
-                used = 0;
-            }
-        };
-        for &byte in bytes {
-            if byte == b'\n' {
-                push(b'\r');
-            }
-            push(pass(byte));
-        }
-        if used > 0 {
-            Self::put(&block[..used]);
-        }
-    }
-
-    fn put(bytes: &[u8]) {
-        /// A terminal that is still busy after so many tries has nobody reading it; losing the
-        /// bytes beats hanging the machine.
-        const TRIES: u32 = 1_000_000;
-        let mut block = [0; 16];
-        block[..bytes.len()].copy_from_slice(bytes);
-        let [first, second] = halves(block);
-        for _ in 0..TRIES {
-            let arguments = [
-                UNIT.load(Ordering::Relaxed),
-                bytes.len() as u64,
-                first,
-                second,
-            ];
-            // SAFETY: the call reads registers only.
-            let outcome = unsafe { hcall::call(Hcall::PutTermChar, arguments) };
-            // A positive status is one of the ways to say busy.
-            if outcome.status <= SUCCESS {
-                return;
-            }
-            spr::relax();
-        }
+        spr::relax();
     }
 }
 
 /// The first character is the most significant byte of the first register. [LoPAPR §16.3.2]
-fn halves(block: [u8; 16]) -> [u64; 2] {
+fn halves(block: [u8; BLOCK]) -> [u64; 2] {
     let value = u128::from_be_bytes(block);
     #[expect(
         clippy::cast_possible_truncation,
@@ -142,14 +128,29 @@ fn halves(block: [u8; 16]) -> [u64; 2] {
     [(value >> 64) as u64, value as u64]
 }
 
+/// Does something with the terminal.
+fn with<R>(what: impl FnOnce(&mut vm::Terminal, &mut dyn FnMut(&[u8])) -> R) -> R {
+    let shared = &mut *SHARED.lock();
+    let Shared {
+        terminal, guard, ..
+    } = shared;
+    let mut block = Block::new();
+    let result = what(terminal, &mut |bytes| {
+        bytes
+            .iter()
+            .for_each(|byte| block.push(&[guard.pass(*byte)]));
+    });
+    block.flush();
+    result
+}
+
 impl Console for Terminal {
     fn write(&self, bytes: &[u8]) {
-        let mut guard = GUARD.lock();
-        Self::write_lines(bytes, |byte| guard.pass(byte));
+        with(|terminal, mut out| terminal.log(bytes, &mut out));
     }
 
     fn read(&self) -> Option<u8> {
-        let mut input = INPUT.lock();
+        let input = &mut SHARED.lock().input;
         if input.next == input.end {
             let arguments = [UNIT.load(Ordering::Relaxed), 0, 0, 0];
             // SAFETY: the call changes registers only.
@@ -159,21 +160,101 @@ impl Console for Terminal {
                 return None;
             }
             let value = u128::from(first) << 64 | u128::from(second);
-            *input = Input {
-                block: value.to_be_bytes(),
+            *input = Block {
+                bytes: value.to_be_bytes(),
                 next: 0,
-                end: usize::try_from(count).map_or(0, |count| count.min(16)),
+                end: usize::try_from(count).map_or(0, |count| count.min(BLOCK)),
             };
         }
-        let byte = *input.block[..input.end].get(input.next)?;
+        let byte = *input.bytes[..input.end].get(input.next)?;
         input.next += 1;
         Some(byte)
     }
 }
 
-impl core::fmt::Write for Terminal {
+/// Adds a VM to the terminal. They are numbered in this order.
+pub(crate) fn add_vm(name: &str) {
+    SHARED.lock().terminal.add(name);
+}
+
+/// Bytes that a VM prints.
+pub(crate) fn guest(vm: usize, bytes: &[u8]) {
+    let now = TimeBase.ticks() / (TimeBase.frequency() / 1_000_000).max(1);
+    with(|terminal, mut out| {
+        for byte in bytes {
+            terminal.guest(vm, *byte, now, &mut out);
+        }
+    });
+}
+
+/// A VM has ended.
+pub(crate) fn vm_ended(vm: usize) {
+    with(|terminal, mut out| terminal.ended(vm, &mut out));
+}
+
+/// The next byte that somebody typed, and what it means.
+pub(crate) fn typed() -> Option<Typed> {
+    let byte = Terminal.read()?;
+    Some(with(|terminal, mut out| terminal.typed(byte, &mut out)))
+}
+
+/// The monitor's answer.
+pub(crate) fn reply(reply: &Reply) {
+    with(|terminal, mut out| terminal.reply(reply, &mut out));
+}
+
+/// Gives the keyboard to the monitor.
+pub(crate) fn open_monitor() {
+    with(|terminal, mut out| terminal.open_monitor(&mut out));
+}
+
+/// Whether the keyboard is the monitor's.
+pub(crate) fn in_monitor() -> bool {
+    SHARED.lock().terminal.in_monitor()
+}
+
+/// Takes the console from everybody for good, for the last words: nothing is printed between them, and
+/// nothing after them. They begin a line.
+///
+/// Its holder may be who failed, so it is not waited for without end.
+pub(crate) fn close() {
+    /// More than printing the longest line takes.
+    const LOOKS: u32 = 10_000_000;
+    static CLOSED: AtomicBool = AtomicBool::new(false);
+    if CLOSED.load(Ordering::Relaxed) {
+        return;
+    }
+    for _ in 0..LOOKS {
+        let Some(shared) = SHARED.try_lock() else {
+            spr::relax();
+            continue;
+        };
+        CLOSED.store(true, Ordering::Relaxed);
+        if !shared.guard.is_at_start() {
+            let _ = core::fmt::Write::write_str(&mut LastWords, "\n");
+        }
+        core::mem::forget(shared);
+        return;
+    }
+    let _ = core::fmt::Write::write_str(&mut LastWords, "\n");
+}
+
+/// A console for the last words: a call to the platform is complete in itself, so it needs no lock,
+/// whose holder may not run again.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct LastWords;
+
+impl core::fmt::Write for LastWords {
     fn write_str(&mut self, text: &str) -> core::fmt::Result {
-        Self::write_lines(text.as_bytes(), |byte| byte);
+        let mut block = Block::new();
+        for piece in text.split_inclusive('\n') {
+            let line = piece.strip_suffix('\n');
+            block.push(line.unwrap_or(piece).as_bytes());
+            if line.is_some() {
+                block.push(b"\r\n");
+            }
+        }
+        block.flush();
         Ok(())
     }
 }

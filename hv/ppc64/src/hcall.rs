@@ -15,6 +15,7 @@ pub(crate) enum Hcall {
     Xirr = 0x74,
     Cede = 0xe0,
     StuffTce = 0x138,
+    GetCpuCharacteristics = 0x1c8,
     SetMode = 0x31c,
     Rtas = 0xf000,
     VofClient = 0xf005,

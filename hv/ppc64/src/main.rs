@@ -23,6 +23,7 @@ mod flatten;
 mod guest;
 mod hcall;
 mod heap;
+mod launch;
 mod memory;
 mod nested;
 mod of;
@@ -36,16 +37,15 @@ mod survey;
 mod vectors;
 mod windows;
 
-use boot::{Frames, Logger, Options, Verdict};
-use bundle::{Bundle, Restart};
+use alloc::boxed::Box;
+
+use boot::{Logger, Options, Verdict};
 use console::{Terminal, TimeBase};
 use dtoolkit::model::DeviceTree;
 use hal::Clock;
 use machine::{Machine, UartKind};
-use memory::Ram;
-use nested::{LostSlice, Nested};
+use nested::Nested;
 use of::Firmware;
-use survey::Holdings;
 
 static LOGGER: spin::Once<Logger<Terminal, TimeBase>> = spin::Once::new();
 
@@ -77,7 +77,8 @@ extern "C" fn main(initrd: u64, initrd_bytes: u64, firmware: u64, entry_ticks: u
     }
     let firmware = Firmware::new(firmware, LOW);
     log::info!("entered at tick {entry_ticks} by {firmware}");
-    run(&device_tree(firmware, initrd, initrd_bytes), entry_ticks)
+    let tree = Box::leak(Box::new(device_tree(firmware, initrd, initrd_bytes)));
+    run(tree, entry_ticks)
 }
 
 /// Takes the device tree, and the machine with it, from the firmware.
@@ -98,7 +99,7 @@ fn device_tree(firmware: Firmware, initrd: u64, initrd_bytes: u64) -> DeviceTree
     tree
 }
 
-fn run(tree: &DeviceTree, entry_ticks: u64) -> ! {
+fn run(tree: &'static DeviceTree, entry_ticks: u64) -> ! {
     let blob = tree.to_dtb();
     let machine = match Machine::from_fdt(&blob) {
         Ok(machine) => machine,
@@ -143,57 +144,6 @@ fn run(tree: &DeviceTree, entry_ticks: u64) -> ! {
         Ok(Some(_)) if holdings.nested != Nested::V1 => {
             panic::end(Verdict::Fatal("the platform cannot run VMs for us"))
         }
-        Ok(Some(bundle)) => run_guests(tree, &bundle, &holdings),
-    }
-}
-
-/// Runs the first VM until it ends.
-fn run_guests(tree: &DeviceTree, bundle: &Bundle<'_>, holdings: &Holdings) -> ! {
-    let mut vms = bundle.manifest().vms().iter();
-    let Some(config) = vms.next() else {
-        panic::end(Verdict::Good("report complete, no VM to run"));
-    };
-    for other in vms {
-        log::warn!("vm {}: not run: one VM at a time", other.name);
-    }
-    if config.cpus > 1 {
-        log::warn!(
-            "vm {}: runs with one CPU instead of {}",
-            config.name,
-            config.cpus
-        );
-    }
-    let (ram, frames) = (holdings.ram, &holdings.frames);
-    check_watch(ram, frames);
-    loop {
-        log::info!("vm {}: starts", config.name);
-        match guest::run(tree, bundle, config, ram, frames, holdings.rtas.as_ref()) {
-            Ok(guest::End::Reboot) if config.restart != Restart::Never => {
-                log::info!("vm {}: asks to be started anew", config.name);
-            }
-            Ok(guest::End::Reboot) => panic::end(Verdict::Good(
-                "the VM asked to be started anew, and shall not be",
-            )),
-            Ok(guest::End::PowerOff) => panic::end(Verdict::Good("the VM turned itself off")),
-            Err(error) => {
-                log::error!("vm {}: {error}", config.name);
-                panic::end(Verdict::Fatal("the VM cannot go on"));
-            }
-        }
-    }
-}
-
-/// Sees that a guest whose slice has lost its end is made to leave by another CPU.
-fn check_watch(ram: Ram, frames: &Frames<Ram>) {
-    if smp::online() == 1 {
-        log::warn!("nested: no other CPU watches that slices end");
-        return;
-    }
-    match nested::check(ram, frames, LostSlice::Provoke) {
-        Ok(_) => log::info!("nested: a guest whose slice was lost was made to leave"),
-        Err(error) => {
-            log::error!("nested: {error}");
-            panic::end(Verdict::Fatal("slices of guests may not end"));
-        }
+        Ok(Some(bundle)) => launch::vms(&tree.root, bundle, holdings),
     }
 }

@@ -63,6 +63,19 @@ pub(crate) unsafe fn blob(span: Span<Pa>) -> &'static [u8] {
     unsafe { core::slice::from_raw_parts(start, bytes.unwrap_or(0)) }
 }
 
+/// Makes the instructions in these bytes those that were written. [Power ISA 3.1B Book II §1.9]
+pub(crate) fn flush_code(pa: Pa, bytes: usize) {
+    let start = identity(pa);
+    for address in (start..start.saturating_add(bytes)).step_by(BLOCK) {
+        // SAFETY: cache maintenance changes no data.
+        unsafe {
+            core::arch::asm!("dcbst 0, {0}", "sync", "icbi 0, {0}", in(reg) address, options(nostack));
+        }
+    }
+    // SAFETY: as above.
+    unsafe { core::arch::asm!("sync", "isync", options(nostack)) };
+}
+
 impl PhysMemory for Ram {
     fn read(&self, pa: Pa, buffer: &mut [u8]) -> Result<(), NotMemory> {
         let from = with_exposed_provenance_mut::<u8>(self.check(pa, buffer.len())?);

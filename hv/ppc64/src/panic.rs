@@ -6,7 +6,7 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use boot::Verdict;
 
-use crate::console::Terminal;
+use crate::console::{self, LastWords};
 use crate::cpu::{self, Cpu};
 use crate::{entry, rtas, smp, spr, vectors};
 
@@ -23,21 +23,24 @@ pub(crate) fn end(verdict: Verdict<'_>) -> ! {
     } else {
         Verdict::Fatal("stack overflow")
     };
-    Terminal::finish_line();
-    let _ = writeln!(Terminal, "{verdict}");
+    console::close();
+    let _ = writeln!(LastWords, "{verdict}");
     rtas::power_off()
 }
 
 /// Begins the report of a fatal event. A second event while the first is being reported cuts the
 /// report short. Another CPU's is left out: the two would only mix, and the first powers off.
-pub(crate) fn begin() -> Terminal {
+pub(crate) fn begin() -> LastWords {
     let me = cpu::this().number();
     let first = REPORTER.compare_exchange(u64::MAX, me, Ordering::AcqRel, Ordering::Acquire);
     if first.is_err_and(|first| first != me) {
         smp::park()
     }
     match REPORTS.fetch_add(1, Ordering::AcqRel) {
-        0 => Terminal,
+        0 => {
+            console::close();
+            LastWords
+        }
         1 => end(Verdict::Fatal("failed again while reporting a failure")),
         _ => vectors::stop_hard(),
     }
@@ -82,7 +85,7 @@ pub(crate) fn registers(out: &mut impl Write, gpr: &[u64; 32]) -> core::fmt::Res
 /// Prints the return addresses along the back chain from the frame at `frame`, and before them the
 /// link register, which is where a function without a frame returns to.
 pub(crate) fn backtrace(
-    out: &mut Terminal,
+    out: &mut LastWords,
     cpu: &Cpu,
     frame: u64,
     link: Option<u64>,

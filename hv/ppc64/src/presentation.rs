@@ -31,7 +31,7 @@ pub(crate) fn kick(server: u64) {
     let _ = unsafe { hcall::call(Hcall::Ipi, [server, MOST, 0, 0]) };
 }
 
-/// Takes back what made this CPU, `server`, leave its guest.
+/// Takes back what made this CPU, `server`, leave its guest or wake.
 pub(crate) fn acknowledge(server: u64) {
     // SAFETY: accepts what is pending for this CPU, which is done with below.
     let outcome = unsafe { hcall::call(Hcall::Xirr, [0; 4]) };

@@ -1,6 +1,7 @@
 //! The other CPUs: started by RTAS, each on stacks of its own.
 
 use alloc::boxed::Box;
+use alloc::vec::Vec;
 use core::arch::asm;
 use core::sync::atomic::{AtomicU64, Ordering};
 
@@ -10,7 +11,7 @@ use crate::console::TimeBase;
 use crate::cpu::{self, Cpu};
 use crate::hcall::{self, Hcall};
 use crate::rtas::{self, Rtas};
-use crate::{entry, presentation, spr};
+use crate::{entry, guest, presentation, spr};
 
 /// How long a CPU may take from `start-cpu` to its first Rust: the platform may have to schedule
 /// it.
@@ -18,6 +19,16 @@ const START_TIMEOUT_US: u64 = 1_000_000;
 
 /// CPUs that have reached Rust, the boot CPU with them.
 static ONLINE: AtomicU64 = AtomicU64::new(1);
+
+/// The others that have arrived, in this order.
+static OTHERS: spin::Mutex<Vec<&'static Cpu>> = spin::Mutex::new(Vec::new());
+
+/// The CPUs that have arrived, the boot CPU first.
+pub(crate) fn cpus() -> Vec<&'static Cpu> {
+    let mut all = Vec::from([&cpu::BOOT_CPU]);
+    all.extend_from_slice(&OTHERS.lock());
+    all
+}
 
 /// Why a CPU is not there.
 #[derive(Clone, Copy, Debug, thiserror::Error)]
@@ -55,6 +66,7 @@ pub(crate) fn start(
         }
         spr::relax();
     }
+    OTHERS.lock().push(cpu);
     Ok(())
 }
 
@@ -75,17 +87,19 @@ pub(crate) extern "C" fn secondary(cpu: &'static Cpu) -> ! {
         let _ = unsafe { hcall::call(Hcall::Cede, [0; 4]) };
         spr::interrupts_off();
         assert!(cpu.guard_is_whole(), "the stack has overflowed");
-        watch(&cpu::BOOT_CPU);
+        guest::watch_others();
+        // It does not come back once there are VMs.
+        guest::serve();
     }
 }
 
-/// An idle CPU looks after the one that runs guests as often as this: 20 ms.
+/// Before there are VMs, an idle CPU looks after the boot CPU as often as this: 20 ms.
 const WATCH_TICKS: i64 = 10_240_000;
 /// How late a guest may leave before that is no delay any more: 10 ms.
 const GRACE_TICKS: u64 = 5_120_000;
 
 /// Makes a guest leave whose slice has not ended when it should: the platform may lose the end.
-fn watch(cpu: &Cpu) {
+pub(crate) fn watch(cpu: &Cpu) {
     if cpu.is_late(spr::timebase(), GRACE_TICKS) {
         presentation::kick(cpu.server());
     }

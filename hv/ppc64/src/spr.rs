@@ -105,6 +105,23 @@ pub(crate) fn interrupts_off() {
     unsafe { asm!("mtmsrd {}, 1", in(reg) RECOVERABLE, options(nostack)) };
 }
 
+/// A random number from the CPU's own source; `None` when it has failed too often.
+/// [Power ISA 3.1B Book I §3.3.9, darn]
+pub(crate) fn random() -> Option<u64> {
+    /// As often as the architecture asks software to try.
+    const TRIES: u32 = 10;
+    for _ in 0..TRIES {
+        let value: u64;
+        // SAFETY: changes a register only. It is a word, because the assembler is told of an older
+        // CPU than any that runs guests.
+        unsafe { asm!(".long 0x7c6105e6 # darn 3, 1", out("r3") value, options(nomem, nostack)) };
+        if value != u64::MAX {
+            return Some(value);
+        }
+    }
+    None
+}
+
 /// Lets the other threads of the core go first for a moment.
 pub(crate) fn relax() {
     // SAFETY: these forms of `or` only set the thread's priority: low, then medium.

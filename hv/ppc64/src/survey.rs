@@ -1,6 +1,7 @@
 //! Taking stock: DMA windows, memory, CPUs; each window is closed before any device is looked at.
 
 use alloc::boxed::Box;
+use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 
@@ -23,6 +24,8 @@ pub(crate) struct Holdings {
     pub(crate) ram: Ram,
     /// Windows that may be open.
     pub(crate) open_windows: usize,
+    /// What there is to tell of each.
+    pub(crate) windows: Vec<vm::Iommu>,
     /// What is behind each host bridge, none of it mastering the bus.
     pub(crate) devices: Vec<Topology>,
     /// The platform's run-time services.
@@ -34,7 +37,7 @@ pub(crate) struct Holdings {
 /// Takes stock of the machine and prints the boot report.
 pub(crate) fn take(machine: &Machine) -> Holdings {
     // First of all: nothing may reach memory.
-    let open_windows = close_windows(machine);
+    let (open_windows, windows) = close_windows(machine);
     machine.report(&mut |line| log::info!("{line}"));
     let rtas = machine.rtas.as_ref();
     match rtas {
@@ -69,6 +72,7 @@ pub(crate) fn take(machine: &Machine) -> Holdings {
         frames,
         ram,
         open_windows,
+        windows,
         devices,
         nested,
         rtas,
@@ -122,8 +126,9 @@ fn check_nested(nested: Nested, ram: Ram, frames: &Frames<Ram>) -> Nested {
     }
 }
 
-fn close_windows(machine: &Machine) -> usize {
+fn close_windows(machine: &Machine) -> (usize, Vec<vm::Iommu>) {
     let mut open = 0;
+    let mut told = Vec::new();
     for bridge in &machine.host_bridges {
         let segment = bridge.segment;
         let Some(window) = &bridge.dma_window else {
@@ -131,11 +136,17 @@ fn close_windows(machine: &Machine) -> usize {
             continue;
         };
         match windows::close(window) {
-            Ok(entries) => log::info!(
-                "pci {segment:04x}: LIOBN {:#x}: {entries} entries cleared: no device reaches \
-                 memory",
-                window.liobn.bits()
-            ),
+            Ok(entries) => {
+                log::info!(
+                    "pci {segment:04x}: LIOBN {:#x}: {entries} entries cleared: no device reaches \
+                     memory",
+                    window.liobn.bits()
+                );
+                told.push(vm::Iommu {
+                    name: format!("pci {segment:04x}, LIOBN {:#x}", window.liobn.bits()),
+                    state: format!("locked, none of {entries} entries gives memory"),
+                });
+            }
             Err(error) => {
                 open += 1;
                 log::error!(
@@ -145,7 +156,7 @@ fn close_windows(machine: &Machine) -> usize {
             }
         }
     }
-    open
+    (open, told)
 }
 
 fn report_hypertas(groups: &[String]) {

@@ -1,8 +1,8 @@
 //! The exception vectors, and the report of an exception that nobody expected.
 //!
-//! Nothing here is ever resumed: interrupts are off, and what comes from a guest comes as the
-//! outcome of a call to the platform. So every vector saves the state on a stack of its own and
-//! reports it.
+//! Interrupts are off but while a CPU sleeps, and what comes from a guest comes as the outcome of a
+//! call to the platform. So every vector saves the state on a stack of its own and reports it, but
+//! two: what wakes a CPU that sleeps returns at once.
 
 use core::arch::global_asm;
 use core::fmt::Write;
@@ -198,6 +198,8 @@ pub(crate) unsafe fn install() -> Result<(), Unusable> {
     }
     // SAFETY: ours, as above.
     unsafe { put(DECREMENTER, &POSTPONE) };
+    // SAFETY: ours, as above.
+    unsafe { put(EXTERNAL, &MASK) };
     // SAFETY: a system call is the one exception that can be had on purpose and returned from; its
     // vector is for this alone until it is put back below.
     unsafe { put(SYSTEM_CALL, &branch_to(probe_stub as *const ())) };
@@ -229,6 +231,19 @@ const POSTPONE: [u32; 5] = [
     0x7c71_43a6, // mtsprg 1,r3
     0x3c60_7fff, // lis    r3,0x7fff
     0x7c76_03a6, // mtdec  r3
+    0x7c71_42a6, // mfsprg r3,1
+    0x4c00_0024, // rfid
+];
+
+const EXTERNAL: usize = 0x500;
+
+/// What wakes an idle CPU stays pending until it is accepted, so the CPU goes on with interrupts off.
+const MASK: [u32; 7] = [
+    0x7c71_43a6, // mtsprg 1,r3
+    0x7c7b_02a6, // mfsrr1 r3
+    0x7863_8042, // rldicl r3,r3,48,1
+    0x7863_8000, // rldicl r3,r3,16,0
+    0x7c7b_03a6, // mtsrr1 r3
     0x7c71_42a6, // mfsprg r3,1
     0x4c00_0024, // rfid
 ];

@@ -20,7 +20,6 @@ mod owners;
 mod pages;
 mod placement;
 mod requests;
-mod split;
 mod windows;
 
 use alloc::vec::Vec;

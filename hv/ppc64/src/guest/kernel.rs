@@ -30,6 +30,14 @@ pub(crate) struct Kernel<'a> {
     pub(crate) end: u64,
 }
 
+/// A file that is put where an image goes as it is.
+pub(crate) fn flat(file: &[u8]) -> Kernel<'_> {
+    Kernel {
+        parts: Vec::from([(BASE, file)]),
+        end: BASE.saturating_add(file.len() as u64),
+    }
+}
+
 /// Reads an ELF file.
 pub(crate) fn parse(file: &[u8]) -> Result<Kernel<'_>, Error> {
     let header = FileHeader64::<LittleEndian>::parse(file).map_err(|_| Error::NotElf64)?;

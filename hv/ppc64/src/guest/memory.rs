@@ -1,8 +1,11 @@
 //! A guest's memory: frames, the tree that maps them, and bytes by guest real address.
+//!
+//! The tree is made once, before a vCPU runs, and never changed: no CPU can hold a translation of it
+//! that is out of date.
 
 use alloc::vec::Vec;
 
-use hal::{FrameAllocator, PhysMemory};
+use hal::{FrameAllocator, NotMemory, PhysMemory};
 use pagetable::{NotLive, PageTable, Radix, RadixAttributes};
 use types::{Address, Ipa, Pa, Span};
 
@@ -87,12 +90,25 @@ impl<'f, M: PhysMemory + Copy, F: FrameAllocator> GuestMemory<'f, M, F> {
         Ok(guest)
     }
 
-    /// Gives everything back. No partition may use the tree any more.
-    pub(crate) fn destroy(self, frames: &F) {
-        // Nothing is shared, so nothing stands in the way.
-        let _ = self.tree.destroy(&mut NotLive);
-        for piece in self.pieces {
-            frames.free(piece.frames, piece.order);
+    /// Zeroes all of it. No vCPU may be running.
+    pub(crate) fn clear(&self) -> Result<(), NotMemory> {
+        for piece in &self.pieces {
+            let bytes = usize::try_from(piece.bytes()).unwrap_or(0);
+            self.memory.zero(piece.frames, bytes)?;
+        }
+        Ok(())
+    }
+
+    /// Where a guest real address is.
+    pub(crate) fn walk(&self, at: Ipa) -> vm::Walk {
+        match self.tree.walk(at) {
+            Ok(leaf) => vm::Walk::Mapped {
+                pa: leaf.pa.bits(),
+                bytes: leaf.size.bytes(),
+                level: leaf.level,
+                descriptor: leaf.descriptor,
+            },
+            Err(fault) => vm::Walk::Unmapped { level: fault.level },
         }
     }
 
@@ -155,11 +171,14 @@ impl<'f, M: PhysMemory + Copy, F: FrameAllocator> GuestMemory<'f, M, F> {
         })
     }
 
-    /// A big-endian cell.
-    pub(crate) fn read_cell(&self, at: u64) -> Result<u32, Outside> {
-        let mut cell = [0; 4];
-        self.read(at, &mut cell)?;
-        Ok(u32::from_be_bytes(cell))
+    /// Instructions there may have been written: no CPU may run old ones.
+    /// [Power ISA 3.1B Book II §1.9]
+    pub(crate) fn flush_code(&self, at: u64, bytes: u64) {
+        let bytes = usize::try_from(bytes).unwrap_or(0);
+        let _ = self.parts(at, bytes, |pa, _, run| {
+            crate::memory::flush_code(pa, run);
+            true
+        });
     }
 
     /// Writes a big-endian cell.

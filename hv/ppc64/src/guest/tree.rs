@@ -2,10 +2,16 @@
 
 use alloc::vec::Vec;
 
-use dtoolkit::Node as _;
+use dtoolkit::memreserve::MemoryReservation;
 use dtoolkit::model::{DeviceTree, DeviceTreeNode, DeviceTreeProperty};
+use dtoolkit::{Node as _, Property as _};
 
-use super::rtas;
+/// Where the run-time services are, and what is set apart for them.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Services {
+    pub(crate) base: u32,
+    pub(crate) bytes: u32,
+}
 
 /// What the tree says of one guest.
 #[derive(Clone, Copy, Debug)]
@@ -17,23 +23,21 @@ pub(crate) struct Facts<'a> {
     pub(crate) initrd: Option<(u64, u64)>,
     /// Whether the platform tells the time.
     pub(crate) has_clock: bool,
+    pub(crate) services: Services,
+    /// The interrupt of the terminal, by edge.
+    pub(crate) terminal: u32,
 }
 
-/// The unit address of the guest's terminal.
-pub(crate) const TERMINAL: u32 = 0x7100_0000;
 const TERMINAL_PATH: &str = "/vdevice/vty@71000000";
-
-/// Groups of hypercalls that the guest may use.
-const HYPERTAS: &[&str] = &[
-    "hcall-term",
-    "hcall-interrupt",
-    "hcall-vio",
-    "hcall-set-mode",
-];
 
 /// Writes the tree. `machine` is the machine's own.
 pub(crate) fn build(machine: &DeviceTreeNode, facts: &Facts<'_>) -> Vec<u8> {
     let mut tree = DeviceTree::new();
+    // Firmware would have taken it out of the guest's memory.
+    tree.memory_reservations.push(MemoryReservation::new(
+        facts.services.base.into(),
+        facts.services.bytes.into(),
+    ));
     let root = &mut tree.root;
     for (name, value) in [("#address-cells", 2_u32), ("#size-cells", 2)] {
         root.add_property(property(name, value));
@@ -47,7 +51,8 @@ pub(crate) fn build(machine: &DeviceTreeNode, facts: &Facts<'_>) -> Vec<u8> {
         root.add_child(cpus_of(cpus, facts.cpus));
     }
     root.add_child(rtas_node(facts));
-    root.add_child(vdevice());
+    root.add_child(vdevice(facts));
+    root.add_child(random());
     let presentation = machine
         .children()
         .find(|node| node.name_without_address() == "interrupt-controller");
@@ -101,43 +106,83 @@ fn memory(bytes: u64) -> DeviceTreeNode {
     node
 }
 
-/// The first `count` CPUs of the machine: a guest's CPU is what the machine's is.
+/// CPUs with the servers 0 and up, each as the machine's first: a guest's CPU is what the machine's
+/// is.
 fn cpus_of(cpus: &DeviceTreeNode, count: usize) -> DeviceTreeNode {
     let mut node = DeviceTreeNode::new_unchecked("cpus");
     for property in cpus.properties() {
         node.add_property(property.clone());
     }
-    for cpu in cpus.children().take(count) {
-        node.add_child(cpu.clone());
+    let Some(pattern) = cpus
+        .children()
+        .find(|child| child.name_without_address().starts_with("PowerPC"))
+    else {
+        return node;
+    };
+    let kind = pattern.name_without_address();
+    for server in (0..).take(count) {
+        let name = alloc::format!("{kind}@{server:x}");
+        let mut cpu = DeviceTreeNode::new_unchecked(name.as_str());
+        let own = [
+            "phandle",
+            "linux,phandle",
+            "ibm,my-drc-index",
+            "reg",
+            "ibm,ppc-interrupt-server#s",
+            "ibm,ppc-interrupt-gserver#s",
+        ];
+        for property in pattern.properties() {
+            if !own.contains(&property.name()) {
+                cpu.add_property(property.clone());
+            }
+        }
+        cpu.add_property(property("reg", server));
+        cpu.add_property(property("ibm,ppc-interrupt-server#s", server));
+        cpu.add_property(property("ibm,ppc-interrupt-gserver#s", [server, 0_u32]));
+        node.add_child(cpu);
     }
     node
 }
 
 fn rtas_node(facts: &Facts<'_>) -> DeviceTreeNode {
     let mut node = DeviceTreeNode::new_unchecked("rtas");
-    let clock = facts.has_clock.then_some(&rtas::CLOCK_TOKEN);
-    for (name, token) in rtas::TOKENS.iter().chain(clock) {
-        node.add_property(property(name, *token));
+    for (name, token) in papr::TOKENS {
+        if facts.has_clock || !name.ends_with("-time-of-day") {
+            node.add_property(property(name, *token));
+        }
     }
+    // How often `event-scan` wants to be called: once a minute is the least. [LoPAPR §7.3.3]
+    node.add_property(property("rtas-event-scan-rate", 1_u32));
+    node.add_property(property("rtas-error-log-max", 2048_u32));
     node.add_property(property("rtas-version", 1_u32));
-    node.add_property(property("rtas-size", rtas::BYTES));
-    node.add_property(property("linux,rtas-base", rtas::BASE));
-    node.add_property(property("linux,rtas-entry", rtas::BASE));
-    node.add_property(property("ibm,hypertas-functions", HYPERTAS));
+    node.add_property(property("rtas-size", facts.services.bytes));
+    node.add_property(property("linux,rtas-base", facts.services.base));
+    node.add_property(property("linux,rtas-entry", facts.services.base));
+    node.add_property(property("ibm,hypertas-functions", papr::HYPERTAS));
     node
 }
 
-fn vdevice() -> DeviceTreeNode {
+fn vdevice(facts: &Facts<'_>) -> DeviceTreeNode {
     let mut node = DeviceTreeNode::new_unchecked("vdevice");
     node.add_property(property("device_type", "vdevice"));
     node.add_property(property("compatible", "IBM,vdevice"));
     node.add_property(property("#address-cells", 1_u32));
     node.add_property(property("#size-cells", 0_u32));
+    node.add_property(property("#interrupt-cells", 2_u32));
+    node.add_property(property("interrupt-controller", ""));
     let mut vty = DeviceTreeNode::new_unchecked("vty@71000000");
     vty.add_property(property("name", "vty"));
     vty.add_property(property("device_type", "serial"));
     vty.add_property(property("compatible", "hvterm1"));
-    vty.add_property(property("reg", TERMINAL));
+    vty.add_property(property("reg", papr::TERMINAL));
+    vty.add_property(property("interrupts", [facts.terminal, 0_u32]));
     node.add_child(vty);
+    node
+}
+
+/// Says that there is `H_RANDOM`.
+fn random() -> DeviceTreeNode {
+    let mut node = DeviceTreeNode::new_unchecked("ibm,random");
+    node.add_property(property("compatible", "ibm,random"));
     node
 }

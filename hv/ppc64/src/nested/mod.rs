@@ -14,7 +14,7 @@ use crate::hcall::{self, FUNCTION, Hcall, SUCCESS};
 
 pub(crate) use check::{LostSlice, check};
 pub(crate) use vcpu::{
-    Exit, GuestThread, Loaded, MACHINE_CHECK, MSR_EE, MSR_ME, MSR_SF, Refused, Vcpu,
+    Exit, GuestThread, Loaded, Location, MACHINE_CHECK, MSR_EE, Order, Refused, Vcpu, sleep,
 };
 
 /// Whether the platform lets this partition have partitions of its own.

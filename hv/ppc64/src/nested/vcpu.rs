@@ -1,6 +1,7 @@
 //! A guest CPU, and how it is run.
 
 use alloc::boxed::Box;
+use alloc::vec::Vec;
 use core::marker::PhantomData;
 use core::num::NonZeroU16;
 
@@ -12,7 +13,7 @@ use crate::{cpu, presentation, spr};
 /// The shortest time a guest is given, in ticks. A deadline that has passed when the platform reads
 /// it never comes: QEMU arms no timer for it, and the guest would run for ever. So the deadline is
 /// computed just before the call, with room for the time that this thread may lose in between.
-const SHORTEST_SLICE: u64 = 512_000;
+const SHORTEST_SLICE: u64 = 131_072;
 
 /// Decrementer bits: those of every POWER since POWER9 with the large decrementer.
 const DECREMENTER_MAX: u64 = (1 << 55) - 1;
@@ -46,6 +47,22 @@ pub(crate) const MACHINE_CHECK: u64 = 0x200;
 
 /// Facilities of a guest: all that its own FSCR does not refuse.
 const HFSCR_ALL: u64 = 0xff;
+
+/// The byte order in which interrupts arrive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Order {
+    Big,
+    Little,
+}
+
+/// Where interrupts arrive that come while addresses are translated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Location {
+    /// At their vectors, in real mode.
+    Low,
+    /// High up, with translation left on.
+    Alternate,
+}
 
 /// Why a guest CPU stopped running.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -129,10 +146,7 @@ impl Vcpu {
     /// Puts the CPU's registers into this thread, where they stay until the value is dropped.
     pub(crate) fn load<'a>(&'a mut self, thread: &'a mut GuestThread) -> Loaded<'a> {
         self.unswitched.load();
-        Loaded {
-            vcpu: self,
-            _thread: thread,
-        }
+        Loaded { vcpu: self, thread }
     }
 
     fn exit(&self, vector: u64) -> Exit {
@@ -177,18 +191,76 @@ impl Vcpu {
         }
     }
 
-    /// Whether interrupts arrive in little-endian mode.
-    pub(crate) fn set_little_endian_interrupts(&mut self, on: bool) {
-        self.set_lpcr(LPCR_ILE, on);
+    /// As a CPU comes out of reset, at `nip` in 64-bit big-endian real mode.
+    pub(crate) fn reset(&mut self, nip: u64) {
+        let lpid = self.state.lpid;
+        let offset = self.state.tb_offset;
+        *self.state = HvState {
+            version: VERSION,
+            lpid,
+            lpcr: LPCR_LD,
+            hfscr: HFSCR_ALL,
+            tb_offset: offset,
+            ..HvState::default()
+        };
+        *self.registers = Registers {
+            nip,
+            msr: MSR_SF | MSR_ME,
+            ..Registers::default()
+        };
+        self.unswitched = Unswitched::default();
     }
 
-    /// Whether interrupts that come while addresses are translated leave them so.
-    pub(crate) fn set_alternate_location(&mut self, on: bool) {
-        self.set_lpcr(LPCR_AIL, on);
+    /// How interrupts arrive from now on: in which byte order, and where.
+    pub(crate) fn set_interrupts(&mut self, order: Order, location: Location) {
+        self.state.lpcr = LPCR_LD
+            | match order {
+                Order::Big => 0,
+                Order::Little => LPCR_ILE,
+            }
+            | match location {
+                Location::Low => 0,
+                Location::Alternate => LPCR_AIL,
+            };
     }
 
-    fn set_lpcr(&mut self, bits: u64, on: bool) {
-        self.state.lpcr = self.state.lpcr & !bits | if on { bits } else { 0 };
+    /// Sets SPRG0.
+    pub(crate) fn set_sprg0(&mut self, value: u64) {
+        self.state.sprg[0] = value;
+    }
+
+    /// Whether external interrupts are let through.
+    pub(crate) fn lets_interrupts_through(&self) -> bool {
+        self.registers.msr & MSR_EE != 0
+    }
+
+    /// The time base at which its decrementer becomes negative. Right while it is off a thread.
+    pub(crate) fn decrementer_expires(&self) -> u64 {
+        self.unswitched.decrementer_expires
+    }
+
+    /// Its registers by name.
+    pub(crate) fn view(&self) -> Vec<(&'static str, u64)> {
+        const R: [&str; 32] = [
+            "r0", "r1", "r2", "r3", "r4", "r5", "r6", "r7", "r8", "r9", "r10", "r11", "r12", "r13",
+            "r14", "r15", "r16", "r17", "r18", "r19", "r20", "r21", "r22", "r23", "r24", "r25",
+            "r26", "r27", "r28", "r29", "r30", "r31",
+        ];
+        let registers = &self.registers;
+        let mut view: Vec<_> = R.into_iter().zip(registers.gpr).collect();
+        view.extend([
+            ("nip", registers.nip),
+            ("msr", registers.msr),
+            ("lr", registers.link),
+            ("ctr", registers.ctr),
+            ("cr", registers.ccr),
+            ("xer", registers.xer),
+            ("srr0", self.state.srr0),
+            ("srr1", self.state.srr1),
+            ("pidr", self.state.pidr),
+            ("lpcr", self.state.lpcr),
+        ]);
+        view
     }
 
     /// Lets the guest's time base run ahead of ours by this many ticks.
@@ -234,7 +306,20 @@ impl Drop for GuestThread {
 #[derive(Debug)]
 pub(crate) struct Loaded<'a> {
     pub(crate) vcpu: &'a mut Vcpu,
-    _thread: &'a mut GuestThread,
+    thread: &'a mut GuestThread,
+}
+
+/// Gives the thread to the platform until an interrupt: another CPU's, or the decrementer's, at
+/// `until`. No guest is entered meanwhile.
+pub(crate) fn sleep(_: &GuestThread, until: u64) {
+    let left = until.saturating_sub(spr::timebase());
+    let left = i64::try_from(left).unwrap_or(i64::MAX);
+    spr::set_decrementer(left.min(i64::from(i32::MAX)));
+    // SAFETY: waits for an interrupt. The call comes back with interrupts on; the vectors of those
+    // that are let through turn them off, or return.
+    let _ = unsafe { hcall::call(Hcall::Cede, [0; 4]) };
+    spr::interrupts_off();
+    spr::postpone_decrementer();
 }
 
 impl Drop for Loaded<'_> {
@@ -303,25 +388,13 @@ impl Loaded<'_> {
         spr::set_dsisr(status);
     }
 
-    /// Waits until the guest's decrementer has expired, with the thread given back to the platform.
-    pub(crate) fn wait(&mut self) {
-        loop {
-            let left = self
-                .vcpu
-                .unswitched
-                .decrementer_expires
-                .wrapping_sub(spr::timebase());
-            let left = left.cast_signed();
-            if left <= 0 {
-                return;
-            }
-            spr::set_decrementer(left.min(i64::from(i32::MAX)));
-            presentation::close();
-            // SAFETY: waits for an interrupt; that of the decrementer returns, and no other has been
-            // asked for.
-            let _ = unsafe { hcall::call(Hcall::Cede, [0; 4]) };
-            spr::interrupts_off();
-            presentation::open();
-        }
+    /// The time base at which its decrementer becomes negative.
+    pub(crate) fn decrementer_expires(&self) -> u64 {
+        self.vcpu.unswitched.decrementer_expires
+    }
+
+    /// As [`sleep`], with the CPU's registers in the thread.
+    pub(crate) fn sleep(&self, until: u64) {
+        sleep(self.thread, until);
     }
 }

@@ -1,5 +1,8 @@
 //! Tests of QEMU's POWER machine.
 
+use std::time::Duration;
+
+use super::vms::MONITOR;
 use super::{Bundle, Case, Check, Disks, bundles, provoked, sampled};
 use crate::qemu::Time;
 
@@ -8,6 +11,7 @@ const BOARD: &str = "pseries";
 pub(super) fn cases() -> Vec<Case> {
     let mut cases = reports();
     cases.extend(machines());
+    cases.extend(guests());
     cases.extend(bundles(BOARD));
     cases.extend(provoked(
         BOARD,
@@ -92,22 +96,8 @@ fn machines() -> Vec<Case> {
         .expect(&["segment 0000 .*: 0 functions", "report: complete"]);
     bare.disks = Disks::None;
 
-    let mut linux = Case::new(
-        BOARD,
-        "Linux 6.12 boots as a guest, runs a command and powers off",
-    )
-    .bundle(Bundle::OneCommand)
-    .expect(&[
-        r"guest: Linux 6\.12\..* on ppc64le is up",
-        r"Linux .* 6\.12\..* ppc64le",
-        "guest: command ended with 0",
-    ]);
-    // Linux says such things too.
-    linux.forbids.clear();
-
     vec![
         same,
-        linux,
         small,
         bare,
         Case::new(BOARD, "two host bridges have a DMA window and a group each")
@@ -140,4 +130,116 @@ fn machines() -> Vec<Case> {
             "report: complete",
         ]),
     ]
+}
+
+/// One Linux with four vCPUs.
+macro_rules! smp {
+    ($kernel:literal) => {
+        concat!(
+            "version = 1\n[[vm]]\nname = \"linux\"\nmemory = \"512M\"\ncpus = 4\nkernel = \"debian:",
+            $kernel,
+            "\"\ninitrd = \"initramfs\"\nappend = \"console=hvc0 quiet\"\n"
+        )
+    };
+}
+/// Two Linux VMs with two vCPUs each.
+const TWO: &str = include_str!("../../../../qemu/guests/two-vms-pseries.toml");
+/// Four processes that start many others at the same time, which every vCPU takes part in.
+const STORM: &str = "for j in 1 2 3 4; do (k=0; while [ $k -lt 60 ]; do k=$((k+1)); /bin/true; done; \
+                     echo storm-$((j*11))) & done; wait; nproc\r";
+
+/// Linux as a guest.
+fn guests() -> Vec<Case> {
+    let mut one = Case::new(
+        BOARD,
+        "Linux 6.12 boots as a guest, runs a command and powers off",
+    )
+    .bundle(Bundle::OneCommand)
+    .expect(&[
+        r"guest: Linux 6\.12\..* on ppc64le is up",
+        r"Linux .* 6\.12\..* ppc64le",
+        "guest: command ended with 0",
+        "vm linux: powered off",
+        "verdict 0: all VMs are off",
+    ]);
+    // Linux says such things too.
+    one.forbids.clear();
+    vec![
+        one,
+        smp("6.12", smp!("6.12"), 2, None),
+        smp("6.1", smp!("6.1"), 4, Some("power10")),
+        two(),
+    ]
+}
+
+/// More vCPUs than threads, or as many: they come up, work at the same time, and come up again.
+fn smp(series: &str, manifest: &'static str, threads: u32, cpu: Option<&str>) -> Case {
+    let up = format!(
+        r"guest: Linux {}\..* on ppc64le is up, 4 CPUs",
+        regex::escape(series)
+    );
+    let mut case = Case::new(
+        BOARD,
+        format!(
+            "Linux {series} with 4 vCPUs on {threads} threads works on all of them, and reboots"
+        ),
+    )
+    .bundle(Bundle::Manifest(manifest))
+    .expect(&[&up, "/ # "])
+    .types(STORM)
+    .expect(&["storm-(11|22|33|44)"; 4])
+    .expect(&["^4\r?$"])
+    .types("reboot -f\r")
+    .expect(&["vm linux: reset", &up, "/ # "])
+    .types("poweroff -f\r")
+    .expect(&["vm linux: powered off", "verdict 0: all VMs are off"]);
+    case.vary.smp = Some(threads);
+    case.vary.cpu = cpu.map(str::to_owned);
+    case.forbids
+        .extend(["Oops", "rcu: INFO", "LOCKUP", "BUG:"].map(str::to_owned));
+    case
+}
+
+/// As on Arm: each has the keyboard in turn, and the monitor stops, starts and shows.
+fn two() -> Case {
+    let prompt = |vm: &str| format!(r"\[{vm}\] / # ");
+    let (one, two) = (prompt("one"), prompt("two"));
+    let mut case = Case::new(
+        BOARD,
+        "two Linux VMs on one terminal are typed to, stopped and started",
+    )
+    .bundle(Bundle::Manifest(TWO))
+    .expect(&[&one])
+    .types("echo o-$((6*7))\r")
+    .expect(&[r"\[one\] o-42"])
+    .types("\x1d2")
+    .expect(&[r"\[two\] has the keyboard", &two])
+    .types("echo t-$((6*7)) $(uname -r)\r")
+    .expect(&[r"\[two\] t-42 6\.1\."])
+    .types(MONITOR)
+    .asks("list", &[" 1 one +running +2 ", " 2 two +running +2 "])
+    .asks("vcpu one 0", &["vCPU 0: .* core 0", " nip [0-9a-f]{16}"])
+    .asks("vcpu two 1", &["vCPU 1: .* core 1", " nip [0-9a-f]{16}"])
+    .asks("vcpu two 2", &["there is no such vCPU"])
+    .asks("walk two 400000", &["0x400000 -> 0x.*, level [12]"])
+    .asks("walk two 20000000", &["0x20000000 is not mapped"])
+    .asks("smmu", &["LIOBN 0x80000000: locked"])
+    .asks("frames", &["frames of 4 KiB free"])
+    .asks("restart two", &["two: running"])
+    .asks("stop two", &["two: stopped"])
+    .asks("stop two", &["two: it is not running"])
+    .asks("list", &[" 1 one +running ", " 2 two +stopped "])
+    .asks("start two", &["two: running"])
+    .asks("frames", &["frames of 4 KiB free"])
+    .asks("focus two", &[r"\[two\] has the keyboard", &two])
+    .types("poweroff -f\r")
+    .expect(&["vm two: powered off"])
+    .types("\x1d1")
+    .expect(&[r"\[one\] has the keyboard", &one])
+    .types("poweroff -f\r")
+    .expect(&["vm one: powered off"]);
+    case.timeout = Duration::from_secs(600);
+    case.forbids
+        .extend([r"\[one\].*t-42".to_owned(), r"\[two\].*o-42".to_owned()]);
+    case
 }

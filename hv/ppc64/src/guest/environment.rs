@@ -1,0 +1,102 @@
+//! What a VM's platform reaches for, here.
+
+use core::sync::atomic::{Ordering, fence};
+
+use papr::{Date, Environment, NotGuestMemory, Servers};
+
+use super::run::{self, Guests};
+use super::vm::Vm;
+use crate::{console, spr};
+
+/// How long another vCPU may take to leave its guest: it is made to leave at once.
+const LEAVE_TIMEOUT_US: u64 = 1_000_000;
+
+/// The surroundings of a VM one of whose vCPUs is on `core`.
+pub(super) struct Surroundings<'a> {
+    pub(super) guests: &'a Guests,
+    pub(super) vm: &'a Vm,
+    pub(super) core: usize,
+}
+
+impl Environment for Surroundings<'_> {
+    fn memory_bytes(&self) -> u64 {
+        self.vm.memory.bytes()
+    }
+
+    fn read(&self, at: u64, buffer: &mut [u8]) -> Result<(), NotGuestMemory> {
+        let bytes = buffer.len();
+        let result = self.vm.memory.read(at, buffer);
+        result.map_err(|_| NotGuestMemory { at, bytes })
+    }
+
+    fn write(&self, at: u64, bytes: &[u8]) -> Result<(), NotGuestMemory> {
+        let result = self.vm.memory.write(at, bytes);
+        result.map_err(|_| NotGuestMemory {
+            at,
+            bytes: bytes.len(),
+        })
+    }
+
+    fn code_changed(&self, at: u64, bytes: u64) {
+        self.vm.memory.flush_code(at, bytes);
+    }
+
+    fn print(&self, bytes: &[u8]) {
+        console::guest(self.vm.number, bytes);
+    }
+
+    fn typed(&self, buffer: &mut [u8]) -> usize {
+        let mut input = self.vm.input.lock();
+        let count = input.len().min(buffer.len());
+        for (to, from) in buffer.iter_mut().zip(input.drain(..count)) {
+            *to = from;
+        }
+        count
+    }
+
+    fn now(&self) -> Option<Date> {
+        self.vm.now()
+    }
+
+    fn timebase(&self) -> u64 {
+        let offset = self.vm.timebase_offset.load(Ordering::Acquire);
+        spr::timebase().wrapping_add_signed(offset)
+    }
+
+    fn random(&self) -> Option<u64> {
+        spr::random()
+    }
+
+    fn kick(&self, vcpus: Servers) {
+        run::kick(self.guests, self.vm, vcpus, self.core);
+    }
+
+    fn set_process_table(&self, entry: u64) -> bool {
+        let tree = self.vm.memory.partition_entry();
+        let partitions = self.vm.machine.partitions;
+        if partitions.set(self.vm.lpid(), tree, entry).is_err() {
+            return false;
+        }
+        // Whoever enters from now on finds the new table. Whoever is inside drops what it has cached
+        // by leaving. Two vCPUs that wait for each other here do not: neither is inside.
+        fence(Ordering::SeqCst);
+        let deadline = spr::timebase() + Vm::ticks(LEAVE_TIMEOUT_US);
+        for slot in &self.vm.slots {
+            if slot.core == self.core {
+                continue;
+            }
+            let exits = slot.exits.load(Ordering::Acquire);
+            if slot.inside.load(Ordering::SeqCst) {
+                run::call(self.guests, slot.core);
+            }
+            while slot.inside.load(Ordering::SeqCst) && slot.exits.load(Ordering::Acquire) == exits
+            {
+                if spr::timebase() > deadline {
+                    return false;
+                }
+                spr::relax();
+            }
+        }
+        true
+    }
+}

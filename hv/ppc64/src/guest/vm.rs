@@ -1,0 +1,383 @@
+//! A VM: its memory, its platform, its vCPUs.
+
+use alloc::boxed::Box;
+use alloc::collections::VecDeque;
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::num::NonZeroU16;
+use core::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU64, Ordering};
+
+use boot::Frames;
+use bundle::{Bundle, KernelFormat, Restart, Start, VmConfig};
+use dtoolkit::model::DeviceTreeNode;
+use hal::{Clock, NotMemory};
+use papr::{Characteristics, Config, Kind, Platform, Source};
+use spin::Mutex;
+use vm::{Ending, Lifecycle, RunClock};
+
+use super::kernel;
+use super::memory::{GuestMemory, NoRoom, Outside};
+use super::tree::{self, Facts, Services};
+use crate::console::TimeBase;
+use crate::memory::Ram;
+use crate::nested::{PartitionTable, Vcpu};
+use crate::rtas::Rtas;
+use crate::spr;
+
+/// What lies at the end of a guest's memory, or of its first 256 MiB: the run-time services, below
+/// them the device tree, below that the initrd.
+const LOW: u64 = 0x1000_0000;
+const SERVICES: u32 = 0x1_0000;
+const TREE_MOST: u64 = 0x10_0000;
+const INITRD_ALIGNMENT: u64 = 0x1_0000;
+
+/// The source of the terminal's interrupt.
+pub(super) const TERMINAL_SOURCE: u32 = 0x1100;
+/// Typed bytes that a guest has not asked for; what comes then is lost.
+const MOST_INPUT: usize = 4096;
+
+/// A VM that cannot be made, or cannot be started.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum BuildError {
+    #[error("the bundle has no file {0}")]
+    NoFile(String),
+    #[error("kernel: {0}")]
+    Kernel(#[from] kernel::Error),
+    #[error("{bytes:#x} bytes of memory are too few: {needed:#x} are needed")]
+    FewBytes { bytes: u64, needed: u64 },
+    #[error("its device tree would have {bytes:#x} bytes; {TREE_MOST:#x} are the most")]
+    LargeTree { bytes: usize },
+    #[error("{0} vCPUs are too many: {max} are the most", max = papr::MOST_CPUS)]
+    ManyCpus(u32),
+    #[error("this platform runs ELF and flat kernels only")]
+    Format,
+    #[error("it is more than there are partitions for")]
+    Partitions,
+    #[error("{0}")]
+    NoRoom(#[from] NoRoom),
+    #[error("{0}")]
+    Outside(#[from] Outside),
+    #[error("{0}")]
+    Memory(#[from] NotMemory),
+}
+
+/// What a vCPU does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Activity {
+    /// It is stopped.
+    Off = 0,
+    /// It wants a thread, or has one.
+    Ready = 1,
+    /// It waits for an interrupt.
+    Waiting = 2,
+}
+
+/// A vCPU and what others may know of it.
+pub(crate) struct Slot {
+    /// The core it runs on.
+    pub(crate) core: usize,
+    activity: AtomicU8,
+    /// The time base at which a waiting vCPU goes on.
+    pub(crate) deadline: AtomicU64,
+    /// It is the VM's first, and starts from the beginning.
+    pub(crate) begins: AtomicBool,
+    /// Held by the core it is on.
+    pub(crate) vcpu: Mutex<Vcpu>,
+    /// Its exits; counted by the core it is on.
+    pub(crate) exits: AtomicU64,
+    /// It runs now: the platform has been asked to enter it and has not come back.
+    pub(crate) inside: AtomicBool,
+    /// How long it has been on its core.
+    pub(crate) clock: RunClock,
+    /// The monitor wants to see the registers of the vCPU, which is on a core.
+    pub(crate) peek: AtomicBool,
+    /// The registers as they were when it did.
+    pub(crate) view: Mutex<Option<Vec<(&'static str, u64)>>>,
+}
+
+impl Slot {
+    fn new(core: usize, lpid: NonZeroU16) -> Self {
+        Self {
+            core,
+            activity: AtomicU8::new(Activity::Off as u8),
+            deadline: AtomicU64::new(u64::MAX),
+            begins: AtomicBool::new(false),
+            vcpu: Mutex::new(Vcpu::new(lpid, 0, 0)),
+            exits: AtomicU64::new(0),
+            inside: AtomicBool::new(false),
+            clock: RunClock::default(),
+            peek: AtomicBool::new(false),
+            view: Mutex::new(None),
+        }
+    }
+
+    pub(crate) fn activity(&self) -> Activity {
+        match self.activity.load(Ordering::Acquire) {
+            0 => Activity::Off,
+            1 => Activity::Ready,
+            _ => Activity::Waiting,
+        }
+    }
+
+    pub(crate) fn set_activity(&self, activity: Activity) {
+        self.activity.store(activity as u8, Ordering::Release);
+    }
+
+    /// A waiting vCPU has something to do; others are left alone.
+    pub(crate) fn wake(&self) {
+        let _ = self.activity.compare_exchange(
+            Activity::Waiting as u8,
+            Activity::Ready as u8,
+            Ordering::AcqRel,
+            Ordering::Acquire,
+        );
+    }
+}
+
+/// What all VMs have of the machine.
+#[derive(Clone, Copy)]
+pub(crate) struct Machine {
+    /// The machine's own device tree.
+    pub(crate) tree: &'static DeviceTreeNode,
+    pub(crate) bundle: &'static Bundle<'static>,
+    pub(crate) ram: Ram,
+    pub(crate) frames: &'static Frames<Ram>,
+    /// Its run-time services.
+    pub(crate) rtas: Option<&'static Rtas>,
+    pub(crate) partitions: &'static PartitionTable<Ram>,
+    /// How its CPUs withstand speculation attacks.
+    pub(crate) characteristics: Option<Characteristics>,
+}
+
+/// A VM.
+pub(crate) struct Vm {
+    /// Its place among the VMs.
+    pub(crate) number: usize,
+    pub(crate) name: String,
+    pub(crate) restart: Restart,
+    pub(crate) start: Start,
+    pub(crate) slice_us: u64,
+    pub(crate) lifecycle: Lifecycle,
+    pub(crate) machine: Machine,
+    pub(crate) memory: GuestMemory<'static, Ram, Frames<Ram>>,
+    pub(crate) platform: Platform,
+    pub(crate) slots: Box<[Slot]>,
+    pub(crate) input: Mutex<VecDeque<u8>>,
+    /// What its time base is ahead of ours.
+    pub(crate) timebase_offset: AtomicI64,
+    lpid: NonZeroU16,
+    /// Nothing has run in it yet: its memory is as it was given out, zero.
+    fresh: AtomicBool,
+    /// When it started last.
+    born: AtomicU64,
+    config: VmConfig,
+    /// Where its device tree is while it starts.
+    tree_at: AtomicU64,
+}
+
+impl Vm {
+    /// Makes a VM, stopped. `number` is its place among the VMs; `place` says on which core each vCPU
+    /// runs.
+    pub(crate) fn build(
+        config: &VmConfig,
+        machine: Machine,
+        number: usize,
+        mut place: impl FnMut(usize) -> usize,
+    ) -> Result<Self, BuildError> {
+        let cpus = usize::try_from(config.cpus).unwrap_or(usize::MAX);
+        if cpus > papr::MOST_CPUS {
+            return Err(BuildError::ManyCpus(config.cpus));
+        }
+        let lpid = u16::try_from(number + 1).ok().and_then(NonZeroU16::new);
+        let lpid = lpid
+            .filter(|lpid| lpid.get() < crate::nested::PARTITIONS)
+            .ok_or(BuildError::Partitions)?;
+        let memory = GuestMemory::new(machine.ram, machine.frames, config.memory)?;
+        machine.partitions.set(lpid, memory.partition_entry(), 0)?;
+        let platform = Platform::new(Config {
+            cpus,
+            sources: Vec::from([Source {
+                number: TERMINAL_SOURCE,
+                kind: Kind::Edge,
+            }]),
+            characteristics: machine.characteristics,
+        });
+        Ok(Self {
+            number,
+            name: config.name.clone(),
+            restart: config.restart,
+            start: config.start.clone(),
+            slice_us: vm::slice_us(config.time_slice_us),
+            lifecycle: Lifecycle::new(),
+            machine,
+            memory,
+            platform,
+            slots: (0..cpus).map(|vcpu| Slot::new(place(vcpu), lpid)).collect(),
+            input: Mutex::new(VecDeque::new()),
+            timebase_offset: AtomicI64::new(0),
+            lpid,
+            fresh: AtomicBool::new(true),
+            born: AtomicU64::new(0),
+            config: config.clone(),
+            tree_at: AtomicU64::new(0),
+        })
+    }
+
+    /// Starts the VM, which is claimed for that: zeroed memory, platform at reset, the guest loaded.
+    /// It rests before it runs when it `ended` by itself, so that a loop of resets leaves its core
+    /// to others.
+    pub(crate) fn begin(&self, ended: Option<Ending>) -> Result<(), BuildError> {
+        let begun = spr::timebase();
+        let loaded = if self.fresh.swap(false, Ordering::AcqRel) {
+            self.load()
+        } else {
+            self.clear().and_then(|()| self.load())
+        };
+        if let Err(error) = loaded {
+            self.lifecycle.failed();
+            return Err(error);
+        }
+        let now = spr::timebase();
+        let lived = begun.saturating_sub(self.born.swap(now, Ordering::AcqRel));
+        self.timebase_offset
+            .store(now.wrapping_neg().cast_signed(), Ordering::Release);
+        if let Some(first) = self.slots.first() {
+            let rest = match ended {
+                Some(Ending::Reset | Ending::PowerOff) => vm::rest_ticks(lived, now - begun),
+                _ => 0,
+            };
+            first
+                .deadline
+                .store(now.saturating_add(rest), Ordering::Release);
+            first.begins.store(true, Ordering::Release);
+            first.set_activity(if rest > 0 {
+                Activity::Waiting
+            } else {
+                Activity::Ready
+            });
+        }
+        self.lifecycle.started();
+        Ok(())
+    }
+
+    /// Back to the beginning. No vCPU is on a core.
+    fn clear(&self) -> Result<(), BuildError> {
+        self.memory.clear()?;
+        self.platform.reset();
+        self.input.lock().clear();
+        self.machine
+            .partitions
+            .set(self.lpid, self.memory.partition_entry(), 0)?;
+        for slot in &self.slots {
+            slot.set_activity(Activity::Off);
+            slot.begins.store(false, Ordering::Release);
+        }
+        Ok(())
+    }
+
+    /// Loads the guest, whose memory is zero.
+    fn load(&self) -> Result<(), BuildError> {
+        let config = &self.config;
+        let file = |name: &str| {
+            let file = self.machine.bundle.file(name);
+            file.ok_or_else(|| BuildError::NoFile(name.into()))
+        };
+        let image = file(&config.kernel.file)?;
+        let kernel = match config.kernel.format {
+            KernelFormat::Auto | KernelFormat::Elf => kernel::parse(image)?,
+            KernelFormat::Flat => kernel::flat(image),
+            KernelFormat::Image => return Err(BuildError::Format),
+        };
+        let initrd = config.initrd.as_deref().map(file).transpose()?;
+        let initrd_bytes = initrd.map_or(0, |initrd| initrd.len() as u64);
+        let bytes = self.memory.bytes();
+        let few = |needed| BuildError::FewBytes { bytes, needed };
+        let behind = u64::from(SERVICES) + TREE_MOST + initrd_bytes + INITRD_ALIGNMENT;
+        let services = bytes.min(LOW).saturating_sub(SERVICES.into());
+        let tree_at = services.saturating_sub(TREE_MOST);
+        let initrd_at = tree_at.saturating_sub(initrd_bytes) & !(INITRD_ALIGNMENT - 1);
+        if kernel.end > initrd_at {
+            return Err(few(kernel.end + behind));
+        }
+        for (at, part) in &kernel.parts {
+            self.memory.write(*at, part)?;
+        }
+        if let Some(initrd) = initrd {
+            self.memory.write(initrd_at, initrd)?;
+        }
+        for (at, word) in (services..).step_by(4).zip(papr::ENTRY_CODE) {
+            self.memory.write_cell(at, word)?;
+        }
+        let facts = Facts {
+            bytes,
+            cpus: self.slots.len(),
+            bootargs: &config.append,
+            initrd: initrd.map(|_| (initrd_at, initrd_at + initrd_bytes)),
+            has_clock: self.machine.rtas.is_some_and(Rtas::has_clock),
+            services: Services {
+                base: u32::try_from(services).unwrap_or(0),
+                bytes: SERVICES,
+            },
+            terminal: TERMINAL_SOURCE,
+        };
+        let tree = tree::build(self.machine.tree, &facts);
+        if tree.len() as u64 > TREE_MOST {
+            return Err(BuildError::LargeTree { bytes: tree.len() });
+        }
+        self.memory.write(tree_at, &tree)?;
+        self.tree_at.store(tree_at, Ordering::Release);
+        Ok(())
+    }
+
+    /// Bytes of its memory.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.memory.bytes()
+    }
+
+    /// Puts a vCPU that starts into its first state: the VM's first as its firmware leaves it, others
+    /// as `start-cpu` says.
+    pub(crate) fn reset(&self, index: usize, slot: &Slot, vcpu: &mut Vcpu) {
+        if slot.begins.swap(false, Ordering::AcqRel) {
+            vcpu.reset(kernel::BASE);
+            vcpu.registers.gpr[3] = self.tree_at.load(Ordering::Acquire);
+            vcpu.registers.gpr[4] = kernel::BASE;
+        } else if let Some((entry, argument)) = self.platform.take_start(index) {
+            vcpu.reset(entry);
+            vcpu.registers.gpr[3] = argument;
+        } else {
+            return;
+        }
+        vcpu.set_timebase_offset(self.timebase_offset.load(Ordering::Acquire));
+    }
+
+    /// Takes typed bytes, as many as there is room for: who is to be told.
+    pub(crate) fn receive(&self, byte: u8) -> papr::Servers {
+        {
+            let mut input = self.input.lock();
+            if input.len() >= MOST_INPUT {
+                return papr::Servers::NONE;
+            }
+            input.push_back(byte);
+        }
+        self.platform
+            .signal(TERMINAL_SOURCE)
+            .unwrap_or(papr::Servers::NONE)
+    }
+
+    /// Its partition.
+    pub(crate) fn lpid(&self) -> NonZeroU16 {
+        self.lpid
+    }
+
+    /// Whether the machine tells the time, and what it says.
+    pub(crate) fn now(&self) -> Option<papr::Date> {
+        let cells = self.machine.rtas?.time_of_day().ok()?;
+        papr::Date::from_cells(cells)
+    }
+
+    /// Ticks of so many microseconds.
+    pub(crate) fn ticks(us: u64) -> u64 {
+        TimeBase.ticks_of_us(us)
+    }
+}

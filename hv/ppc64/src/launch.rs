@@ -1,0 +1,128 @@
+//! From the boot bundle to running VMs.
+
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+
+use boot::{Frames, Verdict};
+use bundle::{Bundle, Start};
+use dtoolkit::model::DeviceTreeNode;
+use papr::Characteristics;
+
+use crate::guest::{self, Core, Handover, Machine, Vm};
+use crate::hcall::{self, Hcall, SUCCESS};
+use crate::memory::Ram;
+use crate::nested::{self, LostSlice, PartitionTable};
+use crate::survey::Holdings;
+use crate::{panic, smp};
+
+/// Makes the VMs of the bundle and runs them on all CPUs.
+pub(crate) fn vms(tree: &'static DeviceTreeNode, bundle: Bundle<'static>, holdings: Holdings) -> ! {
+    let Holdings {
+        frames,
+        ram,
+        rtas,
+        windows,
+        ..
+    } = holdings;
+    let frames: &'static Frames<Ram> = Box::leak(Box::new(frames));
+    check_watch(ram, frames);
+    let partitions = match PartitionTable::new(ram, frames) {
+        Ok(table) => &*Box::leak(Box::new(table)),
+        Err(error) => {
+            log::error!("nested: {error}");
+            panic::end(Verdict::Fatal("the platform cannot run VMs for us"));
+        }
+    };
+    let machine = Machine {
+        tree,
+        bundle: Box::leak(Box::new(bundle)),
+        ram,
+        frames,
+        rtas: rtas.map(|rtas| &*Box::leak(Box::new(rtas))),
+        partitions,
+        characteristics: characteristics(),
+    };
+    let mut cores: Vec<Core> = smp::cpus().into_iter().map(Core::new).collect();
+    let mut vms = Vec::new();
+    let mut next_core = 0;
+    for config in machine.bundle.manifest().vms() {
+        if !config.devices.is_empty() {
+            log::error!(
+                "vm {}: left out: devices cannot be given to VMs on this machine yet",
+                config.name
+            );
+            continue;
+        }
+        let number = vms.len();
+        let place = |vcpu: usize| {
+            let core = match config.pin.get(vcpu) {
+                Some(pinned) => *pinned as usize,
+                None => next_core,
+            };
+            next_core += usize::from(config.pin.is_empty());
+            let core = core % cores.len().max(1);
+            if let Some(core) = cores.get_mut(core) {
+                core.vcpus.push((number, vcpu));
+            }
+            core
+        };
+        match Vm::build(config, machine, number, place) {
+            Ok(vm) => {
+                log::info!(
+                    "vm {}: {} MiB, {} vCPUs, {} frames left",
+                    vm.name,
+                    config.memory >> 20,
+                    config.cpus,
+                    frames.free_frames()
+                );
+                if config.start != Start::Boot {
+                    log::info!("vm {}: not started at boot", vm.name);
+                }
+                vms.push(vm);
+            }
+            Err(error) => {
+                log::error!("vm {}: {error}", config.name);
+                for core in &mut cores {
+                    core.vcpus.retain(|(vm, _)| *vm != number);
+                }
+            }
+        }
+    }
+    if vms.is_empty() {
+        panic::end(Verdict::Fatal("no VM of the bundle can be run"));
+    }
+    guest::start(Handover {
+        vms,
+        cores,
+        windows,
+        frames,
+    });
+    guest::serve();
+    smp::park()
+}
+
+/// What the platform says of its CPUs is true of a guest's.
+fn characteristics() -> Option<Characteristics> {
+    // SAFETY: reads.
+    let outcome = unsafe { hcall::call(Hcall::GetCpuCharacteristics, [0; 4]) };
+    let [character, behaviour, _] = outcome.values;
+    (outcome.status == SUCCESS).then_some(Characteristics {
+        character,
+        behaviour,
+    })
+}
+
+/// Sees that a guest whose slice has lost its end is made to leave by another CPU.
+fn check_watch(ram: Ram, frames: &Frames<Ram>) {
+    if smp::online() == 1 {
+        log::warn!("nested: no other CPU watches that slices end");
+        return;
+    }
+    match nested::check(ram, frames, LostSlice::Provoke) {
+        Ok(_) => log::info!("nested: a guest whose slice was lost was made to leave"),
+        Err(error) => {
+            log::error!("nested: {error}");
+            panic::end(Verdict::Fatal("slices of guests may not end"));
+        }
+    }
+}
