@@ -439,6 +439,11 @@ impl Smmu {
         write(CMDQ_PROD, self.produced);
     }
 
+    /// `CMDQ_PROD` as it is or is to be written: index and lap.
+    pub fn produced(&self) -> u32 {
+        self.produced
+    }
+
     /// Has the queue carried out.
     ///
     /// # Errors

@@ -5,6 +5,7 @@
 
 mod boot;
 mod iommu;
+mod smmu;
 mod traps;
 
 use std::fs;
@@ -78,6 +79,9 @@ pub(crate) fn command(options: &BenchOptions) -> Result<u8> {
     if name == Some(iommu::NAME) {
         return iommu::run();
     }
+    if name == Some(smmu::NAME) {
+        return smmu::run();
+    }
     let chosen: Vec<&Bench> = BENCHES
         .iter()
         .filter(|bench| name.is_none_or(|name| name == bench.name))
@@ -86,7 +90,7 @@ pub(crate) fn command(options: &BenchOptions) -> Result<u8> {
         let known: Vec<&str> = BENCHES
             .iter()
             .map(|bench| bench.name)
-            .chain([traps::NAME, boot::NAME, iommu::NAME])
+            .chain([traps::NAME, boot::NAME, iommu::NAME, smmu::NAME])
             .collect();
         bail!(
             "there is no such bench; the benches are: {}",

@@ -10,7 +10,7 @@ use dtoolkit::standard::NodeStandard;
 use hal::{Clock, Console};
 use spin::mutex::TicketMutex;
 use types::Pa;
-use vm::{Reply, Terminal, Typed};
+use vm::{Line, Reply, Terminal, Typed};
 
 /// The counter-timer, which counts from power-on at a fixed rate.
 #[derive(Clone, Copy, Debug)]
@@ -79,8 +79,8 @@ fn with<R>(what: impl FnOnce(&mut Terminal, &mut dyn FnMut(&[u8])) -> R) -> R {
 }
 
 /// Adds a VM to the terminal. They are numbered in this order.
-pub(crate) fn add_vm(name: &str) {
-    SHARED.lock().terminal.add(name);
+pub(crate) fn add_vm(name: &str, line: Line) {
+    SHARED.lock().terminal.add(name, line);
 }
 
 /// A byte that a VM prints.
@@ -159,7 +159,8 @@ fn write(uart: &mut Uart<'_>, bytes: &[u8]) {
     }
 }
 
-fn write_byte(uart: &mut Uart<'_>, byte: u8) {
+/// Sends a byte.
+pub(crate) fn write_byte(uart: &mut Uart<'_>, byte: u8) {
     /// A byte takes 87 us at 115,200 baud; a FIFO that is still full after a million looks has
     /// nobody draining it, and losing the byte beats hanging the machine.
     const LOOKS: u32 = 1_000_000;
@@ -182,9 +183,11 @@ pub(crate) unsafe fn start(base: Pa) {
     BASE.call_once(|| base);
 }
 
+/// Makes a PL011 ours.
+///
 /// # Safety
 /// As [`start`].
-unsafe fn open(base: Pa) -> Option<Uart<'static>> {
+pub(crate) unsafe fn open(base: Pa) -> Option<Uart<'static>> {
     let registers = core::ptr::with_exposed_provenance_mut::<PL011Registers>(address(base));
     let registers = NonNull::new(registers)?;
     // SAFETY: the caller promises that the registers are there and ours.

@@ -15,6 +15,7 @@ use crate::hardware::{Found, Hardware};
 use crate::memory::Ram;
 use crate::mmu::Use;
 use crate::panic;
+use crate::serial::{self, Port};
 use crate::survey::Holdings;
 use crate::{cpu, gic};
 
@@ -71,6 +72,7 @@ pub(crate) fn vms(machine: &Machine, bundle: &Bundle<'static>, holdings: Holding
         };
         Iommus::Driven(Box::leak(Box::new(Hardware::new(found, &mut map, &wanted))))
     };
+    let time_at_zero = serial::time_at_zero(machine, &mut map);
     let mut vms = Vec::new();
     let mut next_core = 0;
     for config in bundle.manifest().vms() {
@@ -89,6 +91,13 @@ pub(crate) fn vms(machine: &Machine, bundle: &Bundle<'static>, holdings: Holding
                 core.vcpus.push((number, vcpu));
             }
             core
+        };
+        let port = match Port::of(config, machine, &mut map) {
+            Ok(port) => port,
+            Err(why) => {
+                log::error!("vm {}: left out: no serial port: {why}", config.name);
+                continue;
+            }
         };
         let assigned = match assign(config, &iommus, number) {
             Ok(assigned) => assigned,
@@ -110,6 +119,7 @@ pub(crate) fn vms(machine: &Machine, bundle: &Bundle<'static>, holdings: Holding
         };
         match Vm::build(config, bundle, ram, frames, number, devices, place) {
             Ok(vm) => {
+                let vm = vm.with_console(port).with_time_at_zero(time_at_zero);
                 log::info!(
                     "vm {}: {} MiB, {} vCPUs, {} frames left",
                     vm.name,

@@ -21,6 +21,7 @@ mod memory;
 mod mmu;
 mod panic;
 mod self_test;
+mod serial;
 mod smp;
 mod survey;
 

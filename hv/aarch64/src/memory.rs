@@ -68,6 +68,26 @@ impl Ram {
 }
 
 impl Ram {
+    /// Copies words from an address that is a multiple of 8, each in one access.
+    ///
+    /// # Errors
+    /// [`NotMemory`] outside memory or between words.
+    pub(crate) fn read_words(&self, pa: Pa, words: &mut [u64]) -> Result<(), NotMemory> {
+        let bytes = size_of_val(words);
+        let start = self.check(pa, bytes)?;
+        if !start.is_multiple_of(8) {
+            return Err(NotMemory { pa, bytes });
+        }
+        let from = with_exposed_provenance_mut::<u64>(start);
+        for (at, word) in words.iter_mut().enumerate() {
+            // SAFETY: `check` has shown that all of it is RAM.
+            let from = unsafe { from.add(at) };
+            // SAFETY: an aligned word of RAM.
+            *word = unsafe { from.read_volatile() };
+        }
+        Ok(())
+    }
+
     /// Writes what the caches hold of a range back to memory and drops it: for whoever will look
     /// with its caches off, as a guest does at first.
     ///

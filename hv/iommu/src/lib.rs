@@ -76,6 +76,7 @@ mod place;
 mod request;
 mod revoke;
 mod simple;
+mod split;
 #[cfg(test)]
 mod tests;
 mod viommu;

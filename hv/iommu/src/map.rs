@@ -149,7 +149,7 @@ impl<B: Backend> Iommu<B> {
     }
 
     /// What speaks against mapping this memory in this address space at all.
-    fn may_map(
+    pub(crate) fn may_map(
         &self,
         ioas: &Ioas,
         id: MemoryId,

@@ -142,8 +142,9 @@ impl Memory {
         Ok(())
     }
 
-    /// The physical address of an offset, and the contiguous bytes from there.
-    pub(crate) fn at(&self, offset: u64) -> Option<Extent> {
+    /// The physical address of an offset, and the contiguous bytes from there; `None` beyond the end.
+    #[must_use]
+    pub fn at(&self, offset: u64) -> Option<Extent> {
         let first = self
             .pieces
             .partition_point(|piece| piece.offset.saturating_add(piece.extent.bytes) <= offset);

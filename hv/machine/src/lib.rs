@@ -107,6 +107,8 @@ pub struct Machine {
     pub host_bridges: Vec<HostBridge>,
     /// Serial ports, in the order of the tree.
     pub uarts: Vec<Uart>,
+    /// The registers of a PL031, the real-time clock.
+    pub clock: Option<Span<Pa>>,
     /// PAPR's run-time services.
     pub rtas: Option<Rtas>,
     /// What is odd.
@@ -158,7 +160,7 @@ pub enum Note {
         /// The segment.
         segment: u16,
     },
-    /// A serial port whose description is malformed.
+    /// A serial port or a clock whose description is malformed.
     #[error("{0}; ignored")]
     Ignored(Error),
     /// There was more to note than is kept.
@@ -313,6 +315,10 @@ impl Machine {
         match uart::uart(node) {
             Ok(uart) if self.uarts.len() < MAX_UNITS => self.uarts.extend(uart),
             Ok(_) => {}
+            Err(error) => note(&mut self.notes, || Note::Ignored(error)),
+        }
+        match uart::clock(node) {
+            Ok(clock) => self.clock = self.clock.or(clock),
             Err(error) => note(&mut self.notes, || Note::Ignored(error)),
         }
         Ok(())

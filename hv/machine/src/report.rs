@@ -95,17 +95,20 @@ impl Machine {
         for bridge in &self.host_bridges {
             report_bridge(bridge, line);
         }
-        for uart in &self.uarts {
+        for (number, uart) in self.uarts.iter().enumerate() {
             let console = if self.chosen.stdout.as_ref() == Some(&uart.path) {
                 ", console"
             } else {
                 ""
             };
             line(format_args!(
-                "uart: {}, interrupt {}{console}",
+                "uart {number}: {}, interrupt {}{console}",
                 uart.kind,
                 OrDash(uart.interrupt)
             ));
+        }
+        if let Some(clock) = self.clock {
+            line(format_args!("rtc: PL031 at {clock}"));
         }
         if let Some(rtas) = &self.rtas {
             line(format_args!(

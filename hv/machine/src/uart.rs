@@ -1,4 +1,4 @@
-//! Consoles.
+//! Consoles, and the clock that knows the time of day.
 
 use core::fmt;
 
@@ -58,6 +58,13 @@ impl fmt::Display for UartKind {
             Self::Hvterm { unit } => write!(f, "virtual terminal, unit {unit:#x}"),
         }
     }
+}
+
+/// Arm's PL031 real-time clock [DDI 0224].
+pub(crate) fn clock(node: Node<'_, '_>) -> Result<Option<Span<Pa>>, Error> {
+    node.is_compatible("arm,pl031")
+        .then(|| first_register(node))
+        .transpose()
 }
 
 const NS16550: [&str; 4] = ["ns16550a", "ns16550", "snps,dw-apb-uart", "ns8250"];

@@ -58,6 +58,11 @@ impl Pl031 {
         }
     }
 
+    /// As after a reset at time `now`: the counter goes on, all else is forgotten.
+    pub fn reset(&mut self, now: u64) {
+        *self = Self::new(self.counter(now), now);
+    }
+
     /// The interrupt line as of the last call that was told the time.
     #[must_use]
     pub fn line(&self) -> Line {

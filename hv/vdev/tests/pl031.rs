@@ -44,6 +44,19 @@ fn the_counter_follows_time_and_can_be_set() {
 }
 
 #[test]
+fn a_reset_forgets_all_but_the_time() {
+    let mut rtc = Pl031::new(1_700_000_000, 5);
+    let _ = put(&mut rtc, LR, 4_000_000_000, 10);
+    let _ = put(&mut rtc, MR, 4_000_000_001, 10);
+    let _ = put(&mut rtc, IMSC, 1, 12);
+    assert_eq!(rtc.line(), Line::Asserted);
+    rtc.reset(20);
+    assert_eq!(get(&mut rtc, DR, 25), 4_000_000_015);
+    assert_eq!((get(&mut rtc, MR, 25), get(&mut rtc, RIS, 25)), (0, 0));
+    assert_eq!(rtc.line(), Line::Released);
+}
+
+#[test]
 fn an_alarm_fires_once_at_its_second() {
     let mut rtc = Pl031::new(100, 0);
     assert_eq!(put(&mut rtc, MR, 110, 0), None);

@@ -29,7 +29,7 @@ mod lifecycle;
 mod monitor;
 mod schedule;
 
-pub use console::{ESCAPE, LONGEST_LINE, Terminal, Typed};
+pub use console::{ESCAPE, LONGEST_LINE, Line, Terminal, Typed};
 pub use lifecycle::{Ended, Ending, Lifecycle, Next, State, dependents, is_notable, rest_ticks};
 pub use monitor::{
     Activity, Argument, CommandError, Control, Frames, Iommu, Monitor, Refusal, Reply, Then,

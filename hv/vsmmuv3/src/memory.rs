@@ -1,6 +1,6 @@
 //! The guest's memory, by the addresses the guest uses.
 
-use types::Ipa;
+use types::{Address, Ipa};
 
 /// An access that does not lie wholly in the guest's RAM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -25,6 +25,23 @@ pub trait GuestMemory {
     /// [`NotGuestMemory`] when any byte is not the guest's RAM.
     fn read(&self, ipa: Ipa, buffer: &mut [u8]) -> Result<(), NotGuestMemory>;
 
+    /// Copies little-endian words from `ipa`, which is a multiple of 8.
+    ///
+    /// # Errors
+    /// As [`GuestMemory::read`].
+    fn read_words(&self, ipa: Ipa, words: &mut [u64]) -> Result<(), NotGuestMemory> {
+        let mut at = ipa;
+        for word in words {
+            let mut bytes = [0; 8];
+            self.read(at, &mut bytes)?;
+            *word = u64::from_le_bytes(bytes);
+            at = at
+                .checked_add(8)
+                .ok_or(NotGuestMemory { ipa: at, bytes: 8 })?;
+        }
+        Ok(())
+    }
+
     /// Copies `bytes` to `ipa`.
     ///
     /// # Errors
@@ -37,6 +54,10 @@ impl<T: GuestMemory + ?Sized> GuestMemory for &T {
         (**self).read(ipa, buffer)
     }
 
+    fn read_words(&self, ipa: Ipa, words: &mut [u64]) -> Result<(), NotGuestMemory> {
+        (**self).read_words(ipa, words)
+    }
+
     fn write(&self, ipa: Ipa, bytes: &[u8]) -> Result<(), NotGuestMemory> {
         (**self).write(ipa, bytes)
     }
@@ -47,11 +68,21 @@ pub(crate) fn words<const N: usize>(
     memory: &impl GuestMemory,
     at: u64,
 ) -> Result<[u64; N], NotGuestMemory> {
-    let mut words = [[0_u8; 8]; N];
-    let bytes = words.as_flattened_mut();
-    let len = bytes.len();
-    let fail = |ipa| NotGuestMemory { ipa, bytes: len };
+    let mut words = [0; N];
+    words_into(memory, at, &mut words)?;
+    Ok(words)
+}
+
+/// Copies as many little-endian words as there are places, once.
+pub(crate) fn words_into(
+    memory: &impl GuestMemory,
+    at: u64,
+    into: &mut [u64],
+) -> Result<(), NotGuestMemory> {
+    let fail = |ipa| NotGuestMemory {
+        ipa,
+        bytes: into.len().saturating_mul(8),
+    };
     let ipa = Ipa::new(at).map_err(|_| fail(Ipa::truncated(at)))?;
-    memory.read(ipa, bytes)?;
-    Ok(words.map(u64::from_le_bytes))
+    memory.read_words(ipa, into)
 }

@@ -3,6 +3,7 @@
 use alloc::vec::Vec;
 
 use iommu::NestedConfig;
+use smmuv3::spec::command::Raw;
 use smmuv3::spec::{Completion, Event, EventId};
 use types::StreamId;
 
@@ -10,7 +11,7 @@ use crate::command::{self, Judged};
 use crate::entry::{BadSte, Missing, StreamTable};
 use crate::events::{self, Events, Put};
 use crate::features::{AtReset, Features};
-use crate::memory::{GuestMemory, words};
+use crate::memory::{GuestMemory, words_into};
 use crate::physical::{Batch, Failure, Invalidation, Physical, Refusal};
 use crate::registers::{
     ABORT, CMDQ_ERR, CMDQEN, CONS_ERR_SHIFT, EVENTQ_ABT_ERR, EVENTQEN, INDEX, IRQ_EVENTQ,
@@ -23,6 +24,8 @@ pub const MOST_STREAMS: usize = 256;
 
 /// What one call may cost, about in commands.
 pub const BUDGET: u32 = 128;
+/// Commands that one read of the queue fetches.
+const AHEAD: usize = 4;
 /// A stream read again and switched costs as much as so many commands.
 const STREAM_COST: u32 = 8;
 /// A batch handed to the hardware, with its wait.
@@ -246,9 +249,29 @@ struct Run<'a, M, P> {
     physical: &'a mut P,
     left: u32,
     interrupts: Interrupts,
+    ahead: Ahead,
 }
 
-impl<M, P> Run<'_, M, P> {
+/// Commands that one read of the guest's queue brought: it is the emulation's until they are consumed, and
+/// what the guest writes there meanwhile is not looked at.
+#[derive(Default)]
+struct Ahead {
+    entries: [Raw; AHEAD],
+    next: usize,
+    count: usize,
+}
+
+impl<'a, M, P> Run<'a, M, P> {
+    fn new(memory: &'a M, physical: &'a mut P) -> Self {
+        Self {
+            memory,
+            physical,
+            left: BUDGET,
+            interrupts: Interrupts::NONE,
+            ahead: Ahead::default(),
+        }
+    }
+
     fn spend(&mut self, cost: u32) {
         self.left = self.left.saturating_sub(cost);
     }
@@ -333,12 +356,7 @@ impl VSmmu {
             verdict: Verdict::Off,
         };
         self.streams.insert(at, stream);
-        let mut run = Run {
-            memory,
-            physical,
-            left: BUDGET,
-            interrupts: Interrupts::NONE,
-        };
+        let mut run = Run::new(memory, physical);
         self.evaluate(at, &mut run);
         Ok(self.outcome(&run))
     }
@@ -377,12 +395,7 @@ impl VSmmu {
         memory: &impl GuestMemory,
         physical: &mut impl Physical,
     ) -> Outcome {
-        let mut run = Run {
-            memory,
-            physical,
-            left: BUDGET,
-            interrupts: Interrupts::NONE,
-        };
+        let mut run = Run::new(memory, physical);
         if let Some(part) = Part::at(offset, width) {
             self.store(part, value, &mut run);
         }
@@ -392,12 +405,7 @@ impl VSmmu {
 
     /// Goes on with what a call left undone.
     pub fn run(&mut self, memory: &impl GuestMemory, physical: &mut impl Physical) -> Outcome {
-        let mut run = Run {
-            memory,
-            physical,
-            left: BUDGET,
-            interrupts: Interrupts::NONE,
-        };
+        let mut run = Run::new(memory, physical);
         self.go_on(&mut run);
         self.outcome(&run)
     }
@@ -410,12 +418,7 @@ impl VSmmu {
         self.lap = 0;
         self.atc_timeout = false;
         self.forget = true;
-        let mut run = Run {
-            memory,
-            physical,
-            left: BUDGET,
-            interrupts: Interrupts::NONE,
-        };
+        let mut run = Run::new(memory, physical);
         self.start_control_sweep();
         self.go_on(&mut run);
         self.outcome(&run)
@@ -641,16 +644,44 @@ impl VSmmu {
         self.counters.commands = self.counters.commands.wrapping_add(1);
     }
 
+    /// The next command, from a copy; `None` when it does not lie in the guest's memory.
+    fn fetch<M: GuestMemory, P>(&self, run: &mut Run<'_, M, P>) -> Option<Raw> {
+        let ahead = &mut run.ahead;
+        if ahead.next >= ahead.count {
+            let shape = self.commands();
+            let index = self.registers.cmdq_cons;
+            let at = events::slot(self.registers.cmdq_base, shape, index, 4);
+            // Neither past the last command nor past the end of the queue.
+            let to_end = shape.entries().saturating_sub(shape.entry(index));
+            let count = usize::try_from(self.lap.min(to_end)).unwrap_or(AHEAD);
+            ahead.next = 0;
+            ahead.count = count.clamp(1, AHEAD);
+            let mut entries = [0; 2 * AHEAD];
+            let mut read = |count: usize| {
+                let entries = entries
+                    .get_mut(..count.saturating_mul(2))
+                    .unwrap_or_default();
+                words_into(run.memory, at, entries)
+            };
+            if read(ahead.count).is_err() {
+                // One of the later ones may be to blame.
+                ahead.count = 0;
+                read(1).ok()?;
+                ahead.count = 1;
+            }
+            for (entry, [low, high]) in ahead.entries.iter_mut().zip(entries.as_chunks().0) {
+                *entry = [*low, *high];
+            }
+        }
+        let raw = ahead.entries.get(ahead.next).copied();
+        ahead.next = ahead.next.saturating_add(1);
+        raw
+    }
+
     /// Fetches, judges and carries out one command.
     fn consume<M: GuestMemory, P: Physical>(&mut self, run: &mut Run<'_, M, P>) {
         run.spend(1);
-        let at = events::slot(
-            self.registers.cmdq_base,
-            self.commands(),
-            self.registers.cmdq_cons,
-            4,
-        );
-        let Ok(raw) = words(run.memory, at) else {
+        let Some(raw) = self.fetch(run) else {
             self.command_error(CommandError::Abort, run);
             return;
         };

@@ -19,8 +19,10 @@ kernel = \"tiny.bin\"
 kernel_format = \"flat\"
 ";
 const KERNEL_BYTES: usize = 5000;
+/// What is typed at the serial port of `echo.bin`: it ends with the first `q`.
+pub(super) const TYPED: &str = "typed at the port of the VM: q";
 /// Flat Arm kernels of a few instructions and a text, which a test's manifest may name.
-const TINY: [(&str, &[u32], &str); 5] = [
+const TINY: [(&str, &[u32], &str); 7] = [
     // b .
     ("spin.bin", &[0x1400_0000], ""),
     // mov w0, #0x84000008; hvc #0: PSCI SYSTEM_OFF.
@@ -33,6 +35,28 @@ const TINY: [(&str, &[u32], &str); 5] = [
         &[0xd2a1_2001, 0x5280_0f00, 0x3900_0020, 0x17ff_ffff],
         "",
     ),
+    // mov x1, #0x9000000; mov w0, #0x301; str w0, [x1, #0x30]; 1: ldr w0, [x1, #0x18]; tbnz w0, #4, 1b;
+    // ldr w0, [x1]; strb w0, [x1]; cmp w0, #'q'; b.ne 1b; as off: sends back what it gets up to a q.
+    (
+        "echo.bin",
+        &[
+            0xd2a1_2001,
+            0x5280_6020,
+            0xb900_3020,
+            0xb940_1820,
+            0x3727_ffe0,
+            0xb940_0020,
+            0x3900_0020,
+            0x7101_c41f,
+            0x54ff_ff61,
+            0x5280_0100,
+            0x72b0_8000,
+            0xd400_0002,
+        ],
+        "",
+    ),
+    // No kernel: what is typed at a serial port.
+    ("typed.txt", &[], TYPED),
     // adr x2, text; mov x1, #0x9000000; 1: ldrb w0, [x2], #1; cbz w0, 2f; strb w0, [x1]; b 1b; 2: as off.
     (
         "forger.bin",
@@ -106,7 +130,8 @@ pub(super) fn file(board: &Board, bundle: Bundle, name: &str) -> Result<Option<P
     Ok(Some(path))
 }
 
-fn folder() -> PathBuf {
+/// Where the kernels are that a test's manifest may name, beside its manifest.
+pub(super) fn folder() -> PathBuf {
     workspace::target_dir().join("test/bundles")
 }
 

@@ -1,5 +1,7 @@
 //! Judges the log of a Linux guest on Arm, and its table of interrupts.
 
+use std::time::{SystemTime, UNIX_EPOCH};
+
 use anyhow::{Context as _, Result, ensure};
 use regex::Regex;
 
@@ -42,7 +44,8 @@ pub(super) fn judge_device_tree(console: &str) -> Result<()> {
         !console.contains("ACPI: RSDP"),
         "a kernel with a device tree found ACPI tables"
     );
-    Ok(())
+    let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
+    judge_clock(console, now)
 }
 
 /// Whether a kernel that was started with ACPI is well, and used it.
@@ -52,6 +55,21 @@ pub(super) fn judge_device_tree(console: &str) -> Result<()> {
 pub(super) fn judge_acpi(console: &str) -> Result<()> {
     judge(console)?;
     says(console, &ACPI)
+}
+
+/// Whether the kernel found the time in its PL031, which it looks for by device tree only.
+fn judge_clock(console: &str, now: u64) -> Result<()> {
+    const AN_HOUR: u64 = 3600;
+    let set = Regex::new(r"rtc-pl031 .* setting system clock to \S+ UTC \((\d+)\)")?;
+    let found = set
+        .captures(console)
+        .context("the kernel has set no time by its clock")?;
+    let seconds: u64 = found[1].parse()?;
+    ensure!(
+        seconds.abs_diff(now) < AN_HOUR,
+        "the guest's clock says {seconds} s, the machine's {now} s"
+    );
+    Ok(())
 }
 
 fn judge(console: &str) -> Result<()> {
@@ -133,7 +151,26 @@ guest: command ended with 0\r
         LOG.lines()
             .filter(|line| !line.contains("ACPI: "))
             .map(|line| format!("{line}\n"))
+            .chain([clock(
+                SystemTime::now()
+                    .duration_since(UNIX_EPOCH)
+                    .unwrap()
+                    .as_secs(),
+            )])
             .collect()
+    }
+
+    fn clock(seconds: u64) -> String {
+        format!(
+            "[ 0.1] rtc-pl031 9010000.pl031: setting system clock to 1970-01-01T00:00:03 UTC ({seconds})\r\n"
+        )
+    }
+
+    #[test]
+    fn the_time_must_be_that_of_the_machine() {
+        judge_clock(&clock(1_000_000), 1_000_010).unwrap();
+        assert!(judge_clock(&clock(3), 1_000_010).is_err());
+        assert!(judge_clock("", 3).is_err());
     }
 
     #[test]

@@ -244,6 +244,7 @@ fn interrupt(entered: u64) {
                     None => RECEIVED.strange.fetch_add(1, Ordering::SeqCst),
                 };
             } else if let Some(count) = RECEIVED.shared.get(intid as usize) {
+                RECEIVED.entered.store(entered, Ordering::SeqCst);
                 count.fetch_add(1, Ordering::SeqCst);
                 // A wire that stays up would come again at once: whoever waits for it lets it in again.
                 if intid >= 32 {

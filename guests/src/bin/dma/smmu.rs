@@ -1,5 +1,7 @@
 //! An SMMU of the guest's own: its stage 1 decides, its faults are told, its commands take effect.
 
+use core::sync::atomic::Ordering;
+
 use guests::edu::{BUFFER, Direction, Edu};
 use guests::options::Options;
 use guests::platform::{DOORBELL, SMMU_EVENT, SMMU_GERROR};
@@ -10,7 +12,7 @@ use guests::{cpu, gic, mmio, println};
 
 use crate::memory::{self, SOURCE, TARGET};
 use crate::{
-    Devices, Failure, Summary, Verdict, attempt, await_lpis, lpis, shared, start_messages,
+    Devices, Failure, RECEIVED, Summary, Verdict, attempt, await_lpis, lpis, shared, start_messages,
 };
 
 /// Where the source and the target are for the device: no address of the guest's.
@@ -112,6 +114,13 @@ pub(crate) fn run(options: &Options) -> Verdict {
         entry[0],
         entry[RUNS - 1]
     );
+    let fault = faults(&mut smmu, edu)?;
+    println!(
+        "bench fault-to-handler {} {} {}",
+        fault[RUNS / 2],
+        fault[0],
+        fault[RUNS - 1]
+    );
     round_trip(edu, IO_SOURCE, IO_TARGET, 3)?;
     quiet(&mut smmu, "the end")?;
     if options.number("leave").unwrap_or(0) == 0 {
@@ -124,6 +133,7 @@ pub(crate) fn run(options: &Options) -> Verdict {
         ("tlbi_sync", one[RUNS / 2]),
         ("tlbi_in_batch", many[RUNS / 2]),
         ("cfgi_ste", entry[RUNS / 2]),
+        ("fault", fault[RUNS / 2]),
     ]))
 }
 
@@ -332,7 +342,43 @@ fn costs(smmu: &mut Smmu, stream: u32) -> Result<(Costs, Costs, Costs), Failure>
     Ok((one, many, entry))
 }
 
-/// From the write of `CMDQ_PROD` until all is consumed.
+/// Ticks from the write that has a device send a message to a page that has no translation to the vector of
+/// the event's handler.
+fn faults(smmu: &mut Smmu, edu: Edu) -> Result<Costs, Failure> {
+    let mut times = [0; RUNS];
+    smmu.unmap(DOORBELL as u64)?;
+    for time in &mut times {
+        // What is still pending from before comes now.
+        gic::enable_shared(SMMU_EVENT, gic::Trigger::Edge);
+        cpu::sleep_us(1_000);
+        smmu.drain();
+        gic::enable_shared(SMMU_EVENT, gic::Trigger::Edge);
+        let wanted = shared(SMMU_EVENT) + 1;
+        cpu::unmask();
+        let before = cpu::now();
+        edu.raise(1);
+        for _ in 0..10_000 {
+            if shared(SMMU_EVENT) >= wanted {
+                break;
+            }
+            core::hint::spin_loop();
+        }
+        cpu::mask();
+        edu.acknowledge(1);
+        if shared(SMMU_EVENT) < wanted {
+            return Err("a message to a page without translation left no event".into());
+        }
+        let entered = RECEIVED.entered.load(Ordering::SeqCst);
+        *time = entered.saturating_sub(before);
+    }
+    smmu.map(DOORBELL as u64, DOORBELL as u64)?;
+    smmu.run(&[command::tlbi_asid(ASID)])?;
+    smmu.drain();
+    times.sort_unstable();
+    Ok(times)
+}
+
+/// From the write of `CMDQ_PROD` until it returns, by when all is consumed where no SMMU runs beside the CPU.
 fn measure(smmu: &mut Smmu, commands: &[command::Command]) -> Result<u64, Failure> {
     for &command in commands {
         smmu.add(command);
@@ -340,6 +386,13 @@ fn measure(smmu: &mut Smmu, commands: &[command::Command]) -> Result<u64, Failur
     smmu.add(command::SYNC);
     mmio::barrier();
     let before = cpu::now();
+    smmu.ring();
+    let took = cpu::now() - before;
+    let is_done = smmu::read(smmu::CMDQ_CONS) & 0xf_ffff == smmu.produced();
     smmu.flush()?;
-    Ok(cpu::now() - before)
+    if is_done {
+        Ok(took)
+    } else {
+        Err("commands went on behind the write of their index".into())
+    }
 }

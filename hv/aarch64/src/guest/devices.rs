@@ -10,11 +10,12 @@ use vgic::{Kicks, Level, Vgic};
 use super::vm::Vm;
 use crate::console;
 
-/// `RTC` counts seconds; the machine has no clock of its own that is asked.
-fn seconds(vm: &Vm) -> u64 {
+/// The seconds of the machine's counter, by which the clocks of VMs run on. The machine's own clock was
+/// asked once, at the start.
+pub(crate) fn seconds() -> u64 {
     use hal::Clock;
     let counter = console::SystemCounter;
-    counter.ticks().saturating_sub(vm.counter_offset()) / counter.frequency().max(1)
+    counter.ticks() / counter.frequency().max(1)
 }
 
 /// What is at a guest physical address.
@@ -152,7 +153,7 @@ pub(crate) fn read(vm: &Vm, target: Target, width: Width) -> Option<(u64, Kicks)
         }
         Target::Rtc(offset) => {
             let mut rtc = vm.rtc.lock();
-            let (value, effects) = rtc.read(offset, width, seconds(vm));
+            let (value, effects) = rtc.read(offset, width, seconds());
             let intid = vm.platform().rtc.as_ref()?.interrupt.intid();
             (value, carry_out(vm, intid, effects))
         }
@@ -190,7 +191,7 @@ pub(crate) fn write(vm: &Vm, target: Target, width: Width, value: u64) -> Option
         }
         Target::Rtc(offset) => {
             let mut rtc = vm.rtc.lock();
-            let effects = rtc.write(offset, width, value, seconds(vm));
+            let effects = rtc.write(offset, width, value, seconds());
             carry_out(vm, vm.platform().rtc.as_ref()?.interrupt.intid(), effects)
         }
         Target::Distributor(offset) => vm.gic.write_distributor(offset, gic_width(width), value),
@@ -248,7 +249,10 @@ fn feed(vm: &Vm) -> Kicks {
 #[inline]
 fn carry_out(vm: &Vm, intid: u32, effects: Effects) -> Kicks {
     if let Some(byte) = effects.transmitted {
-        console::guest(vm.number, byte);
+        match &vm.port {
+            Some(port) => port.write(byte),
+            None => console::guest(vm.number, byte),
+        }
     }
     match effects.line {
         Some(Line::Asserted) => vm.gic.set_spi_line(intid, Level::High),

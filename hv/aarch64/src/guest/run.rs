@@ -25,6 +25,7 @@ use super::vm::{Activity, Slot, Vm};
 use crate::console::{self, SystemCounter};
 use crate::hardware::{Hardware, Told};
 use crate::memory::{Ram, Registers};
+use crate::serial::Port;
 use crate::{gic, panic};
 
 /// A core and the vCPUs that live on it.
@@ -86,8 +87,16 @@ impl Guests {
         self.console.is_some_and(|console| console.number == intid)
     }
 
-    /// An interrupt that may be an SMMU's.
-    fn iommu_interrupt(&self, intid: u32, from: usize) {
+    /// An interrupt that may be of a VM's own serial port, or an SMMU's; `from` is the core that has a
+    /// vCPU on it, if one has.
+    fn other_interrupt(&self, intid: u32, from: usize) {
+        for vm in &self.vms {
+            if let Some(port) = vm.port.as_ref().filter(|port| port.is_from(intid)) {
+                while let Some(byte) = port.read() {
+                    kick(self, vm, devices::receive(vm, &[byte]), from);
+                }
+            }
+        }
         if let Some(hardware) = self.iommus.hardware()
             && hardware.is_ours(intid)
         {
@@ -146,7 +155,7 @@ pub(crate) fn start(handover: Handover) {
     // SAFETY: drops translations, which are walked anew.
     unsafe { core::arch::asm!("tlbi alle1is", "dsb ish", "isb", options(nostack)) };
     for vm in &vms {
-        console::add_vm(&vm.name);
+        console::add_vm(&vm.name, vm.line());
         if vm.start == Start::Boot
             && vm.lifecycle.claim()
             && let Err(error) = vm.begin(None)
@@ -212,6 +221,12 @@ pub(crate) fn serve(core: usize) -> ! {
     {
         console::enable_input();
         gic::enable_spi(interrupt, this.mpidr);
+    }
+    if core == CONSOLE_CORE {
+        let ports = guests.vms.iter().filter_map(|vm| vm.port.as_ref());
+        for interrupt in ports.filter_map(Port::listen) {
+            gic::enable_spi(interrupt, this.mpidr);
+        }
     }
     if core == CONSOLE_CORE
         && let Some(hardware) = guests.iommus.hardware()
@@ -349,7 +364,7 @@ fn idle(guests: &Guests, number: usize, core: &Core) {
             intid => {
                 gic::drop_priority(intid);
                 let command = guests.is_console(intid) && console_input(guests, usize::MAX);
-                guests.iommu_interrupt(intid, usize::MAX);
+                guests.other_interrupt(intid, usize::MAX);
                 gic::deactivate(intid);
                 // Typed bytes behind the command keep the interrupt pending.
                 if command {
@@ -762,7 +777,7 @@ impl Residency<'_> {
                 gic::deactivate(intid);
                 return command.then_some(Departure::Preempted);
             }
-            _ => self.guests.iommu_interrupt(intid, self.core),
+            _ => self.guests.other_interrupt(intid, self.core),
         }
         gic::deactivate(intid);
         None

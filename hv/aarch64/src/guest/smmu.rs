@@ -383,6 +383,12 @@ impl GuestMemory for Vm {
             .ok_or(NotGuestMemory { ipa, bytes })
     }
 
+    fn read_words(&self, ipa: Ipa, words: &mut [u64]) -> Result<(), NotGuestMemory> {
+        let bytes = size_of_val(words);
+        self.copy_words(ipa, words)
+            .ok_or(NotGuestMemory { ipa, bytes })
+    }
+
     fn write(&self, ipa: Ipa, bytes: &[u8]) -> Result<(), NotGuestMemory> {
         let fail = NotGuestMemory {
             ipa,

@@ -22,7 +22,7 @@ use vdev::{Pl011, Pl031};
 use vgic::{Affinity, Vgic};
 use vm::{Ending, Lifecycle, RunClock};
 
-use super::devices::Bus;
+use super::devices::{self, Bus};
 use super::irq::Interface;
 use super::pci::{Assigned, GuestPci};
 use super::smmu::GuestSmmu;
@@ -30,6 +30,7 @@ use super::vcpu::Vcpu;
 use crate::console::SystemCounter;
 use crate::hardware::{Backend, Hardware};
 use crate::memory::Ram;
+use crate::serial::Port;
 
 /// Physical PPIs that are the guest's: the physical and the virtual timer.
 const HARDWARE_PPIS: u32 = 1 << 27 | 1 << 30;
@@ -170,6 +171,8 @@ pub(crate) struct Vm {
     /// Its PCI segment, when it has devices.
     pub(crate) pci: Option<GuestPci>,
     pub(crate) uart: Mutex<Pl011>,
+    /// The machine's serial port that is its alone; without one it shares the terminal.
+    pub(crate) port: Option<Port>,
     pub(crate) rtc: Mutex<Pl031>,
     pub(crate) psci: Mutex<Psci>,
     pub(crate) slots: Box<[Slot]>,
@@ -346,6 +349,7 @@ impl Vm {
             gic,
             pci,
             uart: Mutex::new(Pl011::new()),
+            port: None,
             rtc: Mutex::new(Pl031::new(0, 0)),
             psci: Mutex::new(Psci::new(&affinities)),
             slots: slots.collect(),
@@ -353,6 +357,25 @@ impl Vm {
             has_input: AtomicBool::new(false),
             platform,
         })
+    }
+
+    /// Where its console is.
+    pub(crate) fn line(&self) -> vm::Line {
+        match &self.port {
+            Some(_) => vm::Line::Own,
+            None => vm::Line::Shared,
+        }
+    }
+
+    /// Its console is a port of its own.
+    pub(crate) fn with_console(self, port: Option<Port>) -> Self {
+        Self { port, ..self }
+    }
+
+    /// Its clock shows the time: so many seconds after 1970 the machine's counter was 0.
+    pub(crate) fn with_time_at_zero(self, seconds: u32) -> Self {
+        *self.rtc.lock() = Pl031::new(seconds, 0);
+        self
     }
 
     /// Starts the VM, which is claimed for that: zeroed memory, devices at reset, the guest loaded.
@@ -457,7 +480,7 @@ impl Vm {
             pci.vits.reset();
         }
         *self.uart.lock() = Pl011::new();
-        *self.rtc.lock() = Pl031::new(0, 0);
+        self.rtc.lock().reset(devices::seconds());
         self.input.lock().clear();
         self.has_input.store(false, Ordering::Release);
         let affinities: Vec<u64> = self
@@ -500,6 +523,24 @@ impl Vm {
             self.memory.read(pa, head).ok()?;
             rest = tail;
             at = at.checked_add(now as u64)?;
+        }
+        Some(())
+    }
+
+    /// Copies words out of guest memory, each in one access; `None` when some of it is none, or `at` is
+    /// between words.
+    pub(crate) fn copy_words(&self, at: Ipa, words: &mut [u64]) -> Option<()> {
+        let (pa, room) = self.translate(at)?;
+        if room >= size_of_val(words) as u64 {
+            return self.memory.read_words(pa, words).ok();
+        }
+        let mut at = at;
+        for word in words {
+            let (pa, _) = self.translate(at)?;
+            self.memory
+                .read_words(pa, core::slice::from_mut(word))
+                .ok()?;
+            at = at.checked_add(8)?;
         }
         Some(())
     }

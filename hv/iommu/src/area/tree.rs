@@ -120,6 +120,14 @@ impl AreaTree {
         Ok(())
     }
 
+    /// Makes room for two insertions.
+    pub(crate) fn reserve_two(&mut self, budget: &mut Budget) -> Result<(), OutOfMemory> {
+        budget.take()?;
+        self.leaves.reserve(budget, 2)?;
+        // The first may add a level.
+        self.inners.reserve(budget, 2 * (self.height + 2))
+    }
+
     /// The first area that ends at or after `address`.
     #[inline]
     pub(crate) fn at_or_after(&self, address: u64) -> Option<Area> {
@@ -405,10 +413,10 @@ impl AreaTree {
         *self.inners.get_mut(node) = parent;
     }
 
-    /// Marks the area that starts at `start`.
-    pub(crate) fn set_flags(&mut self, start: u64, flags: Flags) {
+    /// The area that starts at `start`, to change in place.
+    fn starting_at(&mut self, start: u64) -> Option<(&mut Leaf, usize)> {
         if self.len == 0 {
-            return;
+            return None;
         }
         let mut node = self.root;
         for _ in 0..self.height {
@@ -417,8 +425,23 @@ impl AreaTree {
         }
         let leaf = self.leaves.get_mut(node);
         let at = leaf.before(start);
-        if at < leaf.len() && leaf.rest[at].start == start {
+        (at < leaf.len() && leaf.rest[at].start == start).then_some((leaf, at))
+    }
+
+    /// Marks the area that starts at `start`.
+    pub(crate) fn set_flags(&mut self, start: u64, flags: Flags) {
+        if let Some((leaf, at)) = self.starting_at(start) {
             leaf.rest[at].flags = flags;
+        }
+    }
+
+    /// Changes what the area with the same addresses shows.
+    pub(crate) fn replace(&mut self, area: Area) {
+        if let Some((leaf, at)) = self.starting_at(area.start) {
+            let there = &mut leaf.rest[at];
+            there.offset = area.offset;
+            there.memory = area.memory;
+            there.flags = area.flags;
         }
     }
 

@@ -119,6 +119,7 @@ pub struct Mock {
     installs_left: Option<u64>,
     invalidations_left: Option<u64>,
     stage_one_left: Option<u64>,
+    exchanges_left: Option<u64>,
     /// What was asked so far.
     pub counts: Counts,
 }
@@ -233,6 +234,11 @@ impl Mock {
     /// Lets that many more stage-1 invalidations pass and all after them time out; `None` heals.
     pub fn fail_stage_one_after(&mut self, invalidations: Option<u64>) {
         self.stage_one_left = invalidations;
+    }
+
+    /// Lets that many more exchanges of entries pass and refuses all after them; `None` heals.
+    pub fn fail_exchanges_after(&mut self, exchanges: Option<u64>) {
+        self.exchanges_left = exchanges;
     }
 
     /// How many tables exist.
@@ -494,6 +500,24 @@ impl Backend for Mock {
         if let Ok(table) = self.table(table) {
             table.clear(span);
         }
+    }
+
+    /// As with TCE tables: of an entry that is there, at its size.
+    fn exchange(&mut self, table: TableId, run: &Run) -> Result<(), BackendError> {
+        let unit = self.table(table)?.made_for.unit;
+        let caps = self.capabilities(unit).ok_or(BackendError::Unsupported)?;
+        if !caps.dynamic_windows {
+            return Err(BackendError::Unsupported);
+        }
+        take(&mut self.exchanges_left, BackendError::Unsupported)?;
+        let new = Leaf {
+            pa: run.pa,
+            bytes: run.bytes,
+            permissions: run.permissions,
+            memory: run.memory,
+            dirty: false,
+        };
+        self.table(table)?.exchange(run.iova.bits(), new)
     }
 
     fn invalidate(&mut self, table: TableId, span: Span<Iova>) -> Result<(), BackendError> {

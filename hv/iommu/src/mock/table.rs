@@ -6,7 +6,7 @@ use alloc::vec::Vec;
 use types::{Iova, Pa, Span};
 
 use crate::area::{Permissions, span};
-use crate::backend::{DirtyRead, DirtyTracking, Endpoint, MemoryType, Window};
+use crate::backend::{BackendError, DirtyRead, DirtyTracking, Endpoint, MemoryType, Window};
 
 /// One entry of a table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,6 +78,17 @@ impl Table {
             leaf.bytes
         );
         self.leaves.insert(at, leaf);
+    }
+
+    /// Replaces a leaf by one of the same size. Nothing of the old one stays cached.
+    pub(super) fn exchange(&mut self, at: u64, new: Leaf) -> Result<(), BackendError> {
+        let old = self.leaves.get_mut(&at).ok_or(BackendError::Incompatible)?;
+        if old.bytes != new.bytes {
+            return Err(BackendError::Unsupported);
+        }
+        *old = new;
+        self.forget(span(at, at + (new.bytes - 1)));
+        Ok(())
     }
 
     pub(super) fn clear(&mut self, span: Span<Iova>) {

@@ -20,6 +20,7 @@ mod owners;
 mod pages;
 mod placement;
 mod requests;
+mod split;
 mod windows;
 
 use alloc::vec::Vec;

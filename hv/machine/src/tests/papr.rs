@@ -143,7 +143,7 @@ pci 0000: I/O 0x200000000000-0x20000000ffff, 64 KiB, on the bus at 0x0
 pci 0000: 32-bit memory 0x200080000000-0x2000fffeffff, 2097088 KiB, on the bus at 0x80000000
 pci 0000: 64-bit memory 0x210000000000-0x21ffffffffff, 1 TiB
 pci 0000: DMA window LIOBN 0x80000000 at 0x0, 1 GiB, more by DDW
-uart: virtual terminal, unit 0x71000000, interrupt 4352 (edge), console
+uart 0: virtual terminal, unit 0x71000000, interrupt 4352 (edge), console
 rtas: 6 calls, 4 groups of hcalls
 ";
     assert_eq!(machine.to_string(), expected);

@@ -144,6 +144,13 @@ pub(super) fn virt(cpus: u32) -> N {
                 .text("compatible", &["arm,pl011", "arm,primecell"]),
         )
         .child(
+            node("pl031@9010000")
+                .text("clock-names", &["apb_pclk"])
+                .cells("interrupts", &[0, 2, 4])
+                .cells("reg", &[0, 0x0901_0000, 0, 0x1000])
+                .text("compatible", &["arm,pl031", "arm,primecell"]),
+        )
+        .child(
             node("smmuv3@9050000")
                 .cells("phandle", &[SMMU])
                 .cells("#iommu-cells", &[1])

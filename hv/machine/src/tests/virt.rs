@@ -458,7 +458,8 @@ pci 0000: 32-bit memory 0x10000000-0x3efeffff, 769984 KiB
 pci 0000: 64-bit memory 0x8000000000-0xffffffffff, 512 GiB
 pci 0000: requesters 0x0000+0x10000 are stream 0x0+ of smmu 0
 pci 0000: requesters 0x0000+0x10000 are device 0x0+ of its 0
-uart: PL011 at 0x9000000-0x9000fff, interrupt 33 (level), console
+uart 0: PL011 at 0x9000000-0x9000fff, interrupt 33 (level), console
+rtc: PL031 at 0x9010000-0x9010fff
 ";
     assert_eq!(machine.to_string(), expected);
 }

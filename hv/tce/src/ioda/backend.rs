@@ -469,7 +469,7 @@ impl<B: Ioda, P: SharedMemory, F: FrameAllocator> Backend for IodaBackend<B, P, 
     fn invalidate_stage_one(
         &mut self,
         _: TableId,
-        _: &[StageOneInvalidation],
+        _: &mut dyn Iterator<Item = StageOneInvalidation>,
     ) -> Result<(), Partial> {
         Err(Partial {
             done: 0,

@@ -11,7 +11,7 @@ use alloc::vec::Vec;
 use crate::monitor::{Editor, Input, PROMPT, Reply, Then};
 use keys::{Key, Keys};
 use limit::{Limit, Verdict};
-use line::{Line, Step};
+use line::Step;
 
 pub use keys::ESCAPE;
 pub use line::LONGEST_LINE;
@@ -53,10 +53,20 @@ enum Cursor {
     Monitor,
 }
 
+/// Where a VM's console is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Line {
+    /// On the terminal.
+    Shared,
+    /// On a serial line of the VM's own, which is none of the terminal's business.
+    Own,
+}
+
 #[derive(Debug)]
 struct Vm {
     prefix: String,
-    line: Line,
+    at: Line,
+    line: line::Line,
     limit: Limit,
 }
 
@@ -74,6 +84,8 @@ struct Vm {
 #[derive(Debug)]
 pub struct Terminal {
     vms: Vec<Vm>,
+    /// How many of them are on the terminal.
+    shared: usize,
     focus: usize,
     monitor: bool,
     /// A command is being carried out: the prompt comes with its answer.
@@ -95,6 +107,7 @@ impl Terminal {
     pub const fn new() -> Self {
         Self {
             vms: Vec::new(),
+            shared: 0,
             focus: 0,
             monitor: false,
             busy: false,
@@ -104,13 +117,25 @@ impl Terminal {
         }
     }
 
-    /// Adds a VM. Its number is how many there were before; the first has the keyboard.
-    pub fn add(&mut self, name: &str) {
+    /// Adds a VM. Its number is how many there were before; the first that is on the terminal has the
+    /// keyboard.
+    pub fn add(&mut self, name: &str, at: Line) {
+        if at == Line::Shared {
+            if self.shared == 0 {
+                self.focus = self.vms.len();
+            }
+            self.shared = self.shared.saturating_add(1);
+        }
         self.vms.push(Vm {
             prefix: format!("[{name}] "),
-            line: Line::new(),
+            at,
+            line: line::Line::new(),
             limit: Limit::new(),
         });
+    }
+
+    fn is_here(&self, vm: usize) -> bool {
+        self.vms.get(vm).is_some_and(|vm| vm.at == Line::Shared)
     }
 
     /// Whether the keyboard is the monitor's.
@@ -168,7 +193,7 @@ impl Terminal {
             self.note_dropped(vm, dropped, out);
         }
         if let Some(guest) = self.vms.get_mut(vm) {
-            guest.line = Line::new();
+            guest.line = line::Line::new();
         }
         self.prompt_again(out);
     }
@@ -238,6 +263,7 @@ impl Terminal {
                 Typed::Nothing
             }
             Key::Byte(byte) if self.monitor => self.edit(byte, out),
+            Key::Byte(_) if !self.is_here(self.focus) => Typed::Nothing,
             Key::Byte(byte) => Typed::Guest {
                 vm: self.focus,
                 byte,
@@ -270,7 +296,7 @@ impl Terminal {
     }
 
     fn alone(&self) -> bool {
-        self.vms.len() == 1
+        self.shared == 1
     }
 
     fn name(&self, vm: usize) -> String {
@@ -282,10 +308,13 @@ impl Terminal {
     fn give(&mut self, vm: usize, out: &mut impl FnMut(&[u8])) -> Typed {
         let left = core::mem::replace(&mut self.monitor, false);
         self.editor.clear();
-        if vm < self.vms.len() {
+        if self.is_here(vm) {
             self.focus = vm;
+        } else if vm < self.vms.len() {
+            let text = format!("{} has a serial line of its own\n", self.name(vm));
+            self.print(text.as_bytes(), out);
         }
-        if !self.vms.is_empty() {
+        if self.is_here(self.focus) {
             let text = format!("{} has the keyboard\n", self.name(self.focus));
             self.print(text.as_bytes(), out);
         }
@@ -434,7 +463,7 @@ mod tests {
 
     use proptest::prelude::{any, prop, proptest};
 
-    use super::{ESCAPE, Terminal, Typed};
+    use super::{ESCAPE, Line, Terminal, Typed};
     use crate::monitor::{Reply, Then};
 
     /// A terminal and what was written to it.
@@ -446,7 +475,9 @@ mod tests {
     impl Screen {
         fn new(names: &[&str]) -> Self {
             let mut terminal = Terminal::new();
-            names.iter().for_each(|name| terminal.add(name));
+            names
+                .iter()
+                .for_each(|name| terminal.add(name, Line::Shared));
             Self {
                 terminal,
                 shown: Vec::new(),
@@ -552,6 +583,30 @@ mod tests {
         assert_eq!(screen.typed(&[ESCAPE, b'9', b'c']), [to(1, b'c')]);
         assert!(screen.take().contains("there is no VM 9"));
         assert_eq!(screen.typed(&[ESCAPE, ESCAPE]), [to(1, ESCAPE)]);
+    }
+
+    #[test]
+    fn a_vm_with_a_line_of_its_own_is_not_on_the_terminal() {
+        let mut screen = Screen::new(&[]);
+        screen.terminal.add("away", Line::Own);
+        assert_eq!(screen.typed(b"x"), [], "nobody is here to type to");
+        screen.terminal.add("here", Line::Shared);
+        screen.guest(1, b"$ ");
+        assert_eq!(screen.take(), "$ ", "alone on it");
+        assert_eq!(screen.typed(b"x"), [Typed::Guest { vm: 1, byte: b'x' }]);
+        assert_eq!(screen.typed(&[ESCAPE, b'1']), []);
+        let shown = screen.take();
+        assert!(
+            shown.contains("[away] has a serial line of its own"),
+            "{shown}"
+        );
+        assert_eq!(screen.typed(b"y"), [Typed::Guest { vm: 1, byte: b'y' }]);
+        screen.take();
+        let out = &mut screen.shown;
+        screen
+            .terminal
+            .ended(0, &mut |bytes| out.extend_from_slice(bytes));
+        assert_eq!(screen.take(), "");
     }
 
     #[test]

@@ -102,6 +102,15 @@ impl GuestMemory for Ram {
         Ok(())
     }
 
+    fn read_words(&self, ipa: Ipa, words: &mut [u64]) -> Result<(), NotGuestMemory> {
+        let mut bytes = vec![0; 8 * words.len()];
+        self.read(ipa, &mut bytes)?;
+        for (word, bytes) in words.iter_mut().zip(bytes.as_chunks().0) {
+            *word = u64::from_le_bytes(*bytes);
+        }
+        Ok(())
+    }
+
     fn write(&self, ipa: Ipa, bytes: &[u8]) -> Result<(), NotGuestMemory> {
         let at = Self::place(ipa, bytes.len())?;
         self.writes.borrow_mut().push((ipa.bits(), bytes.len()));

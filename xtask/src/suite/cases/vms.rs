@@ -1,5 +1,6 @@
 //! Tests of several VMs on one terminal: the escape key, the monitor, lifecycle and time sharing.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
@@ -7,6 +8,7 @@ use regex::Regex;
 
 use super::{Bundle, Case, Check};
 use crate::qemu::Time;
+use crate::suite::bundles;
 
 const BOARD: &str = "virt";
 /// Ctrl-] m.
@@ -51,6 +53,7 @@ pub(super) fn cases() -> Vec<Case> {
         reset_loop(),
         flood(),
         forger(),
+        serial(),
         starts(),
         shares(
             "two busy VMs on one CPU have half of it each",
@@ -96,11 +99,17 @@ fn two_linux() -> Case {
     )
     .expect(&[&one])
     .types("echo o-$((6*7))\r")
-    .expect(&[r"\[one\] o-42"])
+    .expect(&[r"\[one\] o-42", &one])
+    .types("hwclock -u -w; date -u -s 2044-05-06 >/dev/null; hwclock -u -w; hwclock -u -r\r")
+    .expect(&[r"\[one\] Fri May  6 00:00:0. 2044", &one])
     .types("\x1d2")
     .expect(&[r"\[two\] has the keyboard", &two])
-    .types("echo t-$((6*7))\r")
-    .expect(&[r"\[two\] t-42"])
+    .types("echo t-$((6*7)); date +year-%Y; hwclock -u -r\r")
+    .expect(&[
+        r"\[two\] t-42",
+        r"\[two\] year-20[23]",
+        r"\[two\] .* 20[23]\d ",
+    ])
     .types(MONITOR)
     .asks("list", &[" 1 one +running ", " 2 two +running "])
     .asks("vcpu one 0", &["vCPU 0: .* core 0", " pc [0-9a-f]{16}"])
@@ -241,6 +250,47 @@ fn forger() -> Case {
     ]);
     case.forbids.push("^bulkhead: verdict 1".to_owned());
     case
+}
+
+/// What a VM says on its own port is not on the terminal, which its neighbour then has for itself; and a
+/// port that cannot be had is refused.
+fn serial() -> Case {
+    let folder = bundles::folder();
+    let port = format!(
+        "file,id=port,path={},input-path={}",
+        port_output().display(),
+        folder.join("typed.txt").display()
+    );
+    let mut case = case(
+        "a VM has a serial port of its own",
+        Bundle::Manifest(concat!(
+            tiny!("there", "echo", 1, "serial = 1\nrestart = \"never\""),
+            tiny!("shared", "off", 0, "serial = 0"),
+            tiny!("none", "off", 0, "serial = 7"),
+            "[[vm]]\nname = \"here\"\nmemory = \"32M\"\npin = [0]\nkernel = \"guest:heartbeat\"\n",
+            "kernel_format = \"flat\"\nrestart = \"never\"\nappend = \"beats=3 period_us=1000\"\n"
+        )),
+    )
+    .args(&["-chardev", &port, "-serial", "chardev:port"])
+    .expect(&[
+        r"uart 1: PL011 at 0x9040000-",
+        "ERROR .*vm shared: left out: no serial port: it is the console",
+        "ERROR .*vm none: left out: no serial port: the machine has 2",
+        // Without a name before it.
+        "^heartbeat end: ",
+        "verdict 0: all VMs are off",
+    ]);
+    case.forbids = vec!["typed at".to_owned(), "PANIC|EXCEPTION".to_owned()];
+    case.check = Check::Judged(|_| {
+        let said = std::fs::read_to_string(port_output()).context("the port's output")?;
+        ensure!(said == bundles::TYPED, "on the port is `{said}`");
+        Ok(())
+    });
+    case
+}
+
+fn port_output() -> PathBuf {
+    bundles::folder().join("port.out")
 }
 
 /// A VM starts when it is told to, or when another has stopped.
