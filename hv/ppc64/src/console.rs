@@ -174,7 +174,7 @@ impl Console for Terminal {
 
 /// Adds a VM to the terminal. They are numbered in this order.
 pub(crate) fn add_vm(name: &str) {
-    SHARED.lock().terminal.add(name);
+    SHARED.lock().terminal.add(name, vm::Line::Shared);
 }
 
 /// Bytes that a VM prints.
