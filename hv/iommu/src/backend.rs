@@ -91,6 +91,15 @@ impl PageSizes {
         if lowest == 0 { 1 } else { lowest }
     }
 
+    /// Every size there is.
+    pub const ALL: Self = Self(u64::MAX);
+
+    /// The sizes that are in both sets.
+    #[must_use]
+    pub const fn common(self, others: Self) -> Self {
+        Self(self.0 & others.0)
+    }
+
     /// These sizes and those.
     #[must_use]
     pub const fn with(self, others: Self) -> Self {

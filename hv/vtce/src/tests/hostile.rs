@@ -1,0 +1,180 @@
+//! What a guest may try.
+
+use core::cell::Cell;
+
+use iommu::Error;
+
+use super::*;
+
+/// Memory that changes under the reader: every read gives something else.
+struct Changing {
+    reads: Cell<u64>,
+}
+
+impl GuestMemory for Changing {
+    fn read(&self, _: Ipa, buffer: &mut [u8]) -> Result<(), NotMemory> {
+        let read = self.reads.get();
+        self.reads.set(read + 1);
+        // First a good list, from then on one that leads to somebody else.
+        let good = read == 0;
+        for (n, slot) in (0..).zip(buffer.chunks_mut(8)) {
+            let tce: u64 = if good { n << 12 | 3 } else { OTHER_RAM | 3 };
+            slot.copy_from_slice(&tce.to_be_bytes());
+        }
+        Ok(())
+    }
+}
+
+#[test]
+fn a_list_that_changes_is_judged_as_it_was_copied() {
+    let mut rig = Rig::new();
+    let memory = Changing {
+        reads: Cell::new(0),
+    };
+    let answer = rig
+        .dma
+        .hypercall(&mut rig.core, &memory, INDIRECT, [LIOBN, 0, LIST, 512])
+        .unwrap();
+    assert_eq!(answer.status, Status::SUCCESS);
+    assert_eq!(memory.reads.get(), 1);
+    assert!(rig.real(0).values().all(|tce| tce >> 36 == 1), "own memory");
+    // The control: what came afterwards would have been refused.
+    let answer = rig
+        .dma
+        .hypercall(&mut rig.core, &memory, INDIRECT, [LIOBN, 0, LIST, 512])
+        .unwrap();
+    assert_eq!(answer.status, Status::PARAMETER);
+}
+
+#[test]
+fn no_entry_leads_anywhere_but_to_the_guests_own_memory() {
+    let mut rig = Rig::new();
+    // Every power of two, every page around it, every right, every way of asking.
+    let mut accepted = 0;
+    for bit in 12..64 {
+        for near in [0, 0x1000, 0x800, 1 << 11] {
+            for base in [1_u64 << bit, (1 << bit) - 0x1000] {
+                let address = base.wrapping_add(near) & !3;
+                for rights in 1..4 {
+                    let tce = address | rights;
+                    let expected = physical(tce, 4096);
+                    let status = if bit % 2 == 0 {
+                        rig.put(0, tce)
+                    } else {
+                        rig.indirect(LIOBN, 0, &[tce])
+                    };
+                    assert_eq!(status == Status::SUCCESS, expected.is_some(), "{tce:#x}");
+                    if let Some(expected) = expected {
+                        accepted += 1;
+                        assert_eq!(rig.real(0)[&0], expected);
+                    }
+                }
+            }
+        }
+    }
+    assert!(accepted > 20, "the control: memory of its own");
+    rig.audit();
+}
+
+#[test]
+fn device_registers_are_for_nobody_unless_granted() {
+    let mut rig = Rig::new();
+    let bar = Pa::new(0x2000_8000_0000).unwrap();
+    let memory = rig.core.add_bar(rig.device, bar, 0x1_0000, &[]).unwrap();
+    let at = 0x2000_0000_0000;
+    assert_eq!(rig.put(0, at | 3), Status::PARAMETER, "no slot");
+    let page = PageSize::SIZE_4K;
+    let slot = slot(memory, at, 0x1_0000, Permissions::ReadWrite, page);
+    rig.dma.add_slot(slot).unwrap();
+    assert_eq!(rig.put(0, at | 3), Status::PARAMETER, "not granted");
+    let allow = iommu::PeerToPeer::Enabled;
+    rig.core.set_peer_to_peer(rig.ioas, allow).unwrap();
+    assert_eq!(rig.put(0, at | 0x1003), Status::SUCCESS);
+    assert_eq!(rig.real(0)[&0], bar.bits() | 0x1003);
+    // Over a live entry, and back to memory: by way of nothing, as no table has a step for it.
+    assert_eq!(rig.put(0, at | 0x2003), Status::SUCCESS);
+    assert_eq!(rig.put(0, 0x5003), Status::SUCCESS);
+    assert_eq!(rig.real(0)[&0], 0x10_0000_5003);
+    rig.audit();
+    assert!(matches!(
+        rig.core.destroy_memory(rig.memories[0]),
+        Err(Error::Busy { .. })
+    ));
+    rig.core.destroy_memory(memory).unwrap();
+}
+
+#[test]
+fn a_storm_of_windows_ends_where_it_began() {
+    let mut rig = Rig::new();
+    for round in 0..200_u32 {
+        let made = rig.create(16, 20 + round % 16);
+        assert_eq!(made.status, 0);
+        let liobn = made.values()[0];
+        let [_, high, low] = made.values() else {
+            panic!("three results")
+        };
+        let base = u64::from(*high) << 32 | u64::from(*low);
+        assert_eq!(
+            rig.call(PUT, [liobn.into(), base, 0x1_0003, 0]).status,
+            Status::SUCCESS
+        );
+        assert_eq!(rig.service(Service::Remove, &[liobn], 1).status, 0);
+    }
+    assert_eq!(rig.core.census().areas, 0);
+    assert!(rig.real(0).is_empty());
+}
+
+#[test]
+fn what_the_platform_refuses_is_not_there() {
+    // Every call of the platform fails in turn, once.
+    for failing in 0..64 {
+        let mut rig = Rig::new();
+        let list: Vec<u64> = (0..64).map(|n| ((n * 5 % 64) << 12) | 3).collect();
+        assert_eq!(rig.indirect(LIOBN, 0x2_0000, &list), Status::SUCCESS);
+        let before = rig.real(0);
+        rig.platform().fail_writes_after(Some(failing), Some(1));
+        let list: Vec<u64> = (0..64).map(|n| ((n * 3 % 64) << 12) | 1).collect();
+        let status = rig.indirect(LIOBN, 0, &list);
+        rig.platform().fail_writes_after(None, None);
+        if failing < 32 {
+            // A new entry: there is no other way.
+            assert_eq!(status, Status::HARDWARE, "call {failing}");
+            assert_eq!(rig.real(0), before, "call {failing}");
+        } else {
+            // A live entry that cannot be exchanged is cleared and written.
+            assert_eq!(status, Status::SUCCESS, "call {failing}");
+        }
+        rig.audit();
+        assert_eq!(rig.indirect(LIOBN, 0, &list), Status::SUCCESS);
+        rig.audit();
+    }
+}
+
+#[test]
+fn an_entry_that_cannot_be_cleared_is_not_said_to_be() {
+    let mut rig = Rig::new();
+    assert_eq!(rig.put(0x3000, 0x5003), Status::SUCCESS);
+    rig.platform().fail_writes_after(Some(0), None);
+    assert_eq!(rig.put(0x3000, 0), Status::HARDWARE);
+    assert_eq!(rig.get(0x3000), Some(0x5003));
+    let memory = rig.memories[0];
+    assert!(rig.core.destroy_memory(memory).is_err(), "still pinned");
+    rig.platform().fail_writes_after(None, None);
+    assert_eq!(rig.put(0x3000, 0), Status::SUCCESS);
+    assert!(rig.real(0).is_empty());
+    rig.core.destroy_memory(memory).unwrap();
+}
+
+#[test]
+fn an_audit_notices_what_it_is_for() {
+    let mut rig = Rig::new();
+    assert_eq!(rig.put(0x3000, 0x5003), Status::SUCCESS);
+    // Behind the guest's back, the core maps something else.
+    let at = Span::from_len(types::Iova::truncated(0x3000), 4096).unwrap();
+    rig.core.unmap(rig.ioas, at).unwrap();
+    let mut wrong = Vec::new();
+    rig.dma.audit(&rig.core, &mut |found| wrong.push(found));
+    assert_eq!(wrong.len(), 1);
+    assert_eq!(wrong[0].wrote, Tce::from_bits(0x5003));
+    assert_eq!(wrong[0].found, None);
+}
