@@ -1,4 +1,4 @@
-//! Builds the guests of our own: `guest:NAME` in a manifest.
+//! Builds the guests of our own, `guest:NAME` in a manifest, and our program for Linux guests.
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -12,6 +12,12 @@ use crate::{image, workspace};
 
 /// The package that they are in.
 pub(crate) const PACKAGE: &str = "bulkhead-guests";
+
+/// The package of the program that a Linux guest's RAM disk has.
+pub(crate) const TOOL_PACKAGE: &str = "bulkhead-devtool";
+
+/// The feature with which that package has a program. Without it, its tests run on the host.
+pub(crate) const TOOL_FEATURE: &str = "program";
 
 /// The guests there are.
 const NAMES: [&str; 5] = ["bench", "busy", "dma", "heartbeat", "hostile"];
@@ -30,7 +36,8 @@ pub(crate) fn file(arch: Arch, name: &str) -> Result<PathBuf> {
     if arch != Arch::Aarch64 {
         bail!("the guest `{name}` is for Arm boards");
     }
-    let elf = build(name)?;
+    let bin = format!("guest-{name}");
+    let elf = build(&["-p", PACKAGE, "--bin", &bin])?;
     let contents = std::fs::read(&elf).with_context(|| format!("cannot read {}", elf.display()))?;
     let flat =
         image::flatten(&contents).with_context(|| format!("{} cannot be loaded", elf.display()))?;
@@ -41,21 +48,32 @@ pub(crate) fn file(arch: Arch, name: &str) -> Result<PathBuf> {
     Ok(path)
 }
 
-fn build(name: &str) -> Result<PathBuf> {
+/// Our program for a Linux guest's RAM disk, built anew, if there is one for the architecture.
+///
+/// # Errors
+/// A failed build.
+pub(crate) fn tool(arch: Arch) -> Result<Option<PathBuf>> {
+    match arch {
+        Arch::Aarch64 => build(&["-p", TOOL_PACKAGE, "--features", TOOL_FEATURE]).map(Some),
+        Arch::Ppc64 => Ok(None),
+    }
+}
+
+fn build(what: &[&str]) -> Result<PathBuf> {
     let toolchain = toolchain::provide()?;
     let output = build::cargo(&toolchain, Arch::Aarch64, "build")
         .arg("--message-format=json-render-diagnostics")
-        .args(["--release", "-p", PACKAGE])
-        .args(["--bin", &format!("guest-{name}")])
+        .arg("--release")
+        .args(what)
         .stdin(Stdio::null())
         .stderr(Stdio::inherit())
         .output()
         .with_context(|| format!("cannot start {}", toolchain.cargo.display()))?;
+    let what = what.join(" ");
     if !output.status.success() {
-        bail!("the guest `{name}` does not build; the compiler's messages are above");
+        bail!("`{what}` does not build; the compiler's messages are above");
     }
-    build::executable(&output.stdout)
-        .with_context(|| format!("package {PACKAGE} made no program for `{name}`"))
+    build::executable(&output.stdout).with_context(|| format!("`{what}` made no program"))
 }
 
 #[cfg(test)]

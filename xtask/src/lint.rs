@@ -39,6 +39,12 @@ pub(crate) fn lint() -> Result<u8> {
         clippy(&toolchain, Arch::Aarch64, guest::PACKAGE).args(["--", "-Dwarnings"]),
     )?;
     check(
+        "clippy, the program for Linux guests",
+        clippy(&toolchain, Arch::Aarch64, guest::TOOL_PACKAGE)
+            .args(["--features", guest::TOOL_FEATURE])
+            .args(["--", "-Dwarnings"]),
+    )?;
+    check(
         "documentation, host crates",
         host::cargo()
             .args(["doc", "--quiet", "--locked", "--no-deps"])

@@ -1,0 +1,79 @@
+//! `devtool`: what a Linux guest cannot do with its shell. No C library, only system calls of arm64 Linux.
+//!
+//! ```text
+//! devtool vfio FUNCTION GROUP            drives an edu device by VFIO: see `check`
+//! devtool kexec KERNEL INITRD ARGUMENTS  starts a kernel in place of this one: see `kexec`
+//! ```
+//!
+//! It ends with 0 when all is as it should be, with 1 when something is not; its last line says what.
+#![no_std]
+#![no_main]
+
+mod check;
+mod kexec;
+mod linux;
+mod vfio;
+
+use core::fmt;
+
+use linux::{Arguments, Errno};
+
+/// Prints a line.
+#[macro_export]
+macro_rules! println {
+    ($($arg:tt)*) => {{
+        use core::fmt::Write as _;
+        // There is nobody to tell that nothing can be told.
+        let _ = writeln!($crate::linux::Output, $($arg)*);
+    }};
+}
+
+/// Why the program ends.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Failure {
+    /// It was called with something else than it knows.
+    Usage,
+    /// A system call was refused.
+    Call(&'static str, Errno),
+    /// Something is not as it should be.
+    Wrong(&'static str),
+    /// Something is not as it should be, with the numbers that were found and wanted.
+    Differs(&'static str, u64, u64),
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Usage => f.write_str(
+                "usage: devtool vfio FUNCTION GROUP, or devtool kexec KERNEL INITRD ARGUMENTS",
+            ),
+            Self::Call(what, error) => write!(f, "{what}: {error}"),
+            Self::Wrong(what) => f.write_str(what),
+            Self::Differs(what, found, wanted) => {
+                write!(f, "{what}: {found:#x}, not {wanted:#x}")
+            }
+        }
+    }
+}
+
+/// Called once, by the entry code.
+fn main(arguments: Arguments) -> i32 {
+    let result = match arguments.get(1) {
+        Some("vfio") => check::command(arguments),
+        Some("kexec") => kexec::command(arguments),
+        _ => Err(Failure::Usage),
+    };
+    match result {
+        Ok(()) => 0,
+        Err(failure) => {
+            println!("devtool: FAILED: {failure}");
+            1
+        }
+    }
+}
+
+#[panic_handler]
+fn panic(info: &core::panic::PanicInfo<'_>) -> ! {
+    println!("devtool: FAILED: {info}");
+    linux::exit(2)
+}
