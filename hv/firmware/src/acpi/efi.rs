@@ -35,9 +35,11 @@ mod guid {
 const DESCRIPTOR_BYTES: u32 = 40;
 
 /// The kinds of memory in the map [UEFI §7.2].
+///
+/// The EFI region is of the kind that Linux keeps as it is, although it has copied what it needs when
+/// it is up: the next kernel, by kexec, finds its memory and its tables there again.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum MemoryType {
-    LoaderData,
     Conventional,
     AcpiReclaim,
 }
@@ -45,7 +47,6 @@ enum MemoryType {
 impl MemoryType {
     fn code(self) -> u32 {
         match self {
-            Self::LoaderData => 2,
             Self::Conventional => 7,
             Self::AcpiReclaim => 9,
         }
@@ -176,7 +177,7 @@ fn memory_map(platform: &GuestPlatform, efi: Span<Ipa>, acpi: Span<Ipa>) -> Opti
         if let Some(before) = before.and_then(|last| Span::new(ram.start(), last)) {
             map = describe(map, MemoryType::Conventional, before)?;
         }
-        map = describe(map, MemoryType::LoaderData, efi)?;
+        map = describe(map, MemoryType::AcpiReclaim, efi)?;
         map = describe(map, MemoryType::AcpiReclaim, acpi)?;
         let after = acpi.last().checked_add(1);
         if let Some(after) = after.and_then(|first| Span::new(first, ram.last())) {
