@@ -9,6 +9,8 @@
 #![forbid(unsafe_code)]
 
 extern crate alloc;
+#[cfg(test)]
+extern crate std;
 
 mod backend;
 mod errata;
@@ -20,6 +22,8 @@ mod shared;
 mod smmu;
 pub mod spec;
 mod stream;
+#[cfg(test)]
+mod tests;
 
 pub use backend::{Platform, SmmuBackend};
 pub use errata::Errata;

@@ -1,0 +1,235 @@
+//! An SMMU in memory: it consumes its command queue, reads stream table entries and walks stage 2 by
+//! their formats, and keeps what it read until a command takes it away.
+
+use alloc::collections::BTreeMap;
+use core::cell::{Cell, RefCell};
+
+use hal::fake::FakeMemory;
+use hal::{Mmio, PhysMemory};
+use types::Pa;
+
+use crate::spec::{Command, Idr0, Idr1, Idr3, Idr5, command, regs};
+
+/// Whether it has invalidation by range.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ranges {
+    Yes,
+    No,
+}
+
+/// A translation as it is kept: the page of 4 KiB, and what is allowed.
+#[derive(Clone, Copy, Debug)]
+struct Cached {
+    page: u64,
+    rights: u64,
+}
+
+#[derive(Debug)]
+pub(super) struct Hardware {
+    memory: &'static FakeMemory,
+    registers: RefCell<BTreeMap<usize, u64>>,
+    entries: RefCell<BTreeMap<u32, [u64; 8]>>,
+    /// By VMID and page of the input address.
+    translations: RefCell<BTreeMap<(u16, u64), Cached>>,
+    /// Commands that invalidate are consumed and not carried out.
+    pub(super) deaf: Cell<bool>,
+}
+
+/// The read and the write bit of `S2AP`.
+pub(super) const READ: u64 = 1;
+pub(super) const WRITE: u64 = 2;
+
+impl Hardware {
+    pub(super) fn new(memory: &'static FakeMemory, ranges: Ranges) -> Self {
+        let idr0 = Idr0::new()
+            .with_s2p(true)
+            .with_ttf(0b10)
+            .with_cohacc(true)
+            .with_ttendian(2);
+        let idr1 = Idr1::new().with_sidsize(6).with_cmdqs(8).with_evtqs(7);
+        let idr3 = Idr3::new().with_ril(ranges == Ranges::Yes);
+        let idr5 = Idr5::new().with_oas(5).with_gran4k(true);
+        let registers = BTreeMap::from([
+            (regs::IDR0, idr0.into_bits().into()),
+            (regs::IDR1, idr1.into_bits().into()),
+            (regs::IDR3, idr3.into_bits().into()),
+            (regs::IDR5, idr5.into_bits().into()),
+        ]);
+        Self {
+            memory,
+            registers: RefCell::new(registers),
+            entries: RefCell::default(),
+            translations: RefCell::default(),
+            deaf: Cell::new(false),
+        }
+    }
+
+    fn get(&self, register: usize) -> u64 {
+        self.registers.borrow().get(&register).copied().unwrap_or(0)
+    }
+
+    fn set(&self, register: usize, value: u64) {
+        self.registers.borrow_mut().insert(register, value);
+    }
+
+    fn word(&self, at: u64) -> u64 {
+        let mut bytes = [0; 8];
+        self.memory.read(Pa::new(at).unwrap(), &mut bytes).unwrap();
+        u64::from_le_bytes(bytes)
+    }
+
+    fn consume(&self) {
+        let base = self.get(regs::CMDQ_BASE);
+        let entries = 1 << (base & 31);
+        let producer = self.get(regs::CMDQ_PROD);
+        let mut consumer = self.get(regs::CMDQ_CONS);
+        while consumer != producer {
+            let at = (base & 0x000f_ffff_ffff_ffe0) + (consumer % entries) * command::BYTES as u64;
+            let command = Command::decode([self.word(at), self.word(at + 8)]).unwrap();
+            if !self.deaf.get() {
+                self.execute(command);
+            }
+            consumer = (consumer + 1) % (2 * entries);
+        }
+        self.set(regs::CMDQ_CONS, consumer);
+    }
+
+    fn execute(&self, command: Command) {
+        let mut translations = self.translations.borrow_mut();
+        match command {
+            Command::CfgiSte { sid, .. } => {
+                self.entries.borrow_mut().remove(&sid.bits());
+            }
+            Command::CfgiSteRange { range: 31, .. } => self.entries.borrow_mut().clear(),
+            Command::TlbiNsnhAll => translations.clear(),
+            Command::TlbiS12Vmall(vmid) => translations.retain(|(v, _), _| *v != vmid.bits()),
+            Command::TlbiS2Ipa {
+                vmid, ipa, range, ..
+            } => {
+                // Without a granule: the one leaf at the address. Kept are pieces of it, whose size is
+                // no more known; leaves are blocks of 1 GiB at most, so take that much.
+                let (first, last) = if range.granule == 0 {
+                    let block = ipa >> 30 << 18;
+                    (block, block | 0x3_ffff)
+                } else {
+                    let pages = (u64::from(range.num) + 1) << range.scale;
+                    (ipa >> 12, (ipa >> 12) + pages - 1)
+                };
+                translations
+                    .retain(|(v, page), _| *v != vmid.bits() || !(first..=last).contains(page));
+            }
+            Command::Sync(_) => {}
+            other => panic!("not expected: {other:?}"),
+        }
+    }
+
+    /// Where a device's access goes, and what is allowed there.
+    pub(super) fn dma(&self, sid: u32, at: u64) -> Option<(u64, u64)> {
+        if self.get(regs::CR0) & 1 == 0 {
+            let aborts = self.get(regs::GBPA) >> 20 & 1 == 1;
+            return (!aborts).then_some((at, READ | WRITE));
+        }
+        let config = self.get(regs::STRTAB_BASE_CFG);
+        assert_eq!(config >> 16 & 3, 0, "a linear table");
+        if u64::from(sid) >> (config & 0x3f) != 0 {
+            return None;
+        }
+        let base = self.get(regs::STRTAB_BASE) & 0x000f_ffff_ffff_ffc0;
+        let cached = self.entries.borrow().get(&sid).copied();
+        let ste = cached.unwrap_or_else(|| {
+            core::array::from_fn(|n| self.word(base + u64::from(sid) * 64 + n as u64 * 8))
+        });
+        self.entries.borrow_mut().insert(sid, ste);
+        if ste[0] & 1 == 0 {
+            return None;
+        }
+        match ste[0] >> 1 & 7 {
+            0 => None,
+            4 => Some((at, READ | WRITE)),
+            6 => {
+                let vmid = u16::try_from(ste[2] & 0xffff).unwrap();
+                let known = self.translations.borrow().get(&(vmid, at >> 12)).copied();
+                let found = known.or_else(|| self.walk(&ste, at))?;
+                self.translations
+                    .borrow_mut()
+                    .insert((vmid, at >> 12), found);
+                Some((found.page | at & 0xfff, found.rights))
+            }
+            other => panic!("configuration {other}"),
+        }
+    }
+
+    /// A stage-2 walk with the 4 KiB granule.
+    fn walk(&self, ste: &[u64; 8], at: u64) -> Option<Cached> {
+        let bits = 64 - (ste[2] >> 32 & 0x3f);
+        assert_eq!(ste[2] >> 46 & 3, 0, "the granule");
+        if at >> bits != 0 {
+            return None;
+        }
+        let first = 2 - (ste[2] >> 38 & 3);
+        let mut table = ste[3] & 0x000f_ffff_ffff_fff0;
+        for level in first..4 {
+            let shift = 12 + 9 * (3 - level);
+            // The tables of the first level are one after another.
+            let index = match level == first {
+                true => at >> shift,
+                false => at >> shift & 0x1ff,
+            };
+            let descriptor = self.word(table + index * 8);
+            if descriptor & 1 == 0 {
+                return None;
+            }
+            let address = descriptor & 0x0000_ffff_ffff_f000;
+            let is_table = descriptor & 2 != 0;
+            if is_table && level < 3 {
+                table = address;
+                continue;
+            }
+            assert_eq!(is_table, level == 3, "a descriptor that is none");
+            let inside = at & ((1 << shift) - 1) & !0xfff;
+            return Some(Cached {
+                page: address & !((1 << shift) - 1) | inside,
+                rights: descriptor >> 6 & 3,
+            });
+        }
+        None
+    }
+}
+
+impl Mmio for &'static Hardware {
+    fn read8(&self, _: usize) -> u8 {
+        panic!("no 8-bit registers")
+    }
+    fn read16(&self, _: usize) -> u16 {
+        panic!("no 16-bit registers")
+    }
+    fn read32(&self, offset: usize) -> u32 {
+        u32::try_from(self.get(offset)).unwrap()
+    }
+    fn read64(&self, offset: usize) -> u64 {
+        self.get(offset)
+    }
+    fn write8(&self, _: usize, _: u8) {
+        panic!("no 8-bit registers")
+    }
+    fn write16(&self, _: usize, _: u16) {
+        panic!("no 16-bit registers")
+    }
+    fn write32(&self, offset: usize, value: u32) {
+        let value = match offset {
+            // The update is done at once.
+            regs::GBPA => value & !(1 << 31),
+            _ => value,
+        };
+        self.set(offset, value.into());
+        match offset {
+            regs::CR0 => self.set(regs::CR0ACK, value.into()),
+            regs::IRQ_CTRL => self.set(regs::IRQ_CTRLACK, value.into()),
+            regs::CMDQ_PROD => self.consume(),
+            _ => {}
+        }
+    }
+    fn write64(&self, offset: usize, value: u64) {
+        self.set(offset, value);
+    }
+}

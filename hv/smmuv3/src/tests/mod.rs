@@ -1,0 +1,4 @@
+//! The driver against an SMMU in memory.
+
+mod conformance;
+mod hardware;
