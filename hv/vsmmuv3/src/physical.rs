@@ -225,6 +225,23 @@ impl Batch {
         }
     }
 
+    /// Drops what names a stream that is the guest's no more.
+    pub(crate) fn drop_stream(&mut self, gone: StreamId) {
+        let names = |entry: &Invalidation| match entry {
+            Invalidation::Context { stream, .. } | Invalidation::Atc { stream, .. } => {
+                *stream == gone
+            }
+            Invalidation::All
+            | Invalidation::Asid(_)
+            | Invalidation::Va { .. }
+            | Invalidation::Vaa(_) => false,
+        };
+        let old = core::mem::replace(self, Self::new());
+        for entry in old.entries().iter().filter(|entry| !names(entry)) {
+            self.push(*entry);
+        }
+    }
+
     pub(crate) fn entries(&self) -> &[Invalidation] {
         self.entries.get(..self.len).unwrap_or_default()
     }

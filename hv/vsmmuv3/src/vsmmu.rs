@@ -361,10 +361,12 @@ impl VSmmu {
         Ok(self.outcome(&run))
     }
 
-    /// Forgets a stream. What its hardware goes through is the caller's to change.
+    /// Forgets a stream, and what the guest asked for it and the hardware has not been told. What its
+    /// hardware goes through is the caller's to change.
     pub fn remove_stream(&mut self, id: StreamId) {
         if let Ok(at) = self.find(id) {
             self.streams.remove(at);
+            self.batch.drop_stream(id);
         }
     }
 

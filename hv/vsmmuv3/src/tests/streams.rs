@@ -705,6 +705,22 @@ fn a_removed_stream_is_not_touched_again() {
 }
 
 #[test]
+fn what_was_asked_of_a_removed_stream_goes_with_it() {
+    let mut guest = Guest::nested();
+    // Its descriptors, twice, around what is of no stream.
+    guest.send(&[cfgi_ste(8), [0x11 | 5 << 48, 0], [8 << 32 | 6, 0]]);
+    assert_eq!(guest.hardware.batches.len(), 0);
+    guest.smmu.remove_stream(sid(8));
+    guest.send(&[SYNC]);
+    let asid = types::Asid::new(5).unwrap();
+    assert_eq!(guest.hardware.batches, [[Invalidation::Asid(asid)]]);
+    // The negative control: without the removal all three go down.
+    let mut guest = Guest::nested();
+    guest.send(&[cfgi_ste(8), [0x11 | 5 << 48, 0], [8 << 32 | 6, 0], SYNC]);
+    assert_eq!(guest.hardware.batches.concat().len(), 3);
+}
+
+#[test]
 fn a_reset_takes_every_stream_away_from_the_guests_tables_and_flushes_last() {
     let mut guest = many();
     guest.linear();
