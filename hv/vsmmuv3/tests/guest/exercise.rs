@@ -391,6 +391,10 @@ fn against_the_model(kind: u8, steps: &[u8]) -> usize {
                 pair.write(0x98, Width::Word, word([a, b, c & 0xf, 0]));
             }
         }
+        if pair.model.wrote_commands() {
+            // Commands may have been fetched before the record fell on them, or after.
+            return count;
+        }
         pair.compare();
     }
     assert_eq!(*pair.rig.ram.memory.borrow(), pair.model.memory);

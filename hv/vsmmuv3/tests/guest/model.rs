@@ -224,6 +224,14 @@ impl Model {
         }
     }
 
+    /// Whether a record that was just written lies in the command queue.
+    pub(crate) fn wrote_commands(&self) -> bool {
+        let log2 = u64::from(self.command_entries().trailing_zeros()) + 4;
+        let base = aligned(self.bases[1] & 0x000f_ffff_ffff_ffe0, log2.max(5));
+        let mut records = self.records.iter();
+        records.any(|(at, _)| at + 32 > base && *at < base + (1 << log2.max(5)))
+    }
+
     fn command_entries(&self) -> u64 {
         1 << (self.bases[1] & 0x1f).min(self.promise.queues().0)
     }

@@ -77,6 +77,18 @@ impl GuestMemory for Ram {
         Ok(())
     }
 
+    fn read_words(&self, ipa: Ipa, words: &mut [u64]) -> Result<(), NotGuestMemory> {
+        self.reads.set(self.reads.get() + 1);
+        let at = Self::place(ipa, 8 * words.len())?;
+        let memory = self.memory.borrow();
+        for (word, bytes) in words.iter_mut().zip(memory.0[at..].as_chunks().0) {
+            *word = u64::from_le_bytes(*bytes);
+        }
+        drop(memory);
+        self.change();
+        Ok(())
+    }
+
     fn write(&self, ipa: Ipa, bytes: &[u8]) -> Result<(), NotGuestMemory> {
         Self::place(ipa, bytes.len())?;
         let (words, rest) = bytes.as_chunks::<8>();
