@@ -21,10 +21,11 @@ use machine::{Coherency, ConfigAccess, Interrupt, Machine};
 use pci::{
     BusRange, ConfigSpace, Ecam, FunctionReset, Msi, MsiX, Obstacle, Progress, Reset, Topology,
 };
-use smmuv3::spec::Event;
+use smmuv3::spec::{Event, Recording};
 use smmuv3::{Locked, Platform, Smmu, SmmuBackend};
 use spin::Mutex;
-use types::{Address, Bdf, Iova, Pa, PageSize, Span};
+use types::{Address, Bdf, Iova, Pa, PageSize, Span, StreamId};
+use vm::{Faults, Records, RefusedDma, Telling};
 
 use crate::console::SystemCounter;
 use crate::gic as cpu_gic;
@@ -43,7 +44,7 @@ type PhysicalIts = Its<Registers, Ram, Pool, SystemCounter>;
 const IPA_BITS: u8 = 40;
 /// The most vectors of a device: what is beyond stays masked.
 const MOST_EVENTS: u32 = 256;
-/// Records of one SMMU's event queue that are read at once: all that it holds.
+/// Records that are read at once.
 const MOST_RECORDS: usize = 512;
 
 /// A host bridge.
@@ -119,16 +120,6 @@ struct Unit {
     error: Option<Interrupt>,
 }
 
-/// What is logged of events, so that a flood fills no log.
-struct Budget {
-    /// Lines that may still be written in this second.
-    left: u32,
-    /// When the second ends.
-    until: u64,
-    /// Records that got no line.
-    silent: u64,
-}
-
 /// Who was told of a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Told {
@@ -149,15 +140,14 @@ pub(crate) struct Hardware {
     pub(crate) functions: Vec<Function>,
     /// Where each LPI goes: see [`Route`].
     routes: Box<[AtomicU64]>,
-    budget: Mutex<Budget>,
+    /// What was told of records.
+    faults: Mutex<Faults>,
     /// Records on their way from an event queue to whom they concern.
     records: Mutex<Vec<(u32, Event)>>,
     /// An invalidation of one address forgets 4 KiB only, as QEMU's SMMU does it.
     forgets_pages_only: bool,
     /// Records wait in an event queue.
     waiting: AtomicBool,
-    /// Events seen since boot.
-    events: AtomicU64,
     /// The VM that has each function, counted from 1.
     owners: Box<[AtomicUsize]>,
 }
@@ -253,18 +243,13 @@ impl Hardware {
             doorbells: Vec::new(),
             functions: Vec::new(),
             routes: Box::default(),
-            budget: Mutex::new(Budget {
-                left: 0,
-                until: 0,
-                silent: 0,
-            }),
+            faults: Mutex::new(Faults::new(0, 0)),
             records: Mutex::new(Vec::with_capacity(MOST_RECORDS)),
             forgets_pages_only: machine
                 .compatible
                 .iter()
                 .any(|name| name == "linux,dummy-virt"),
             waiting: AtomicBool::new(false),
-            events: AtomicU64::new(0),
             owners: Box::default(),
         };
         hardware.add_bridges(machine, devices);
@@ -282,6 +267,8 @@ impl Hardware {
             .iter()
             .map(|_| AtomicUsize::new(0))
             .collect();
+        let second = SystemCounter.frequency();
+        hardware.faults = Mutex::new(Faults::new(hardware.functions.len(), second));
         hardware.cores_with_lpis(cores);
         hardware
     }
@@ -589,18 +576,11 @@ impl Hardware {
                     self.waiting.store(true, Ordering::Relaxed);
                 }
                 let errors = smmu.acknowledge_errors();
-                if (drained.lost || errors != 0) && self.may_log() {
-                    log::warn!(
-                        "{}: {}global errors {errors:#x}",
-                        unit.name,
-                        if drained.lost {
-                            "events were lost, "
-                        } else {
-                            ""
-                        }
-                    );
+                if drained.lost || errors != 0 {
+                    self.log_errors(&unit.name, drained.lost, errors);
                 }
             }
+            self.forgive(&mut iommu);
         }
         // The core is not locked here: whoever is told may have to wait for somebody who waits for it.
         for (number, event) in records.iter() {
@@ -608,27 +588,18 @@ impl Hardware {
         }
     }
 
-    /// Whether another line about events may be written now.
-    fn may_log(&self) -> bool {
-        const LINES_A_SECOND: u32 = 16;
-        let mut budget = self.budget.lock();
+    /// Global errors of an SMMU, a few times a second at most.
+    fn log_errors(&self, unit: &str, lost: bool, errors: u32) {
+        let error = RefusedDma {
+            code: 0,
+            is_write: lost,
+            address: u64::from(errors) << 12,
+        };
         let now = SystemCounter.ticks();
-        if now >= budget.until {
-            if budget.silent > 0 {
-                log::info!("smmu: {} further events were not logged", budget.silent);
-            }
-            *budget = Budget {
-                left: LINES_A_SECOND,
-                until: now.saturating_add(SystemCounter.frequency()),
-                silent: 0,
-            };
+        if let Telling::Told { .. } = self.faults.lock().line(None, error, now) {
+            let lost = if lost { "events were lost, " } else { "" };
+            log::warn!("{unit}: {lost}global errors {errors:#x}");
         }
-        if budget.left == 0 {
-            budget.silent += 1;
-            return false;
-        }
-        budget.left -= 1;
-        true
     }
 
     fn note(
@@ -637,37 +608,75 @@ impl Hardware {
         event: &Event,
         tell: &mut impl FnMut(usize, usize, &Event) -> Told,
     ) {
-        self.events.fetch_add(1, Ordering::Relaxed);
         let mut functions = self.functions.iter().zip(&self.owners).enumerate();
         let known = functions.find(|(_, (function, _))| {
             function.unit == UnitId::new(number) && function.stream == event.sid()
         });
-        let known = known.map(|(index, (function, owner))| {
+        let index = known.map(|(index, _)| index);
+        let known = known.map(|(_, (function, owner))| {
             let vm = owner.load(Ordering::Relaxed).checked_sub(1);
-            (index, function.bdf, vm)
+            (function.bdf, vm)
         });
-        if let Some((index, _, Some(vm))) = known
+        let now = SystemCounter.ticks();
+        if self.faults.lock().count(index, now) == Records::Unwanted {
+            self.set_recording(index, Recording::Off);
+        }
+        if let (Some(index), Some((_, Some(vm)))) = (index, known)
             && tell(vm, index, event) == Told::Guest
         {
             return;
         }
-        if !self.may_log() {
+        let refused = RefusedDma {
+            code: event.id().bits(),
+            is_write: !event.is_read(),
+            address: event.input(),
+        };
+        let Telling::Told { unsaid } = self.faults.lock().line(index, refused, now) else {
             return;
-        }
+        };
         let unit = usize::try_from(number)
             .ok()
             .and_then(|at| self.units.get(at));
         let unit = unit.map_or("", |unit| &unit.name);
+        let before = match unsaid {
+            0 => String::new(),
+            unsaid => format!(" ({unsaid} of it before this had no line)"),
+        };
         match known {
-            Some((_, bdf, None)) => log::info!("{unit}: {event}, {bdf} of no VM"),
-            Some((_, bdf, Some(vm))) => log::info!("{unit}: {event}, {bdf} of VM {}", vm + 1),
-            None => log::info!("{unit}: {event}, of no device that was given away"),
+            Some((bdf, None)) => log::info!("{unit}: {event}, {bdf} of no VM{before}"),
+            Some((bdf, Some(vm))) => log::info!("{unit}: {event}, {bdf} of VM {}{before}", vm + 1),
+            None => log::info!("{unit}: {event}, of no device that was given away{before}"),
         }
     }
 
-    /// Events seen since boot.
-    pub(crate) fn event_count(&self) -> u64 {
-        self.events.load(Ordering::Relaxed)
+    /// Has records written of a function's refused DMA, or none, because it floods.
+    fn set_recording(&self, index: Option<usize>, recording: Recording) {
+        let mut iommu = self.iommu.lock();
+        if let Some(function) = index.and_then(|index| self.functions.get(index)) {
+            set_recording(&mut iommu, function, recording);
+        }
+    }
+
+    /// Lets functions be heard again whose flood is over.
+    fn forgive(&self, iommu: &mut Core) {
+        let mut faults = self.faults.lock();
+        for index in faults.forgiven(SystemCounter.ticks()) {
+            if let Some(function) = self.functions.get(index) {
+                set_recording(iommu, function, Recording::On);
+            }
+        }
+    }
+
+    /// When [`Hardware::look_around`] has something to do, in ticks.
+    pub(crate) fn next_look(&self) -> Option<u64> {
+        self.faults.lock().next_forgiven()
+    }
+
+    /// Lets functions be heard again whose flood is over, where there are any.
+    pub(crate) fn look_around(&self) {
+        if self.next_look().is_some() {
+            self.forgive(&mut self.iommu.lock());
+        }
     }
 
     /// Where an LPI goes.
@@ -689,19 +698,32 @@ impl Hardware {
     pub(crate) fn states(&self) -> Vec<(String, String)> {
         let iommu = self.iommu.lock();
         let units = iommu.backend().units().iter().zip(&self.units);
-        units
+        let faults = self.faults.lock();
+        let mut states: Vec<(String, String)> = units
             .map(|(smmu, unit)| {
                 let state = if smmu.is_off() {
                     "OFF: it did not answer; everything aborts".to_string()
                 } else {
                     format!(
                         "on, streams of no VM abort; {} events in all",
-                        self.event_count()
+                        faults.total()
                     )
                 };
                 (unit.name.clone(), state)
             })
-            .collect()
+            .collect();
+        for (index, function) in self.functions.iter().enumerate() {
+            let (records, total) = faults.of(index);
+            let muted = match records {
+                Records::Wanted => "",
+                Records::Unwanted => ", a flood: they are not recorded for a second",
+            };
+            if total > 0 {
+                let name = format!("{:04x}:{}", function.segment, function.bdf);
+                states.push((name, format!("{total} events{muted}")));
+            }
+        }
+        states
     }
 
     /// Takes a function for a VM: bound to it in the core, with its messages made LPIs of the CPUs
@@ -971,6 +993,17 @@ impl StageTwo {
                 format!("stage 2: {at:#x} is not mapped: the walk ends at level {level}")
             }
         }
+    }
+}
+
+fn set_recording(iommu: &mut Core, function: &Function, recording: Recording) {
+    let Ok(stream) = StreamId::new(function.stream) else {
+        return;
+    };
+    if let Some(smmu) = iommu.backend_mut().unit_mut(function.unit)
+        && let Err(error) = smmu.set_recording(stream, recording)
+    {
+        log::error!("pci {}: {error}", function.bdf);
     }
 }
 

@@ -8,13 +8,16 @@ use crate::identity::Identity;
 use crate::locked::Locked;
 use crate::shared::Shared;
 use crate::spec::queue::{self, Shape};
-use crate::spec::{Command, Completion, Cr0, Depth, Event, Gbpa, Ste, Walks, command, event, regs};
+use crate::spec::{
+    Command, Completion, Cr0, Depth, Event, Gbpa, Recording, Ste, Walks, command, event, regs,
+};
 use crate::stream::{Levels, Plan, StreamTable};
 
 /// Log2 of the entries of the command queue: one page.
 const COMMANDS: u8 = 8;
-/// Log2 of the entries of the event queue: four pages.
-const EVENTS: u8 = 9;
+/// Log2 of the entries of the event queue: 256 KiB. One access of a device may be many records
+/// (QEMU: one for each four bytes), all before a CPU can read any: a smaller queue loses those of neighbours.
+const EVENTS: u8 = 13;
 /// The most commands between two `CMD_SYNC`s. More than 62 without one hang some SMMUs
 /// ([`Errata`]).
 const BATCH: u32 = 32;
@@ -495,6 +498,19 @@ impl<M: Mmio, P: SharedMemory, F: FrameAllocator, C: Clock> Smmu<M, P, F, C> {
             self.forget(sid, Depth::Leaf)?;
         }
         Ok(())
+    }
+
+    /// Has faults of a stream's stage 2 recorded or not: against a device that floods. They terminate
+    /// either way. An entry that is installed anew records.
+    ///
+    /// # Errors
+    /// As of [`Smmu::install`].
+    pub fn set_recording(&mut self, sid: StreamId, recording: Recording) -> Result<(), Error> {
+        let ste = self.entry(sid)?;
+        if ste == ste.with_recording(recording) {
+            return Ok(());
+        }
+        self.install(sid, ste.with_recording(recording))
     }
 
     /// Makes it read the entry of a stream again. An SMMU that refuses that twice is turned off: it

@@ -261,7 +261,7 @@ mod tests {
     use types::{Pa, Vmid};
 
     use super::Plan;
-    use crate::spec::{Stage1, Stage2, Ste, Walks};
+    use crate::spec::{Recording, Stage1, Stage2, Ste, Walks};
 
     fn stage2(vmid: u16) -> Stage2 {
         Stage2 {
@@ -354,6 +354,9 @@ mod tests {
             (s2, Ste::ABORT),
             (s2, s1s2),
             (s1s2, s2),
+            (s2, s2.with_recording(Recording::Off)),
+            (s2.with_recording(Recording::Off), s2),
+            (s1s2, s1s2.with_recording(Recording::Off)),
             (s1s2, nested(1, 0x2000)),
             (Ste::ABORT, s1s2),
             (Ste::BYPASS, Ste::ABORT),
@@ -366,6 +369,19 @@ mod tests {
                 "{old:?} -> {new:?}"
             );
         }
+    }
+
+    #[test]
+    fn recording_is_the_only_thing_that_changes_and_only_where_there_is_a_stage_2() {
+        let off = Recording::Off;
+        for ste in all() {
+            assert_eq!(ste.with_recording(off).with_recording(Recording::On), ste);
+        }
+        let s2 = Ste::stage2(&stage2(1));
+        let bits = s2.0[2] ^ s2.with_recording(off).0[2];
+        assert_eq!(bits, 1 << 58, "S2R, [IHI 0070 §5.2]");
+        assert_eq!(Ste::ABORT.with_recording(off), Ste::ABORT);
+        assert_eq!(Ste::BYPASS.with_recording(off), Ste::BYPASS);
     }
 
     #[test]

@@ -3,7 +3,8 @@
 //!
 //! Key types: [`Lifecycle`] (a VM's state, shared by the cores its vCPUs run on), [`Turns`] and
 //! [`RunClock`] (time sharing and its account), [`Terminal`] (the console of all VMs on one line),
-//! [`Monitor`] (commands for whoever sits at it, carried out through [`Control`]). Both binaries use
+//! [`Monitor`] (commands for whoever sits at it, carried out through [`Control`]), [`Faults`] (what is
+//! told of DMA that was refused). Both binaries use
 //! them; nothing here may know of an architecture, touch hardware or read a clock: times are
 //! arguments.
 //!
@@ -25,11 +26,13 @@
 extern crate alloc;
 
 mod console;
+mod faults;
 mod lifecycle;
 mod monitor;
 mod schedule;
 
 pub use console::{ESCAPE, LONGEST_LINE, Line, Terminal, Typed};
+pub use faults::{Faults, Records, RefusedDma, Telling};
 pub use lifecycle::{Ended, Ending, Lifecycle, Next, State, dependents, is_notable, rest_ticks};
 pub use monitor::{
     Activity, Argument, CommandError, Control, Frames, Iommu, Monitor, Refusal, Reply, Then,

@@ -6,6 +6,7 @@ pub(crate) mod host;
 mod kernel_log;
 mod neighbours;
 mod pairwise;
+mod refusals;
 mod runner;
 mod shares;
 mod tool;

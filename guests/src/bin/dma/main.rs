@@ -10,8 +10,9 @@
 //! | `sweep` | DMA to and from every `step` bytes (2 MiB) below `top` (4 GiB) and chosen places; `own=BYTES` of memory count as the guest's own |
 //! | `config-fuzz` | `ops` random accesses to configuration space, `seed` |
 //! | `its-flood` | `ops` commands and register accesses that an ITS must survive, `seed`; with two CPUs messages race with them |
+//! | `forge` | messages with numbers and addresses that were not given, plain DMA to the doorbell |
 //! | `storm` | `rounds` of refused DMA from all devices without a pause, then messages |
-//! | `linger` | goes off (`reset=1`: starts anew) `after_us` into a DMA; `rounds` lives are told apart by nothing, the host counts |
+//! | `linger` | goes off (`reset=1`: starts anew) `after_us` into a DMA that is to interrupt; the next life must notice neither. Lives are told apart by nothing, the host counts |
 //! | `watch` | has memory and a device that others want, for `beats` periods; both must stay as they are |
 //! | `latency` | from a device's write of a message to the handler, in ticks |
 //! | `smmu` | an SMMU of the guest's own: stage 1, its faults |
@@ -24,6 +25,7 @@
 
 mod config;
 mod flood;
+mod forge;
 mod latency;
 mod linger;
 mod memory;
@@ -169,11 +171,12 @@ impl fmt::Display for Summary {
 type Task = fn(&Options) -> Verdict;
 
 /// What there is to do.
-const TASKS: [(&str, Task); 10] = [
+const TASKS: [(&str, Task); 11] = [
     ("probe", probe::run),
     ("sweep", sweep::run),
     ("config-fuzz", config::run),
     ("its-flood", flood::run),
+    ("forge", forge::run),
     ("storm", storm::run),
     ("linger", linger::run),
     ("watch", watch::run),

@@ -100,7 +100,13 @@ impl Guests {
         if let Some(hardware) = self.iommus.hardware()
             && hardware.is_ours(intid)
         {
-            self.drain(hardware, from);
+            // What is left waits for the next interrupt or the next look around: a flood takes turns.
+            for _ in 0..DRAINS_AN_INTERRUPT {
+                self.drain(hardware, from);
+                if !hardware.has_records() {
+                    break;
+                }
+            }
         }
     }
 
@@ -136,6 +142,9 @@ fn message(guests: &Guests, intid: u32, from: usize) {
 
 /// A turn's rest shorter than this is not worth an entry into a guest.
 const SHORTEST_STAY_US: u64 = 50;
+
+/// How often an interrupt of an SMMU has its event queue looked at, of which each look is bounded.
+const DRAINS_AN_INTERRUPT: usize = 4;
 
 /// The core that has the console.
 const CONSOLE_CORE: usize = 0;
@@ -271,9 +280,12 @@ pub(crate) fn serve(core: usize) -> ! {
 /// their devices.
 fn look_around(guests: &Guests, core: usize) {
     if let Some(hardware) = guests.iommus.hardware()
-        && hardware.has_records()
+        && core == CONSOLE_CORE
     {
-        guests.drain(hardware, usize::MAX);
+        if hardware.has_records() {
+            guests.drain(hardware, usize::MAX);
+        }
+        hardware.look_around();
     }
     if guests.has_starting.load(Ordering::Acquire) {
         poll_starts(guests, Some(core));
@@ -306,6 +318,12 @@ pub(super) fn poll_starts(guests: &Guests, core: Option<usize>) {
             begin_now(guests, vm, ended);
         }
     }
+}
+
+/// When this core is to look around for the sake of devices that flooded.
+fn next_hearing(guests: &Guests, core: usize) -> Option<u64> {
+    let hardware = guests.iommus.hardware().filter(|_| core == CONSOLE_CORE);
+    hardware.and_then(Hardware::next_look)
 }
 
 /// When this core is to look at the devices of a VM that waits for them.
@@ -343,6 +361,7 @@ fn idle(guests: &Guests, number: usize, core: &Core) {
     let deadline = waiting
         .map(|slot| slot.deadline.load(Ordering::Acquire))
         .chain(next_look(guests, number))
+        .chain(next_hearing(guests, number))
         .min();
     set_alarm(deadline.filter(|deadline| *deadline != u64::MAX));
     // A vCPU may have become ready since it was looked for; then its kick is pending, and WFI
@@ -516,7 +535,8 @@ fn reside(
             *last = index;
         }
         frame.set_active(vm.gic.physical_active(index));
-        set_alarm(shared.then_some(until));
+        let slice = shared.then_some(until);
+        set_alarm(slice.into_iter().chain(next_hearing(guests, core)).min());
         let mut residency = Residency {
             guests,
             core,
@@ -777,7 +797,15 @@ impl Residency<'_> {
                 gic::deactivate(intid);
                 return command.then_some(Departure::Preempted);
             }
-            _ => self.guests.other_interrupt(intid, self.core),
+            _ => {
+                self.guests.other_interrupt(intid, self.core);
+                // Where an alarm is set already, what follows it looks around, too.
+                if let Some(deadline) = next_hearing(self.guests, self.core)
+                    && read_register!("cnthp_ctl_el2") & 1 == 0
+                {
+                    set_alarm(Some(deadline));
+                }
+            }
         }
         gic::deactivate(intid);
         None

@@ -593,7 +593,8 @@ impl Vm {
         match tree.map(span, pa, Stage2Attributes::DEVICE, &mut tlb) {
             Ok(()) => true,
             Err(error) => {
-                log::info!("vm {}: a BAR at {span}: {error}", self.name);
+                // The guest chooses where, as often as it likes.
+                log::debug!("vm {}: a BAR at {span}: {error}", self.name);
                 false
             }
         }

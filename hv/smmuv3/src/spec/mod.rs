@@ -12,4 +12,4 @@ pub use cd::{Cd, L1Cd};
 pub use command::{Command, Completion, Depth, Illegal, Range};
 pub use event::{Class, Event, EventId};
 pub use idr::{Cr0, Gbpa, Idr0, Idr1, Idr3, Idr5, Iidr, IrqCtrl};
-pub use ste::{L1Std, Stage1, Stage2, Ste, SteConfig, Walks};
+pub use ste::{L1Std, Recording, Stage1, Stage2, Ste, SteConfig, Walks};

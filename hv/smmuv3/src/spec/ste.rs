@@ -144,6 +144,15 @@ const S2PTW: u64 = 1 << 54;
 const S2R: u64 = 1 << 58;
 const S2TTB: u64 = 0x000f_ffff_ffff_fff0;
 
+/// Whether faults of stage 2 are recorded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Recording {
+    /// They are.
+    On,
+    /// They terminate without a record.
+    Off,
+}
+
 impl Ste {
     /// Bytes of an entry.
     pub const BYTES: usize = 64;
@@ -214,6 +223,18 @@ impl Ste {
         // S1CIR and S1COR 1 (write-back, allocating), S1CSH 3 (inner shareable).
         ste.0[1] |= stage1.dss & S1DSS | 1 << 2 | 1 << 4 | 3 << 6 | (stage1.eats & 1) << EATS_SHIFT;
         ste
+    }
+
+    /// The same, with faults of stage 2 recorded or not (`S2R`). Where there is no stage 2 nothing changes.
+    #[must_use]
+    pub const fn with_recording(mut self, recording: Recording) -> Self {
+        if matches!(self.config(), SteConfig::S2Translate | SteConfig::Nested) {
+            match recording {
+                Recording::On => self.0[2] |= S2R,
+                Recording::Off => self.0[2] &= !S2R,
+            }
+        }
+        self
     }
 
     /// Whether the entry is valid.

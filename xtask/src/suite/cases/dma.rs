@@ -1,18 +1,193 @@
 //! Tests of devices that master the bus, with a guest of our own that has QEMU's `edu` do anything.
 //!
 //! Time is counted in instructions: a DMA of an `edu` takes 100 ms of the machine's time, which is then
-//! nothing but a jump of its clock.
+//! nothing but a jump of its clock. Under the hypervisor each `edu` is behind a port, with which it is reset.
 
 use std::time::Duration;
 
-use super::{Case, End, Ground};
+use super::{Bundle, Case, Check, End, Ground};
 use crate::board::Smmu;
 use crate::qemu::Time;
+use crate::suite::refusals;
 
 const BOARD: &str = "virt";
 
+/// A VM with the guest of this file: its task, its CPUs, the devices (by the number of the port each is behind).
+macro_rules! vm {
+    ($name:literal, $task:literal, [$($cpu:literal),+], [$($port:literal),+], $more:literal) => {
+        concat!(
+            "[[vm]]\nname = \"", $name, "\"\nmemory = \"80M\"\ncpus = ", count!($($cpu),+), "\npin = [",
+            $($cpu, ", ",)+ "]\nkernel = \"guest:dma\"\nkernel_format = \"flat\"\nrestart = \"never\"\n",
+            "iommu = \"stage2\"\nmsi = \"vits\"\nappend = \"", $task, "\"\ndevices = [",
+            $("{ host = \"0000:0", $port, ":00.0\" }, ",)+ "]\n", $more, "\n"
+        )
+    };
+}
+macro_rules! count {
+    ($a:literal) => {
+        1
+    };
+    ($a:literal, $b:literal) => {
+        2
+    };
+}
+
+/// Beside every attacker: memory, a device and a clock on another CPU that nothing may touch, and whose refused
+/// DMA must be told of.
+macro_rules! neighbour {
+    ($beats:literal, $period_us:literal) => {
+        concat!(
+            "[[vm]]\nname = \"neighbour\"\nmemory = \"80M\"\npin = [1]\nkernel = \"guest:dma\"\n",
+            "kernel_format = \"flat\"\nrestart = \"never\"\niommu = \"stage2\"\nmsi = \"vits\"\n",
+            "append = \"watch beats=",
+            $beats,
+            " period_us=",
+            $period_us,
+            " refused=50\"\n",
+            "devices = [ { host = \"0000:03:00.0\" } ]\n"
+        )
+    };
+}
+
 pub(super) fn cases() -> Vec<Case> {
-    bare()
+    [bare(), guarded()].concat()
+}
+
+/// The guest as a VM, with devices behind ports of their own.
+fn guarded_case(name: &str, bundle: Bundle) -> Case {
+    let mut case = Case::new(BOARD, name).bundle(bundle);
+    for port in 1..=3 {
+        let slot = port + 1;
+        case = case.args(&[
+            "-device",
+            &format!("pcie-root-port,id=port{port},chassis={port},addr={slot}"),
+            "-device",
+            &format!("edu,dma_mask=0xffffffffffffffff,bus=port{port}"),
+        ]);
+    }
+    case.vary.time = Time::Instructions;
+    case.forbids.push("FAILED".to_owned());
+    case.timeout = Duration::from_secs(600);
+    case
+}
+
+fn guarded() -> Vec<Case> {
+    let mut sweep = guarded_case(
+        "DMA to every 2 MiB and to registers reaches a VM's own memory only, and each refusal is told",
+        Bundle::Manifest(concat!(
+            vm!("sweep", "sweep", [0], [1, 2], ""),
+            neighbour!(250, 1_000_000)
+        )),
+    )
+    .expect(&[
+        r"dma verdict: sweep ok: own=40 read=40 written=40 read_refused=[12]\d{3} ",
+        r"dma verdict: watch ok: beats=250 latest_us=\d+ memory_kib=\d+ devices=1",
+    ]);
+    sweep.check = Check::Judged(refusals::judge_sweep);
+
+    // Each has the devices that the one before it had: given back, reset and taken.
+    let mut attacks = guarded_case(
+        "configuration space, ITS, messages and events under fire leave a neighbour alone",
+        Bundle::Manifest(concat!(
+            vm!("probe", "probe", [0], [1, 2], ""),
+            vm!(
+                "config",
+                "config-fuzz ops=200000 seed=1",
+                [0],
+                [1, 2],
+                "start = \"after:probe\""
+            ),
+            vm!(
+                "its",
+                "its-flood ops=10000 seed=1",
+                [0, 0],
+                [1, 2],
+                "start = \"after:config\""
+            ),
+            vm!("forge", "forge", [0], [1, 2], "start = \"after:its\""),
+            vm!(
+                "storm",
+                "storm rounds=40",
+                [0],
+                [1, 2],
+                "start = \"after:forge\""
+            ),
+            neighbour!(2000, 10_000)
+        )),
+    )
+    .expect(&[
+        "dma verdict: probe ok: devices=2 bar=1048576 moved=2 ",
+        "vm config: starts after probe",
+        "dma verdict: config-fuzz ok: seed=1 ",
+        "dma verdict: its-flood ok: seed=1 ops=10000 .*strange=0",
+        "dma verdict: forge ok: forged=57 written=47",
+        "dma verdict: storm ok: devices=2 transfers=80 messages=20000 arrived=[1-9]",
+        "dma verdict: watch ok: beats=2000 latest_us=",
+    ]);
+    attacks.check = Check::Judged(refusals::judge_neighbour);
+
+    // The control: it would notice.
+    let noticed = guarded_case(
+        "a neighbour notices a message that it did not ask for",
+        Bundle::Manifest(vm!("a", "watch beats=10 interrupt=5", [0], [1], "")),
+    );
+    let mut noticed = noticed.expect(&["dma verdict: watch FAILED: somebody else's message came"]);
+    noticed.forbids.retain(|pattern| pattern != "FAILED");
+
+    let mut restart = guarded_case(
+        "a VM that resets itself in the middle of DMA meets none of it again",
+        Bundle::Manifest(concat!(
+            "[[vm]]\nname = \"a\"\nmemory = \"80M\"\nkernel = \"guest:dma\"\nkernel_format = \"flat\"\n",
+            "iommu = \"stage2\"\nmsi = \"vits\"\nappend = \"linger reset=1\"\n",
+            "devices = [ { host = \"0000:01:00.0\" }, { host = \"0000:02:00.0\" } ]\n"
+        )),
+    )
+    .expect(&["dma linger: nothing came of before, 2 DMAs under way"; 20])
+    .until_expected();
+    restart.forbids.push("linger: too late".to_owned());
+
+    vec![sweep, attacks, noticed, restart, reassigned()]
+}
+
+/// How often the device changes hands.
+const TURNS: usize = 100;
+
+/// Stopped in the middle of DMA that is to interrupt, while the other VM gets the device.
+fn reassigned() -> Case {
+    let name =
+        "a device changes hands a hundred times in the middle of DMA, and nothing comes after";
+    let mut case = guarded_case(
+        name,
+        Bundle::Manifest(concat!(
+            vm!("a", "linger look_us=20000 after_us=60000000", [1], [1], ""),
+            vm!(
+                "b",
+                "linger look_us=20000 after_us=60000000",
+                [1],
+                [1],
+                "start = \"manual\""
+            )
+        )),
+    );
+    case.vary.time = Time::Wall;
+    let going = "dma linger: nothing came of before, 1 DMAs under way";
+    case = case.expect(&[going]).types("\x1dm").expect(&["monitor> "]);
+    for turn in 0..TURNS {
+        let (from, to) = if turn % 2 == 0 {
+            ("a", "b")
+        } else {
+            ("b", "a")
+        };
+        // The prompt comes before what the VM says.
+        case = case
+            .types(&format!("stop {from}\r"))
+            .expect(&[&format!("{from}: stopped"), "monitor> "])
+            .types(&format!("start {to}\r"))
+            .expect(&[&format!(r"\[{to}\] {going}")]);
+    }
+    case.types("list\r")
+        .expect(&[" a +running .* 51 ", " b +stopped .* 50 "])
+        .asks("quit", &["verdict 0"])
 }
 
 /// That many `edu`s, from 00:02.0 on, which reach any address.
