@@ -1,0 +1,220 @@
+//! The run-time services of EEH, as Linux calls them.
+
+use crate::pe::{Effect, Enabled, Pe, Reset, State};
+
+/// A service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Service {
+    /// `ibm,set-eeh-option`: configuration address, unique id (2 cells), option.
+    SetOption,
+    /// `ibm,get-config-addr-info2`: configuration address, unique id (2), function → information.
+    AddressInfo,
+    /// `ibm,read-slot-reset-state2`: configuration address, unique id (2) → state, support, waiting
+    /// time (and, with five results, recovery information).
+    ReadState,
+    /// `ibm,set-slot-reset`: configuration address, unique id (2), kind.
+    SetReset,
+    /// `ibm,configure-pe`: configuration address, unique id (2).
+    Configure,
+    /// `ibm,slot-error-detail`: configuration address, unique id (2), two buffers (address, length
+    /// each), severity.
+    ErrorDetail,
+}
+
+impl Service {
+    /// All of them.
+    pub const ALL: [Self; 6] = [
+        Self::SetOption,
+        Self::AddressInfo,
+        Self::ReadState,
+        Self::SetReset,
+        Self::Configure,
+        Self::ErrorDetail,
+    ];
+
+    /// What the device tree calls it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::SetOption => "ibm,set-eeh-option",
+            Self::AddressInfo => "ibm,get-config-addr-info2",
+            Self::ReadState => "ibm,read-slot-reset-state2",
+            Self::SetReset => "ibm,set-slot-reset",
+            Self::Configure => "ibm,configure-pe",
+            Self::ErrorDetail => "ibm,slot-error-detail",
+        }
+    }
+
+    /// The token that QEMU gives it.
+    #[must_use]
+    pub const fn token(self) -> u32 {
+        match self {
+            Self::SetOption => 0x2020,
+            Self::AddressInfo => 0x2021,
+            Self::ReadState => 0x2022,
+            Self::SetReset => 0x2023,
+            Self::Configure => 0x2024,
+            Self::ErrorDetail => 0x2025,
+        }
+    }
+}
+
+const HARDWARE: i32 = -1;
+const PARAMETER: i32 = -3;
+/// `ibm,slot-error-detail`: there is no log.
+const NO_LOG: i32 = 1;
+
+/// That the PE has error handling.
+const SUPPORTED: u32 = 1;
+/// Devices share the PE.
+const SHARED: u32 = 2;
+
+/// What a service comes to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Outcome {
+    /// The status. [LoPAPR §7.2.8]
+    pub status: i32,
+    /// What is to be done before the guest hears of it.
+    pub effect: Effect,
+    values: [u32; 4],
+    count: usize,
+}
+
+impl Outcome {
+    /// The results behind the status.
+    #[must_use]
+    pub fn values(&self) -> &[u32] {
+        self.values.get(..self.count).unwrap_or_default()
+    }
+
+    const fn status(status: i32) -> Self {
+        Self {
+            status,
+            effect: Effect::None,
+            values: [0; 4],
+            count: 0,
+        }
+    }
+
+    const fn done(effect: Effect) -> Self {
+        Self {
+            effect,
+            ..Self::status(0)
+        }
+    }
+
+    fn of<const N: usize>(values: [u32; N]) -> Self {
+        let mut outcome = Self {
+            count: N,
+            ..Self::status(0)
+        };
+        for (to, value) in outcome.values.iter_mut().zip(values) {
+            *to = value;
+        }
+        outcome
+    }
+}
+
+impl Pe {
+    /// Whether a service's arguments name this PE: its unique id, and its own configuration address or
+    /// one of a device on its bus.
+    #[must_use]
+    pub fn is_meant(&self, arguments: &[u32]) -> bool {
+        match arguments {
+            [address, high, low, ..] => {
+                let buid = u64::from(*high) << 32 | u64::from(*low);
+                buid == self.buid() && self.is_named_by(*address)
+            }
+            _ => false,
+        }
+    }
+
+    /// Serves a service with its argument cells, of which there are as many as the guest said, and as
+    /// many results (the status included) as it has room for. `device` says whether a device with a
+    /// configuration address exists. A number of cells that the service does not have, and a PE that is
+    /// not this one, answer −3.
+    pub fn service(
+        &mut self,
+        service: Service,
+        arguments: &[u32],
+        results: usize,
+        device: impl Fn(u32) -> bool,
+    ) -> Outcome {
+        if !self.is_meant(arguments) {
+            return Outcome::status(PARAMETER);
+        }
+        match (service, arguments, results) {
+            (Service::SetOption, &[_, _, _, option], 1) => self.set_option(option),
+            (Service::AddressInfo, &[address, _, _, function], 2) => {
+                if address != self.address() && !device(address) {
+                    return Outcome::status(PARAMETER);
+                }
+                match function {
+                    0 => Outcome::of([self.address()]),
+                    1 => Outcome::of([SHARED]),
+                    _ => Outcome::status(PARAMETER),
+                }
+            }
+            (Service::ReadState, &[_, _, _], 4 | 5) => {
+                // The time to wait until it may be better: none, it will not.
+                let (state, wait) = (self.state().bits(), 0);
+                if results == 5 {
+                    Outcome::of([state, SUPPORTED, wait, 0])
+                } else {
+                    Outcome::of([state, SUPPORTED, wait])
+                }
+            }
+            (Service::SetReset, &[_, _, _, kind], 1) => self.set_reset(kind),
+            (Service::Configure, &[_, _, _], 1) => match self.state() {
+                // The bridges have nothing that an error or a reset takes away.
+                State::Normal | State::DmaStopped | State::Stopped => Outcome::status(0),
+                State::Reset | State::Gone => Outcome::status(HARDWARE),
+            },
+            (Service::ErrorDetail, &[_, _, _, _, _, _, _, 1 | 2], 1) => Outcome::status(NO_LOG),
+            _ => Outcome::status(PARAMETER),
+        }
+    }
+
+    fn set_option(&mut self, option: u32) -> Outcome {
+        const DISABLE: u32 = 0;
+        const ENABLE: u32 = 1;
+        const THAW_REGISTERS: u32 = 2;
+        const THAW_DMA: u32 = 3;
+        match (option, self.state()) {
+            (DISABLE, _) => {
+                self.enable(Enabled::No);
+                Outcome::status(0)
+            }
+            (ENABLE, _) => {
+                self.enable(Enabled::Yes);
+                Outcome::status(0)
+            }
+            (THAW_REGISTERS, State::Stopped) => {
+                Outcome::done(self.to(State::DmaStopped, Effect::AllowRegisters))
+            }
+            (THAW_REGISTERS, State::Normal | State::DmaStopped) => Outcome::status(0),
+            (THAW_DMA, State::DmaStopped) => {
+                Outcome::done(self.to(State::Normal, Effect::AllowDma))
+            }
+            (THAW_DMA, State::Normal) => Outcome::status(0),
+            // Registers come first; a reset is ended, not thawed; what is gone is gone.
+            (THAW_REGISTERS | THAW_DMA, _) => Outcome::status(HARDWARE),
+            _ => Outcome::status(PARAMETER),
+        }
+    }
+
+    fn set_reset(&mut self, kind: u32) -> Outcome {
+        let kind = match kind {
+            0 => None,
+            1 => Some(Reset::Hot),
+            3 => Some(Reset::Fundamental),
+            _ => return Outcome::status(PARAMETER),
+        };
+        match (kind, self.state()) {
+            (_, State::Gone) => Outcome::status(HARDWARE),
+            (Some(kind), _) => Outcome::done(self.to(State::Reset, Effect::AssertReset(kind))),
+            (None, State::Reset) => Outcome::done(self.to(State::Normal, Effect::DeassertReset)),
+            (None, _) => Outcome::status(0),
+        }
+    }
+}
