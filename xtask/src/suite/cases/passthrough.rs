@@ -5,7 +5,10 @@
 
 use std::time::Duration;
 
-use super::{Bundle, Case, Disks};
+use anyhow::{Result, ensure};
+use regex::Regex;
+
+use super::{Bundle, Case, Check, Disks};
 
 const BOARD: &str = "virt";
 /// A DMA that was refused, in the hypervisor's log.
@@ -89,6 +92,7 @@ pub(super) fn cases() -> Vec<Case> {
             linux!("6.1", "acpi", "1", below_switch!()),
             true,
         ),
+        two_vms(),
         half_a_group(),
         behind_no_smmu(),
     ]
@@ -221,6 +225,77 @@ fn with_switch(mut case: Case) -> Case {
         "virtio-blk-pci,iommu_platform=on,bus=down2,drive=spare2",
     );
     nic(case, 0, "e1000e,bus=down1")
+}
+
+/// A VM of two, with a disk and a NIC.
+macro_rules! one_of_two {
+    ($name:literal, $cpu:literal, $more:literal, $devices:literal) => {
+        concat!(
+            "[[vm]]\nname = \"",
+            $name,
+            "\"\nmemory = \"384M\"\npin = [",
+            $cpu,
+            "]\nkernel = \"debian:6.12\"\ninitrd = \"initramfs\"\n",
+            $more,
+            "append = \"console=ttyAMA0 quiet do=irqs,net,disk-restart,off\"\ndevices = [",
+            $devices,
+            "]\n"
+        )
+    };
+}
+
+/// Two VMs at once, one with a view of stage 2 alone and a device tree, one with an SMMU of its own and ACPI.
+fn two_vms() -> Case {
+    let mut case = Case::new(BOARD, "two VMs use a disk and a NIC each at the same time")
+        .bundle(Bundle::Manifest(concat!(
+            one_of_two!(
+                "one",
+                "0",
+                "iommu = \"stage2\"\nmsi = \"vits\"\n",
+                "{ host = \"0000:00:01.0\" }, { host = \"0000:01:00.0\" }"
+            ),
+            one_of_two!(
+                "two",
+                "1",
+                "iommu = \"nested\"\nmsi = \"rmr\"\nfirmware = \"acpi\"\n",
+                "{ host = \"0000:02:00.0\" }, { host = \"0000:03:00.0\" }"
+            )
+        )))
+        .expect(&["guest: Linux .* is up, "; 2])
+        .expect(&["all VMs are off"]);
+    case.check = Check::Judged(both_are_well);
+    case.disks = Disks::AndSpare(1);
+    for number in 0..3 {
+        let place = format!("chassis={},addr={:x}", number + 1, number + 2);
+        case = device(case, &format!("pcie-root-port,id=port{number},{place}"));
+    }
+    case = nic(case, 0, "e1000e,bus=port0");
+    case = device(case, "nvme,serial=spare1,bus=port1,drive=spare1");
+    case = nic(case, 1, "igb,bus=port2");
+    case.forbids = vec![
+        r"^\[ *\d+\.\d{6}\] (ERROR|WARN) ".to_owned(),
+        EVENT.to_owned(),
+        "FAILED".to_owned(),
+    ];
+    case.timeout = Duration::from_secs(600);
+    case
+}
+
+/// Each VM has read its interrupts, pinged and found its files again. A serial number names each disk.
+fn both_are_well(console: &str) -> Result<()> {
+    for (vm, serial) in [("one", "bulkhead0"), ("two", "spare1")] {
+        for wanted in [
+            r"action irqs: ok: [1-9]\d* interrupts by 2 devices",
+            "action net: ok: 1 interfaces",
+            &format!("action disk-restart: .* nvme, .*{serial}"),
+            "action disk-restart: nvme0n1: [1-9] files are as they were written before",
+            "action disk-restart: ok: 1 disks",
+        ] {
+            let pattern = Regex::new(&format!(r"(?m)^\[{vm}\] {wanted}"))?;
+            ensure!(pattern.is_match(console), "VM {vm} never says `{wanted}`");
+        }
+    }
+    Ok(())
 }
 
 /// One device behind a switch without the others.
