@@ -799,10 +799,19 @@ impl GuestPci {
         let function = self.hardware.functions.get(seat.function)?;
         let mut lines = Vec::from([self.hardware.entry(function)?]);
         match &self.smmu {
-            Some(smmu) => lines.extend(smmu.walk(vm, bdf, at, |ipa| {
-                let at = Iova::truncated(ipa.bits());
-                self.hardware.stage_two(function, at)?.pa()
-            })),
+            Some(smmu) => lines.extend(smmu.walk(
+                vm,
+                bdf,
+                at,
+                |ipa| {
+                    let at = Iova::truncated(ipa.bits());
+                    self.hardware.stage_two(function, at)?.pa()
+                },
+                |ipa| {
+                    let at = Iova::truncated(ipa);
+                    Some(self.hardware.stage_two(function, at)?.line(at))
+                },
+            )),
             None => {
                 let stage_two = self.hardware.stage_two(function, at);
                 lines.extend(stage_two.map(|stage_two| stage_two.line(at)));

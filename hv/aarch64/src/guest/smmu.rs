@@ -11,7 +11,8 @@ use core::sync::atomic::{AtomicBool, Ordering};
 
 use firmware::GuestPlatform;
 use iommu::{
-    BackendError, DeviceId, DomainId, Error, NestedConfig, Target, UnitId, VdeviceId, ViommuId,
+    BackendError, ContextFormat, DeviceId, DomainId, Error, NestedConfig, StageOne, Target, UnitId,
+    VdeviceId, ViommuId,
 };
 use smmuv3::spec::Event;
 use spin::Mutex;
@@ -310,6 +311,7 @@ impl GuestSmmu {
         guest: Bdf,
         at: Iova,
         stage_two: impl FnMut(Ipa) -> Option<Pa>,
+        leaf_two: impl FnOnce(u64) -> Option<String>,
     ) -> Vec<String> {
         let Some(stream) = stream_of(guest) else {
             return Vec::new();
@@ -319,26 +321,69 @@ impl GuestSmmu {
             .smmu
             .walk((stream, None), at.bits(), Access::Read, vm, stage_two);
         let mut lines: Vec<String> = walk.steps().map(line_of).collect();
+        // What the leaf says, by the memory attributes of the context descriptor.
+        let mut mair = 0;
+        let mut leaf = None;
+        let mut output = None;
+        for step in walk.steps() {
+            match step {
+                Step::Cd { words, .. } => mair = words[3],
+                Step::Table { descriptor, .. } => leaf = Some(*descriptor),
+                Step::Output { ipa, .. } => output = Some(*ipa),
+                _ => {}
+            }
+        }
+        if let (Some(leaf), Some(ipa)) = (leaf, output) {
+            let index = (leaf >> 2 & 7) as u32;
+            let [attributes, ..] = (mair >> (8 * index)).to_le_bytes();
+            let access = match leaf >> 6 & 3 {
+                0 | 1 => "read-write",
+                _ => "read-only",
+            };
+            lines.push(format!(
+                "stage 1: {access}, memory attributes {attributes:#04x}"
+            ));
+            lines.extend(leaf_two(ipa));
+        }
         lines.push(match walk.end() {
             End::Reached(pa) => format!("reaches {:#x}", pa.bits()),
             End::Aborts => "aborts".to_string(),
-            End::Fault(id) => format!("faults: {id:?}, for the guest"),
+            End::Fault(id) => format!("faults: {id}, told to the guest"),
             End::StageTwo(ipa) => format!("faults: stage 2 has nothing at {ipa:#x}"),
         });
         lines
     }
 }
 
+/// What a stream's configuration is, in words.
+fn config_of(config: &NestedConfig) -> String {
+    match config.stage_one {
+        StageOne::Abort => "aborts".to_string(),
+        StageOne::Bypass => "bypasses stage 1".to_string(),
+        StageOne::Translate(translate) => {
+            let table = match translate.format {
+                ContextFormat::Linear => "linear",
+                ContextFormat::TwoLevel4K => "two levels of 4 KiB",
+                ContextFormat::TwoLevel64K => "two levels of 64 KiB",
+            };
+            format!(
+                "stage 1, context descriptors at {:#x}, {table}, 2^{} substreams",
+                translate.base, translate.substream_bits
+            )
+        }
+    }
+}
+
 fn line_of(step: &Step) -> String {
     match step {
-        Step::Off(config) => format!("guest SMMU off: {:?}", config.stage_one),
+        Step::Off(config) => format!("guest SMMU off: {}", config_of(config)),
         Step::StreamTable { at, descriptor } => {
             format!("guest stream table, level 1, at {at:#x}: {descriptor:#018x}")
         }
         Step::Ste { at, ste, judged } => {
             let [first, second, ..] = ste.0;
             let judged = match judged {
-                Ok(config) => format!("{:?}", config.stage_one),
+                Ok(config) => config_of(config),
                 Err(bad) => bad.to_string(),
             };
             format!("guest STE at {at:#x}: {first:#018x} {second:#018x}: {judged}")
