@@ -78,14 +78,15 @@ pub(crate) fn run(options: &Options) -> Verdict {
     edu.raise(1);
     await_lpis(0, before + 1)?;
     edu.acknowledge(1);
-    smmu.unmap(DOORBELL as u64)?;
+    // Where the device writes its messages: with policy `rmr`, the window's first page.
+    let page = options.number("messages").unwrap_or(DOORBELL as u64);
+    smmu.unmap(page)?;
     smmu.drain();
     edu.raise(1);
     edu.acknowledge(1);
     cpu::sleep_us(10_000);
-    // Under `rmr` the message is written to the window's first page: what counts is that it was mapped.
     let without = lpis(0) - before - 1;
-    smmu.map(DOORBELL as u64, DOORBELL as u64)?;
+    smmu.map(page, page)?;
     smmu.run(&[command::tlbi_asid(ASID)])?;
     smmu.drain();
     println!("dma beat 4: a message by stage 1 arrives, without its page {without}");
@@ -114,7 +115,7 @@ pub(crate) fn run(options: &Options) -> Verdict {
         entry[0],
         entry[RUNS - 1]
     );
-    let fault = faults(&mut smmu, edu)?;
+    let fault = faults(&mut smmu, edu, page)?;
     println!(
         "bench fault-to-handler {} {} {}",
         fault[RUNS / 2],
@@ -344,9 +345,9 @@ fn costs(smmu: &mut Smmu, stream: u32) -> Result<(Costs, Costs, Costs), Failure>
 
 /// Ticks from the write that has a device send a message to a page that has no translation to the vector of
 /// the event's handler.
-fn faults(smmu: &mut Smmu, edu: Edu) -> Result<Costs, Failure> {
+fn faults(smmu: &mut Smmu, edu: Edu, page: u64) -> Result<Costs, Failure> {
     let mut times = [0; RUNS];
-    smmu.unmap(DOORBELL as u64)?;
+    smmu.unmap(page)?;
     for time in &mut times {
         // What is still pending from before comes now.
         gic::enable_shared(SMMU_EVENT, gic::Trigger::Edge);
@@ -371,7 +372,7 @@ fn faults(smmu: &mut Smmu, edu: Edu) -> Result<Costs, Failure> {
         let entered = RECEIVED.entered.load(Ordering::SeqCst);
         *time = entered.saturating_sub(before);
     }
-    smmu.map(DOORBELL as u64, DOORBELL as u64)?;
+    smmu.map(page, page)?;
     smmu.run(&[command::tlbi_asid(ASID)])?;
     smmu.drain();
     times.sort_unstable();

@@ -3,6 +3,7 @@
 mod dma;
 mod guests;
 mod linux;
+mod nested;
 mod passthrough;
 mod pseries;
 mod shares;
@@ -225,6 +226,7 @@ pub(super) fn of_board(board: &str, extent: Extent) -> Vec<Case> {
             guests::cases(),
             dma::cases(),
             passthrough::cases(),
+            nested::cases(),
             vms::cases(),
             shares::cases(),
             tool::cases(),

@@ -76,7 +76,6 @@ pub(super) fn cases() -> Vec<Case> {
         case
     };
     vec![
-        default_guest(),
         two_views(),
         ports("dt", linux!("6.12", "dt", "2", below_ports!())),
         ports("acpi", linux!("6.12", "acpi", "2", below_ports!())),
@@ -96,28 +95,6 @@ pub(super) fn cases() -> Vec<Case> {
         half_a_group(),
         behind_no_smmu(),
     ]
-}
-
-/// What `cargo xtask run` shows: the guest reads its disk.
-fn default_guest() -> Case {
-    let mut case = Case::new(BOARD, "the board's own guest reads its NVMe disk")
-        .bundle(Bundle::OfBoard)
-        .expect(&[
-            "vm linux: 00:01.0 is 0000:00:01.0",
-            r"guest: Linux 6\.12\..* is up, ",
-            r"action irqs: ok: [1-9]\d* interrupts by 1 devices",
-            "guest: all actions are done",
-            "/ # ",
-        ])
-        .types("\x1dm")
-        .asks("devices linux", &["00:01.0 is 0000:00:01.0 BAR0 at 0x"])
-        .asks("smmu", &["smmu0: on, streams of no VM abort; 0 events"])
-        .asks("walk linux 8090000", &["0x8090000 is not mapped"])
-        .asks("walk linux 8000000000", &["0x8000000000 -> 0x10000000, "])
-        .asks("quit", &["verdict 0: the monitor was told to quit"]);
-    // Linux says such things too.
-    case.forbids = vec![r"^\[ *\d+\.\d{6}\] ERROR ".to_owned(), EVENT.to_owned()];
-    case
 }
 
 /// The CPU's view of a VM has no doorbell; the device's has that and the VM's memory, and nothing else.

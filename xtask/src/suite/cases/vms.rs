@@ -163,7 +163,7 @@ fn restarts() -> Case {
 }
 
 /// The first and the last answer to `frames` are the same, and are answers.
-fn same_frames(console: &str) -> Result<()> {
+pub(super) fn same_frames(console: &str) -> Result<()> {
     let pattern = Regex::new(r"(\d+) of \d+ frames of 4 KiB free, heap: (\d+) of")?;
     let free: Vec<(u64, u64)> = pattern
         .captures_iter(console)

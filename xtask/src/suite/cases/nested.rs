@@ -1,0 +1,246 @@
+//! Tests of SMMUs of guests' own: stage 1 by the guest over stage 2 by the hypervisor.
+//!
+//! `guests/src/bin/dma` drives its SMMU and `edu`s by itself, and is as hostile as it is told to be; it passes the
+//! same tests on the machine without the hypervisor (`dma.rs`). Linux is in `passthrough.rs` and here.
+
+use std::time::Duration;
+
+use super::{Bundle, Case};
+use crate::qemu::Time;
+
+const BOARD: &str = "virt";
+const MONITOR: &str = "\x1dm";
+/// A line of the hypervisor's that must not be there. Linux says `ERROR`, too.
+const OURS: &str = r"^\[ *\d+\.\d{6}\] ERROR ";
+
+/// A VM of our own DMA guest with two `edu`s and an SMMU of its own.
+macro_rules! dma {
+    ($name:literal, $cpus:literal, $msi:literal, $devices:expr, $append:literal, $more:literal) => {
+        concat!(
+            "[[vm]]\nname = \"",
+            $name,
+            "\"\nmemory = \"64M\"\ncpus = ",
+            $cpus,
+            "\nkernel = \"guest:dma\"\nkernel_format = \"flat\"\nrestart = \"never\"\n",
+            "iommu = \"nested\"\nmsi = \"",
+            $msi,
+            "\"\ndevices = [",
+            $devices,
+            "]\nappend = \"",
+            $append,
+            "\"\n",
+            $more
+        )
+    };
+}
+
+macro_rules! manifest {
+    ($($vm:expr),+ $(,)?) => { Bundle::Manifest(concat!("version = 1\n", $($vm),+)) };
+}
+
+/// Both `edu`s.
+macro_rules! both {
+    () => {
+        "{ host = \"0000:00:02.0\" }, { host = \"0000:00:03.0\" }"
+    };
+}
+
+pub(super) fn cases() -> Vec<Case> {
+    vec![
+        translates(
+            "vits",
+            manifest!(dma!("dma", "1", "vits", both!(), "smmu silent=1", "")),
+        ),
+        translates(
+            "rmr",
+            manifest!(dma!(
+                "dma",
+                "1",
+                "rmr",
+                both!(),
+                "smmu silent=1 messages=0x8000000",
+                ""
+            )),
+        ),
+        fire(),
+        killed(),
+        live_walk(),
+        no_room_for_one(),
+    ]
+}
+
+fn edus(mut case: Case) -> Case {
+    for slot in 2..4 {
+        let device = format!("edu,dma_mask=0xffffffffffffffff,addr={slot:02x}.0");
+        case = case.args(&["-device", &device]);
+    }
+    case.vary.time = Time::Instructions;
+    case.timeout = Duration::from_secs(300);
+    case
+}
+
+/// What the guest maps is reached, what it does not is refused and told to it by its own stream ID; every
+/// state of a stream, and its SMMU off and on; messages by its stage 1.
+fn translates(policy: &str, bundle: Bundle) -> Case {
+    let mut case = edus(Case::new(
+        BOARD,
+        format!("nested: a guest's stage 1 decides, its faults are its own, messages by {policy}"),
+    ))
+    .bundle(bundle)
+    .expect(&[
+        &format!("vm dma: its guest's SMMU: .*, messages by {policy}"),
+        "dma beat 1: IDR0 0xd40101a, stream 0x8 attached",
+        // Physically it is stream 0x10.
+        "dma event: type 0x10 stream 0x8 address 0x2012345000 read false stage 2 false class 2",
+        "dma beat 4: a message by stage 1 arrives, without its page 0",
+        "dma beat 6: off, on, and what is while it is off",
+        "dma verdict: smmu ok: events=[1-9][0-9]* gerrors=0 without_doorbell=0 ",
+    ]);
+    // The guest's faults are told to the guest alone.
+    case.forbids = vec![OURS.to_owned(), "F_TRANSLATION".to_owned()];
+    case
+}
+
+/// Garbage in every structure, from two vCPUs at once, with DMA all the time, beside a VM that must not miss
+/// a beat.
+fn fire() -> Case {
+    let mut case = edus(Case::new(
+        BOARD,
+        "nested: an SMMU under fire from two vCPUs works again, its neighbour misses nothing",
+    ))
+    .bundle(manifest!(
+        "[[vm]]\nname = \"heart\"\nmemory = \"16M\"\npin = [0]\nkernel = \"guest:heartbeat\"\n",
+        "kernel_format = \"flat\"\nrestart = \"never\"\n",
+        "append = \"beats=2500 period_us=10000\"\n",
+        dma!(
+            "dma",
+            "2",
+            "vits",
+            both!(),
+            "smmu-hostile ops=20000 seed=1 formats=1",
+            "pin = [1, 1]\n"
+        ),
+    ))
+    .expect(&[
+        "dma beat 0: seed=1 ops=20000, ",
+        "heartbeat end: beats=2500 .* missed=0",
+        "dma verdict: smmu-hostile ok: seed=1 ops=20000 ",
+    ]);
+    case.forbids = vec![OURS.to_owned()];
+    case
+}
+
+/// The VM is stopped and started in the middle of everything; nothing is lost, and it works after it.
+fn killed() -> Case {
+    let mut case = edus(Case::new(
+        BOARD,
+        "nested: a VM is killed at any moment and starts again, without losing a frame",
+    ))
+    .bundle(manifest!(dma!(
+        "dma",
+        "2",
+        "rmr",
+        both!(),
+        "smmu-hostile ops=1000000 seed=2 formats=1",
+        "pin = [1, 1]\n"
+    ),))
+    .expect(&["dma beat 0: seed=2 "])
+    .types(MONITOR)
+    .asks("frames", &["frames of 4 KiB free"]);
+    for _ in 0..20 {
+        case = case.asks("restart dma", &["dma: running"]);
+    }
+    let mut case = case
+        .expect(&["dma beat 0: seed=2 "])
+        .asks("frames", &["frames of 4 KiB free"])
+        .asks("devices dma", &["its guest's SMMU: 2 streams, "])
+        .asks("stop dma", &["dma: stopped"])
+        .asks(
+            "stream dma 00:01.0 0",
+            &["stream 0x10: Config 0 \\(abort\\)"],
+        )
+        .asks("quit", &["verdict 0: the monitor was told to quit"]);
+    case.forbids = vec![OURS.to_owned()];
+    case.check = super::Check::Judged(super::vms::same_frames);
+    case
+}
+
+/// The board's own guest: Linux's own log, and its tables as they are in memory, down to the ITS.
+fn live_walk() -> Case {
+    let mut case = Case::new(
+        BOARD,
+        "nested: the board's own guest has its SMMU, and its tables lead to its disk's doorbell",
+    )
+    .bundle(Bundle::OfBoard)
+    .expect(&[
+        "vm linux: 00:01.0 is 0000:00:01.0",
+        "vm linux: its guest's SMMU: .*, messages by rmr",
+        "iommu: Default domain type: Translated",
+        r"arm-smmu-v3 arm-smmu-v3\.0\.auto: ias 40-bit, oas 40-bit",
+        "nvme 0000:00:01.0: Adding to iommu group 0",
+        r"guest: Linux 6\.12\..* is up, ",
+        r"action irqs: ok: [1-9]\d* interrupts by 1 devices",
+        "guest: all actions are done",
+        "/ # ",
+    ])
+    .types(MONITOR)
+    .asks(
+        "devices linux",
+        &[
+            "00:01.0 is 0000:00:01.0 BAR0 at 0x",
+            "its guest's SMMU: 1 streams, [1-9][0-9]* commands, 0 refused, [1-9]",
+        ],
+    )
+    .asks("smmu", &["smmu0: on, streams of no VM abort; 0 events"])
+    // The window that the guest maps to itself, by its own tables.
+    .asks(
+        "stream linux 00:01.0 8000040",
+        &[
+            r"stream 0x8: Config 7 \(nested\), S1ContextPtr 0x[1-9a-f][0-9a-f]*, .* S2VMID [1-9]",
+            "guest stream table, level 1, at 0x",
+            "guest STE at 0x.*: stage 1, context descriptors at 0x.*, linear, ",
+            "CD at 0x.* TTB0 0x[1-9a-f]",
+            "stage 1, level 0, at 0x",
+            "stage 1, level 3, at 0x",
+            "stage 1 gives 0x8000040, stage 2 0x8090040",
+            "stage 1: read-write, memory attributes 0x",
+            "stage 2: 0x8000040 -> 0x8090040, level 3, ",
+            "reaches 0x8090040",
+        ],
+    )
+    // The control: RAM that the guest has not mapped for the disk.
+    .asks(
+        "stream linux 00:01.0 40000000",
+        &["faults: F_TRANSLATION, told to the guest"],
+    )
+    // No vCPU reaches a doorbell.
+    .asks("walk linux 8000000", &["0x8000000 is not mapped"])
+    .asks("walk linux 8090000", &["0x8090000 is not mapped"])
+    .asks("quit", &["verdict 0: the monitor was told to quit"]);
+    case.forbids = vec![OURS.to_owned(), "(?i)firmware bug|call trace".to_owned()];
+    case
+}
+
+/// Devices of one isolation group have one stream in the core: no SMMU of the guest's, and a word about it.
+fn no_room_for_one() -> Case {
+    let case = Case::new(
+        BOARD,
+        "nested: functions of one device without isolation leave the guest without an SMMU",
+    )
+    .bundle(Bundle::Manifest(
+        "version = 1\n[[vm]]\nname = \"pair\"\nmemory = \"2M\"\nkernel = \"off.bin\"\n\
+         kernel_format = \"flat\"\niommu = \"nested\"\n\
+         devices = [ { host = \"0000:00:04.0\" }, { host = \"0000:00:04.1\" } ]\n",
+    ))
+    .args(&[
+        "-device",
+        "edu,addr=04.0,multifunction=on",
+        "-device",
+        "edu,addr=04.1",
+    ]);
+    case.expect(&[
+        "vm pair: iommu = \"nested\" is not to be had: 0000:00:04.0 shares its isolation group",
+        "verdict 1: no VM of the bundle can be run",
+    ])
+    .fatal()
+}
