@@ -196,6 +196,7 @@ impl Control for &Guests {
         };
         let mut lines = pci.lines();
         lines.push(pci.summary());
+        lines.extend(pci.smmu_line());
         Ok(lines)
     }
 

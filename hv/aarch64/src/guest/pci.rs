@@ -181,7 +181,7 @@ impl GuestPci {
                 .collect(),
             msi_window: config.msi_window,
             smmu,
-            msi: config.msi,
+            msi: super::vm::msi_policy(config),
             seats: assigned.to_vec(),
             state: Mutex::new(State { segment, held }),
             dma: Mutex::new(Dma::default()),
@@ -789,8 +789,13 @@ impl GuestPci {
     pub(crate) fn summary(&self) -> String {
         match &self.smmu {
             None => "its guest sees no SMMU: stage 2 alone translates".to_string(),
-            Some(smmu) => format!("{}, messages by {}", smmu.line(), self.msi),
+            Some(_) => format!("its guest has an SMMU of its own, messages by {}", self.msi),
         }
+    }
+
+    /// What the guest's SMMU did, as a line, if it has one.
+    pub(crate) fn smmu_line(&self) -> Option<String> {
+        self.smmu.as_ref().map(GuestSmmu::line)
     }
 
     /// Where DMA of a device goes at an address, by the tables in memory, a line for each step.

@@ -207,7 +207,7 @@ impl Devices<'_> {
             _ => return Ok(None),
         };
         platform.add_virt_smmu();
-        if config.msi == MsiPolicy::Rmr {
+        if msi_policy(config) == MsiPolicy::Rmr {
             let default = iommu::MsiWindow::DEFAULT.span();
             let start = config
                 .msi_window
@@ -248,6 +248,17 @@ impl Devices<'_> {
         let unit = unit.ok_or("it has no device")?;
         GuestSmmu::features(self.hardware, unit, IPA_BITS)?;
         Ok(unit)
+    }
+}
+
+/// How a VM's messages are addressed, when its guest has an SMMU.
+///
+/// With a device tree and `iommu = "auto"` by the guest's own mapping, which every kernel makes: one before
+/// Linux 6.3 would take no notice of a reserved window, and silently have no messages.
+pub(super) fn msi_policy(config: &VmConfig) -> MsiPolicy {
+    match (config.iommu, config.firmware) {
+        (IommuMode::Auto, Firmware::Dt) => MsiPolicy::Vits,
+        _ => config.msi,
     }
 }
 

@@ -88,7 +88,7 @@ fn translates(policy: &str, bundle: Bundle) -> Case {
     ))
     .bundle(bundle)
     .expect(&[
-        &format!("vm dma: its guest's SMMU: .*, messages by {policy}"),
+        &format!("vm dma: its guest has an SMMU of its own, messages by {policy}"),
         "dma beat 1: IDR0 0xd40101a, stream 0x8 attached",
         // Physically it is stream 0x10.
         "dma event: type 0x10 stream 0x8 address 0x2012345000 read false stage 2 false class 2",
@@ -174,7 +174,7 @@ fn live_walk() -> Case {
     .bundle(Bundle::OfBoard)
     .expect(&[
         "vm linux: 00:01.0 is 0000:00:01.0",
-        "vm linux: its guest's SMMU: .*, messages by rmr",
+        "vm linux: its guest has an SMMU of its own, messages by rmr",
         "iommu: Default domain type: Translated",
         r"arm-smmu-v3 arm-smmu-v3\.0\.auto: ias 40-bit, oas 40-bit",
         "nvme 0000:00:01.0: Adding to iommu group 0",
