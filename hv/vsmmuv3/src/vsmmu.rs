@@ -447,6 +447,8 @@ impl VSmmu {
             (EventId::CBadSte, Verdict::NoEntry | Verdict::NotFetched { .. }) => {
                 self.emulated(&known)
             }
+            // A driver's hardware, not a guest's.
+            _ if self.features.has_stage_two() => Some(hardware.with_sid(stream.bits())),
             _ => events::for_guest(hardware, stream, self.features.substream_bits()),
         };
         let delivery = match record {

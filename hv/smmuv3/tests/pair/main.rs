@@ -1,0 +1,12 @@
+//! The driver and the emulation as each other's double, DMA included.
+#![expect(
+    clippy::cast_possible_truncation,
+    reason = "fields and registers cut to their widths"
+)]
+
+mod board;
+mod driver;
+mod engine;
+mod guests;
+mod nested;
+mod storm;
