@@ -5,10 +5,11 @@ use core::ops::ControlFlow;
 use types::{Address, Iova, Pa, Span};
 
 use crate::area::{Area, Flags, Permissions, span};
+use crate::arena::Arena;
 use crate::backend::{Backend, BackendError, MemoryType, PageSizes, Run, TableId, Window};
 use crate::group::Path;
-use crate::ioas::{Ioas, IoasId, PeerToPeer};
-use crate::memory::{Memory, MemoryId};
+use crate::ioas::{Ioas, IoasId, PeerToPeer, Shown};
+use crate::memory::{Extent, Memory, MemoryId};
 use crate::{Error, Iommu};
 
 /// Where a mapping goes.
@@ -74,7 +75,7 @@ pub(crate) fn window_of(windows: &[Window], span: Span<Iova>) -> Result<&Window,
 /// Shows an area in a table, all or nothing as far as the table goes.
 ///
 /// Returns how many bytes from its start a device may have seen and cached when it fails.
-#[inline]
+#[inline(always)]
 pub(crate) fn show<B: Backend>(
     backend: &mut B,
     table: TableId,
@@ -82,18 +83,39 @@ pub(crate) fn show<B: Backend>(
     memory: &Memory,
     area: Area,
 ) -> Result<(), (BackendError, u64)> {
-    let mut at = area.start;
+    let (permissions, memory_type) = (area.flags.permissions(), memory.memory_type());
+    let run = move |iova: u64, extent: Extent| Run {
+        iova: Iova::truncated(iova),
+        pa: extent.pa,
+        bytes: extent.bytes,
+        permissions,
+        memory: memory_type,
+        leaves,
+    };
+    // Nearly all memory objects are of one piece.
+    match memory.only_run(area.offset, area.bytes()) {
+        Some(extent) => backend
+            .map(table, &run(area.start, extent))
+            .map_err(|error| (error, 0)),
+        None => {
+            let what = (area.start, area.offset, area.bytes());
+            show_scattered(backend, table, memory, what, &run)
+        }
+    }
+}
+
+#[inline(never)]
+fn show_scattered<B: Backend>(
+    backend: &mut B,
+    table: TableId,
+    memory: &Memory,
+    (start, offset, bytes): (u64, u64, u64),
+    run: &dyn Fn(u64, Extent) -> Run,
+) -> Result<(), (BackendError, u64)> {
+    let mut at = start;
     let mut failure = None;
-    let result = memory.runs(area.offset, area.bytes(), |extent| {
-        let run = Run {
-            iova: Iova::truncated(at),
-            pa: extent.pa,
-            bytes: extent.bytes,
-            permissions: area.flags.permissions(),
-            memory: memory.memory_type(),
-            leaves,
-        };
-        backend.map(table, &run).map_err(|error| {
+    let result = memory.runs(offset, bytes, |extent| {
+        backend.map(table, &run(at, extent)).map_err(|error| {
             failure = Some(error);
             Error::Backend(error)
         })?;
@@ -103,10 +125,9 @@ pub(crate) fn show<B: Backend>(
     match (result, failure) {
         (Ok(()), _) => Ok(()),
         (Err(_), failure) => {
-            let shown = at.saturating_sub(area.start);
+            let shown = at.saturating_sub(start);
             if let Some(last) = shown.checked_sub(1) {
-                let last = area.start.saturating_add(last);
-                backend.unmap(table, span(area.start, last));
+                backend.unmap(table, span(start, start.saturating_add(last)));
             }
             Err((failure.unwrap_or(BackendError::Unsupported), shown))
         }
@@ -135,6 +156,109 @@ pub(crate) fn check_pages(memory: &Memory, area: Area, floor: u64) -> Result<(),
             })
         }
     })
+}
+
+/// Unmaps the areas in a checked range, of which `first` is the first.
+#[inline]
+fn remove_from<B: Backend>(
+    backend: &mut B,
+    memories: &mut Arena<Memory>,
+    (id, ioas): (IoasId, &mut Ioas),
+    range: Span<Iova>,
+    first: Area,
+) -> Result<u64, Error> {
+    let (start, last) = (range.start().bits(), range.last().bits());
+    if !ioas.domains.is_empty() {
+        let mut end = first.last;
+        let mut clear = |area: Area| {
+            for shown in &ioas.domains {
+                backend.unmap(shown.table, area.span());
+            }
+            end = area.last;
+            ControlFlow::<()>::Continue(())
+        };
+        if first.last >= last {
+            let _ = clear(first);
+        } else {
+            ioas.areas.visit(start, last, clear);
+        }
+        let cleared = span(first.start, end);
+        let mut outcome = Ok(());
+        for shown in &ioas.domains {
+            outcome = outcome.and(backend.invalidate(shown.table, cleared));
+        }
+        if let Err(error) = outcome {
+            let mut next = Some(first);
+            while let Some(area) = next.filter(|area| area.start <= last) {
+                ioas.areas.set_flags(area.start, area.flags.stale());
+                next = area
+                    .last
+                    .checked_add(1)
+                    .and_then(|after| ioas.areas.at_or_after(after));
+            }
+            return Err(error.into());
+        }
+    }
+    let mut bytes = first.bytes();
+    forget(memories, ioas, id, first);
+    let mut end = first.last;
+    while end < last {
+        let Some(area) = ioas.areas.at_or_after(end).filter(|a| a.start <= last) else {
+            break;
+        };
+        bytes = bytes.saturating_add(area.bytes());
+        end = area.last;
+        forget(memories, ioas, id, area);
+    }
+    Ok(bytes)
+}
+
+/// Takes back what was shown of an area: in a table, `seen` bytes of it that are cleared again, and in
+/// earlier ones. What was visible for a moment may be cached, and must be gone before the caller
+/// hears that the mapping does not exist.
+#[cold]
+fn undo<B: Backend>(
+    backend: &mut B,
+    earlier: &[Shown],
+    table: TableId,
+    area: Span<Iova>,
+    seen: u64,
+) -> Result<(), BackendError> {
+    let mut undone = Ok(());
+    if let Some(seen) = Span::from_len(area.start(), seen) {
+        undone = backend.invalidate(table, seen);
+    }
+    for earlier in earlier {
+        backend.unmap(earlier.table, area);
+        undone = undone.and(backend.invalidate(earlier.table, area));
+    }
+    undone
+}
+
+/// Takes an area out, which no table shows any more.
+#[inline(always)]
+fn forget(memories: &mut Arena<Memory>, ioas: &mut Ioas, id: IoasId, area: Area) {
+    ioas.areas.remove(area.start);
+    let Some(memory) = memories.at_mut(area.memory) else {
+        return;
+    };
+    memory.areas = memory.areas.saturating_sub(1);
+    if let Some(shown) = memory.shown_mut() {
+        shown.retain(|known| *known != (id, area.start));
+        ioas.bar_areas = ioas.bar_areas.saturating_sub(1);
+    }
+}
+
+/// The area of a request that begins at `start`; it has been checked to end.
+#[inline(always)]
+fn new_area(start: u64, request: &Map) -> Area {
+    Area {
+        start,
+        last: start.saturating_add(request.bytes.saturating_sub(1)),
+        offset: request.offset,
+        memory: request.memory.index(),
+        flags: Flags::new(request.permissions),
+    }
 }
 
 impl<B: Backend> Iommu<B> {
@@ -208,12 +332,13 @@ impl<B: Backend> Iommu<B> {
         let ioas = self.ioas.need(id)?;
         let memory = self.memory.need(request.memory)?;
         self.may_map(ioas, request.memory, memory, request.permissions)?;
-        let area = self.new_area(ioas, memory, request)?;
-        self.insert_area(id, area)
+        let start = self.check_area(ioas, memory, request)?;
+        self.insert_area(id, new_area(start, request))
     }
 
-    /// The area a request asks for, checked against everything but the backend.
-    fn new_area(&self, ioas: &Ioas, memory: &Memory, request: &Map) -> Result<Area, Error> {
+    /// Where the area that a request asks for begins, checked against everything but the backend.
+    #[inline(always)]
+    fn check_area(&self, ioas: &Ioas, memory: &Memory, request: &Map) -> Result<u64, Error> {
         let bytes_less_one = request.bytes.checked_sub(1).ok_or(Error::Empty)?;
         if request.bytes == u64::MAX
             || request.placement == Placement::Fixed(Iova::truncated(u64::MAX))
@@ -237,13 +362,7 @@ impl<B: Backend> Iommu<B> {
             Placement::Auto => self.place(ioas, memory, request.offset, request.bytes)?,
         };
         let last = start.checked_add(bytes_less_one).ok_or(Error::Overflow)?;
-        let area = Area {
-            start,
-            last,
-            offset: request.offset,
-            memory: request.memory.index(),
-            flags: Flags::new(request.permissions),
-        };
+        let area = new_area(start, request);
         if let Some(reserved) = ioas.reserved_overlap(area.span()) {
             return Err(Error::Reserved { reserved });
         }
@@ -259,7 +378,7 @@ impl<B: Backend> Iommu<B> {
                 limit: ioas.max_areas,
             });
         }
-        Ok(area)
+        Ok(start)
     }
 
     /// Shows a checked area in every table and records it.
@@ -276,45 +395,36 @@ impl<B: Backend> Iommu<B> {
             }
             None => false,
         };
-        let mut area = area;
-        let mut outcome = Ok(area.span());
+        let mut timeout = None;
         for (at, shown) in ioas.domains.iter().enumerate() {
             let window = window_of(self.backend.windows(shown.table), area.span())?;
             let leaves = ioas.leaves(window);
-            let Err((error, seen)) = show(&mut self.backend, shown.table, leaves, memory, area)
-            else {
-                continue;
-            };
-            // Undo: what was visible for a moment may be cached, and must be gone before the
-            // caller hears that the mapping does not exist.
-            let mut undone = Ok(());
-            if let Some(last) = seen.checked_sub(1) {
-                let last = area.start.saturating_add(last);
-                undone = self.backend.invalidate(shown.table, span(area.start, last));
-            }
-            for earlier in ioas.domains.get(..at).unwrap_or_default() {
-                self.backend.unmap(earlier.table, area.span());
-                undone = undone.and(self.backend.invalidate(earlier.table, area.span()));
-            }
-            match undone {
-                Ok(()) => return Err(error.into()),
-                Err(timeout) => {
-                    // A device may still reach the memory: keep it alive under a useless area.
-                    area.flags = area.flags.stale();
-                    outcome = Err(timeout.into());
-                    break;
+            if let Err((error, seen)) = show(&mut self.backend, shown.table, leaves, memory, area) {
+                let earlier = ioas.domains.get(..at).unwrap_or_default();
+                match undo(&mut self.backend, earlier, shown.table, area.span(), seen) {
+                    Ok(()) => return Err(error.into()),
+                    Err(late) => timeout = Some(late),
                 }
+                break;
             }
         }
-        ioas.areas.insert(area);
+        let flags = match timeout {
+            None => area.flags,
+            // A device may still reach the memory: keep it alive under a useless area.
+            Some(_) => area.flags.stale(),
+        };
+        ioas.areas.insert(Area { flags, ..area });
         memory.areas = memory.areas.saturating_add(1);
         if is_bar {
             ioas.bar_areas = ioas.bar_areas.saturating_add(1);
+            if let Some(shown) = memory.shown_mut() {
+                shown.push((id, area.start));
+            }
         }
-        if let Some(shown) = memory.shown_mut() {
-            shown.push((id, area.start));
+        match timeout {
+            None => Ok(area.span()),
+            Some(timeout) => Err(timeout.into()),
         }
-        outcome
     }
 
     /// Checks that a range consists of whole areas, and returns the first.
@@ -354,14 +464,20 @@ impl<B: Backend> Iommu<B> {
     /// [`Error::UnmapInProgress`]: nothing changed. [`Error::Backend`]: the unit did not confirm
     /// the invalidation; the areas remain and keep their memory, but serve nobody. Unmap again.
     pub fn unmap(&mut self, id: IoasId, range: Span<Iova>) -> Result<u64, Error> {
-        let ioas = self.ioas.need(id)?;
+        let ioas = self.ioas.need_mut(id)?;
         let first = Self::whole_areas(ioas, range)?;
         ioas.closed(range)?;
         if let Some(pinned) = ioas.pinned_in(range) {
             return Err(Error::Pinned { pinned });
         }
         match first {
-            Some(first) => self.remove_from(id, range, first),
+            Some(first) => remove_from(
+                &mut self.backend,
+                &mut self.memory,
+                (id, ioas),
+                range,
+                first,
+            ),
             None => Ok(0),
         }
     }
@@ -369,67 +485,17 @@ impl<B: Backend> Iommu<B> {
     /// Unmaps the areas in a checked range.
     pub(crate) fn remove_areas(&mut self, id: IoasId, range: Span<Iova>) -> Result<u64, Error> {
         let (start, last) = (range.start().bits(), range.last().bits());
-        match self.ioas.need(id)?.areas.overlapping(start, last) {
-            Some(first) => self.remove_from(id, range, first),
+        let ioas = self.ioas.need_mut(id)?;
+        match ioas.areas.overlapping(start, last) {
+            Some(first) => remove_from(
+                &mut self.backend,
+                &mut self.memory,
+                (id, ioas),
+                range,
+                first,
+            ),
             None => Ok(0),
         }
-    }
-
-    /// Unmaps the areas in a checked range, of which `first` is the first.
-    fn remove_from(&mut self, id: IoasId, range: Span<Iova>, first: Area) -> Result<u64, Error> {
-        let ioas = self.ioas.need_mut(id)?;
-        let (start, last) = (range.start().bits(), range.last().bits());
-        let backend = &mut self.backend;
-        if !ioas.domains.is_empty() {
-            let mut end = first.last;
-            let mut clear = |area: Area| {
-                for shown in &ioas.domains {
-                    backend.unmap(shown.table, area.span());
-                }
-                end = area.last;
-                ControlFlow::<()>::Continue(())
-            };
-            if first.last >= last {
-                let _ = clear(first);
-            } else {
-                ioas.areas.visit(start, last, clear);
-            }
-            let cleared = span(first.start, end);
-            let mut outcome = Ok(());
-            for shown in &ioas.domains {
-                outcome = outcome.and(backend.invalidate(shown.table, cleared));
-            }
-            if let Err(error) = outcome {
-                let mut next = Some(first);
-                while let Some(area) = next.filter(|area| area.start <= last) {
-                    ioas.areas.set_flags(area.start, area.flags.stale());
-                    next = area
-                        .last
-                        .checked_add(1)
-                        .and_then(|after| ioas.areas.at_or_after(after));
-                }
-                return Err(error.into());
-            }
-        }
-        let mut bytes = 0_u64;
-        let mut next = Some(first);
-        while let Some(area) = next.filter(|area| area.start <= last) {
-            ioas.areas.remove(area.start);
-            bytes = bytes.saturating_add(area.bytes());
-            if let Some(memory) = self.memory.at_mut(area.memory) {
-                memory.areas = memory.areas.saturating_sub(1);
-                if let Some(shown) = memory.shown_mut() {
-                    shown.retain(|known| *known != (id, area.start));
-                    ioas.bar_areas = ioas.bar_areas.saturating_sub(1);
-                }
-            }
-            next = if area.last < last {
-                ioas.areas.at_or_after(area.last)
-            } else {
-                None
-            };
-        }
-        Ok(bytes)
     }
 
     /// Shows what is mapped in one address space in another one as well.

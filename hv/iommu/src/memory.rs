@@ -110,20 +110,40 @@ impl Memory {
     }
 
     /// Visits the contiguous pieces of `bytes` bytes from `offset`, which lie in the object.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn runs(
         &self,
         offset: u64,
         bytes: u64,
         mut f: impl FnMut(Extent) -> Result<(), Error>,
     ) -> Result<(), Error> {
-        let end = offset.saturating_add(bytes);
-        if let [whole] = self.pieces.as_slice() {
-            return f(Extent {
-                pa: Pa::truncated(whole.extent.pa.bits().saturating_add(offset)),
-                bytes: end.min(whole.extent.bytes).saturating_sub(offset),
-            });
+        match self.only_run(offset, bytes) {
+            Some(extent) => f(extent),
+            None => self.scattered_runs(offset, bytes, &mut f),
         }
+    }
+
+    /// What [`Memory::runs`] visits, where the object is of one piece.
+    #[inline(always)]
+    pub(crate) fn only_run(&self, offset: u64, bytes: u64) -> Option<Extent> {
+        let [whole] = self.pieces.as_slice() else {
+            return None;
+        };
+        let end = offset.saturating_add(bytes);
+        Some(Extent {
+            pa: Pa::truncated(whole.extent.pa.bits().saturating_add(offset)),
+            bytes: end.min(whole.extent.bytes).saturating_sub(offset),
+        })
+    }
+
+    #[inline(never)]
+    fn scattered_runs(
+        &self,
+        offset: u64,
+        bytes: u64,
+        f: &mut dyn FnMut(Extent) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let end = offset.saturating_add(bytes);
         let first = self
             .pieces
             .partition_point(|piece| piece.offset.saturating_add(piece.extent.bytes) <= offset);

@@ -88,6 +88,8 @@ impl<B: Backend> Iommu<B> {
         self.may_map(ioas, request.memory, memory, request.permissions)?;
         let (old, new) = self.exchanged(ioas, memory, request)?;
         let ioas = self.ioas.need_mut(id)?;
+        // What the area shows then may not go with what its neighbours show.
+        ioas.areas.reserve(&mut self.budget)?;
         let not_mapped = Error::NotMapped {
             at: old.span().start(),
         };

@@ -91,7 +91,7 @@ impl<S: Stage, M: PhysMemory, F: FrameAllocator> PageTable<S, M, F> {
         I: Invalidate<S::Input>,
     {
         let run = self.run(span)?;
-        if let Some(bytes) = self.unmap_in_one(run, caches)? {
+        if let Some(bytes) = self.unmap_in_one(span, run, caches)? {
             return Ok(bytes);
         }
         self.change(span, Edit::Remove, caches)
@@ -100,7 +100,12 @@ impl<S: Stage, M: PhysMemory, F: FrameAllocator> PageTable<S, M, F> {
     /// Removes whole leaves of one table that stays in use, which is what most unmappings do. `None`
     /// when it is something else; then nothing has changed.
     #[inline]
-    fn unmap_in_one<I>(&self, run: Run, caches: &mut I) -> Result<Option<u64>, Error<S::Input>>
+    fn unmap_in_one<I>(
+        &self,
+        span: Span<S::Input>,
+        run: Run,
+        caches: &mut I,
+    ) -> Result<Option<u64>, Error<S::Input>>
     where
         I: Invalidate<S::Input>,
     {
@@ -114,27 +119,34 @@ impl<S: Stage, M: PhysMemory, F: FrameAllocator> PageTable<S, M, F> {
         if !whole || !(is_root || self.is_used_outside(table, level, run)?) {
             return Ok(None);
         }
-        let (first, last) = (
-            self.slot(table, level, run.0),
-            self.slot(table, level, run.1),
-        );
+        let first = self.slot(table, level, run.0).bits();
+        let end = first + 8 * (((run.1 - run.0) >> format::shift(level)) + 1);
         let mut leaves = 0;
-        for slot in (first.bits()..=last.bits()).step_by(8) {
+        let mut slot = first;
+        while slot < end {
             match self.entry(Pa::truncated(slot), level)? {
                 Entry::Leaf(_) => leaves += 1,
                 Entry::Invalid => {}
                 Entry::Table(_) => return Ok(None),
             }
+            slot += 8;
         }
         if leaves == 0 {
             return Ok(Some(0));
         }
-        for slot in (first.bits()..=last.bits()).step_by(8) {
+        let mut slot = first;
+        while slot < end {
             self.write(Pa::truncated(slot), 0)?;
+            slot += 8;
         }
-        let mut change = Change::default();
-        change.note(level, run);
-        self.settle(&change, caches);
+        caches.publish();
+        caches.invalidate(&Stale {
+            span,
+            stride: page_size(level),
+            level: Some(level),
+            scope: Scope::Leaves,
+        });
+        caches.sync();
         Ok(Some(leaves << format::shift(level)))
     }
 
@@ -156,6 +168,7 @@ impl<S: Stage, M: PhysMemory, F: FrameAllocator> PageTable<S, M, F> {
         Ok(())
     }
 
+    #[inline(never)]
     fn change<I>(
         &mut self,
         span: Span<S::Input>,

@@ -96,16 +96,29 @@ impl<S: Stage, M: PhysMemory, F: FrameAllocator> PageTable<S, M, F> {
             largest,
             _format: PhantomData,
         };
-        if self.map_in_one(run, &mapping)? {
-            caches.publish();
-            return Ok(());
+        if !self.map_in_one(run, &mapping)? {
+            self.map_anywhere(run, &mapping, caches)?;
         }
-        let level = self.geometry.root_level();
-        let missing = self.missing(self.root_bits(), level, run, &mapping)?;
-        let mut spare = self.reserve(missing)?;
-        self.fill(self.root_bits(), level, run, &mapping, &mut spare, caches)?;
-        debug_assert!(matches!(self.pop(&mut spare), Ok(None)));
         caches.publish();
+        Ok(())
+    }
+
+    /// Maps a run with whatever tables it takes.
+    #[inline(never)]
+    fn map_anywhere<I>(
+        &self,
+        run: Run,
+        mapping: &Mapping<S::Format>,
+        caches: &mut I,
+    ) -> Result<(), Error<S::Input>>
+    where
+        I: Invalidate<S::Input>,
+    {
+        let level = self.geometry.root_level();
+        let missing = self.missing(self.root_bits(), level, run, mapping)?;
+        let mut spare = self.reserve(missing)?;
+        self.fill(self.root_bits(), level, run, mapping, &mut spare, caches)?;
+        debug_assert!(matches!(self.pop(&mut spare), Ok(None)));
         Ok(())
     }
 
@@ -123,11 +136,13 @@ impl<S: Stage, M: PhysMemory, F: FrameAllocator> PageTable<S, M, F> {
         if !whole || !mapping.fits(level, first) {
             return Ok(false);
         }
-        let slot = self.slot(table, level, run.0).bits();
-        for index in 0..=(run.1 - run.0) >> format::shift(level) {
-            if self.entry(Pa::truncated(slot + index * 8), level)? != Entry::Invalid {
+        let mut slot = self.slot(table, level, run.0).bits();
+        let end = slot + 8 * (((run.1 - run.0) >> format::shift(level)) + 1);
+        while slot < end {
+            if self.entry(Pa::truncated(slot), level)? != Entry::Invalid {
                 return Ok(false);
             }
+            slot += 8;
         }
         self.write_leaves(table, level, run, mapping.leaf(level, run.0))?;
         Ok(true)

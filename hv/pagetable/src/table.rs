@@ -273,8 +273,9 @@ impl<S: Stage, M: PhysMemory, F: FrameAllocator> PageTable<S, M, F> {
     ) -> Result<(), NotMemory> {
         let step = 1 << format::shift(level);
         let mut slot = self.slot(table, level, run.0).bits();
+        let end = slot + 8 * (((run.1 - run.0) >> format::shift(level)) + 1);
         let mut descriptor = first;
-        for _ in 0..=(run.1 - run.0) >> format::shift(level) {
+        while slot < end {
             self.write(Pa::truncated(slot), descriptor)?;
             slot += 8;
             descriptor += step;
@@ -288,7 +289,8 @@ impl<S: Stage, M: PhysMemory, F: FrameAllocator> PageTable<S, M, F> {
     pub(crate) fn table_of(&self, run: Run) -> Option<(u64, u8)> {
         let mut table = self.root.bits();
         let mut level = self.geometry.root_level();
-        while level < LAST && run.0 >> format::shift(level) == run.1 >> format::shift(level) {
+        let differ = run.0 ^ run.1;
+        while level < LAST && differ >> format::shift(level) == 0 {
             match self.entry(self.slot(table, level, run.0), level) {
                 Ok(Entry::Table(link)) if !link.borrowed => table = link.table,
                 Ok(Entry::Invalid | Entry::Leaf(_)) => break,

@@ -70,8 +70,11 @@ impl PhysMemory for Memory {
     }
 
     fn zero(&self, pa: Pa, bytes: usize) -> Result<(), NotMemory> {
-        for at in 0..bytes as u64 / 8 {
-            self.write_u64(Pa::truncated(pa.bits() + at * 8), 0)?;
+        let first = usize::try_from(pa.bits().wrapping_sub(BASE) / 8).unwrap_or(usize::MAX);
+        let words = first.checked_add(bytes / 8);
+        let words = words.and_then(|end| self.0.words.get(first..end));
+        for word in words.ok_or(NotMemory { pa, bytes })? {
+            word.set(0);
         }
         Ok(())
     }

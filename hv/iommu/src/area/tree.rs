@@ -1,9 +1,13 @@
 //! The areas of one address space, in order.
 //!
 //! A B+ tree in slabs of nodes: every operation is O(log n), and every growth happens in
-//! [`AreaTree::reserve`], before anything is changed, so that it can be refused. Leaves keep the
-//! last addresses, by which is searched, apart from the rest: a search then touches few cache lines. Inner
-//! nodes know the largest hole below each child, which makes automatic placement O(log n) too.
+//! [`AreaTree::reserve`], before anything is changed, so that it can be refused. Inner nodes know
+//! the largest hole below each child, which makes automatic placement O(log n) too.
+//!
+//! A leaf is a list of up to 63 areas, or a grid of up to 480 that are alike: of one size, of one memory
+//! object, with the same permissions. An address space that is mapped page by page consists of grids,
+//! and even with a million areas fits a near cache. Lists keep the last addresses, by which is
+//! searched, apart from the rest.
 //!
 //! Changes mostly come in order, so the leaf of the last one stays *open*: its ancestors take it to
 //! cover everything up to its neighbours and to have any hole, which is true whatever comes and goes
@@ -15,12 +19,15 @@
               one is a bug of this file and must stop here"
 )]
 
+mod grid;
+mod leaf;
 mod node;
 mod slabs;
 
 use core::ops::ControlFlow;
 
-use node::{FAN, Inner, LEAF, Leaf, Node, Summary};
+use leaf::{Cut, LEAF, Leaf};
+use node::{FAN, Inner, Node, Summary};
 use slabs::{Place, Slabs, place};
 
 use crate::area::{Area, Flags};
@@ -61,6 +68,8 @@ pub(crate) struct AreaTree {
     summary: Summary,
     /// The leaf of the last change.
     open: Open,
+    /// Whether there ever was a grid.
+    grids: bool,
 }
 
 /// The open leaf.
@@ -70,6 +79,8 @@ struct Open {
     /// The addresses between its neighbours. None at all when no leaf is open.
     low: u64,
     high: u64,
+    /// Whether something was taken out, so that nodes may be too empty.
+    shrank: bool,
 }
 
 impl Default for Open {
@@ -78,6 +89,7 @@ impl Default for Open {
             leaf: (0, 0),
             low: 1,
             high: 0,
+            shrank: false,
         }
     }
 }
@@ -111,11 +123,14 @@ impl AreaTree {
     /// Makes room for one insertion.
     pub(crate) fn reserve(&mut self, budget: &mut Budget) -> Result<(), OutOfMemory> {
         budget.take()?;
-        if self.leaves.free.is_empty() {
-            self.leaves.reserve(budget, 1)?;
+        // A grid may have to be cut into three leaves.
+        let cuts = if self.grids { 2 } else { 1 };
+        if self.leaves.free.len() < cuts {
+            self.leaves.reserve(budget, cuts)?;
         }
-        if self.len >= LEAF && self.inners.free.len() <= self.height {
-            self.inners.reserve(budget, self.height + 1)?;
+        let inners = cuts * (self.height + 1);
+        if self.len >= LEAF && self.inners.free.len() < inners {
+            self.inners.reserve(budget, inners)?;
         }
         Ok(())
     }
@@ -123,9 +138,9 @@ impl AreaTree {
     /// Makes room for two insertions.
     pub(crate) fn reserve_two(&mut self, budget: &mut Budget) -> Result<(), OutOfMemory> {
         budget.take()?;
-        self.leaves.reserve(budget, 2)?;
-        // The first may add a level.
-        self.inners.reserve(budget, 2 * (self.height + 2))
+        // Each may cut a grid twice, and the first may add a level.
+        self.leaves.reserve(budget, 4)?;
+        self.inners.reserve(budget, 4 * (self.height + 2))
     }
 
     /// The first area that ends at or after `address`.
@@ -137,9 +152,8 @@ impl AreaTree {
         let mut address = address;
         if self.open.covers(address) {
             let leaf = self.leaves.at(self.open.leaf);
-            let at = leaf.before(address);
-            if at < leaf.len() {
-                return Some(leaf.get(at));
+            if let Some(area) = leaf.first_from(address) {
+                return Some(area);
             }
             address = self.open.high.checked_add(1)?;
         }
@@ -155,9 +169,7 @@ impl AreaTree {
             }
             node = inner.children[at];
         }
-        let leaf = self.leaves.get(node);
-        let at = leaf.before(address);
-        (at < leaf.len()).then(|| leaf.get(at))
+        self.leaves.get(node).first_from(address)
     }
 
     /// The area that covers `address`.
@@ -171,8 +183,7 @@ impl AreaTree {
     pub(crate) fn overlapping(&self, start: u64, last: u64) -> Option<Area> {
         if self.open.covers(start) && self.open.covers(last) {
             let leaf = self.leaves.at(self.open.leaf);
-            let at = leaf.before_in_order(start);
-            return (at < leaf.len() && leaf.rest[at].start <= last).then(|| leaf.get(at));
+            return leaf.overlapping(start, last);
         }
         self.at_or_after(start).filter(|a| a.start <= last)
     }
@@ -199,6 +210,7 @@ impl AreaTree {
             leaf: place(node),
             low,
             high,
+            shrank: false,
         };
         let mut summary = self.open.summary();
         for &(node, at) in path[..self.height].iter().rev() {
@@ -211,12 +223,17 @@ impl AreaTree {
 
     /// Closes the open leaf, if one is: every node is as it says again.
     fn close(&mut self) {
-        let Open { leaf, low, high } = core::mem::take(&mut self.open);
+        let Open {
+            leaf,
+            low,
+            high,
+            shrank,
+        } = core::mem::take(&mut self.open);
         if low > high || self.len == 0 {
             return;
         }
         self.leaves.at_mut(leaf).settle();
-        self.summary = self.close_below(self.root, self.height, low);
+        self.summary = self.close_below(self.root, self.height, low, shrank);
         while self.height > 0 && self.inners.get(self.root).len == 1 {
             let old = self.root;
             self.root = self.inners.get(old).children[0];
@@ -225,14 +242,14 @@ impl AreaTree {
         }
     }
 
-    fn close_below(&mut self, node: u32, height: usize, start: u64) -> Summary {
+    fn close_below(&mut self, node: u32, height: usize, start: u64, shrank: bool) -> Summary {
         if height == 0 {
             return self.leaves.get(node).summary();
         }
         let inner = self.inners.get(node);
         let at = inner.place(start);
         let child = inner.children[at];
-        let summary = self.close_below(child, height - 1, start);
+        let summary = self.close_below(child, height - 1, start, shrank);
         let (len, least) = if height == 1 {
             (self.leaves.get(child).len(), Leaf::MIN)
         } else {
@@ -247,7 +264,7 @@ impl AreaTree {
             } else {
                 self.inners.give(child);
             }
-        } else if len < least {
+        } else if shrank && len < least {
             if height == 1 {
                 rebalance(&mut self.leaves, inner, at);
             } else {
@@ -262,9 +279,7 @@ impl AreaTree {
     pub(crate) fn insert(&mut self, area: Area) {
         if self.open.covers(area.start) {
             let leaf = self.leaves.at_mut(self.open.leaf);
-            if leaf.has_room() {
-                let at = leaf.before_in_order(area.start);
-                leaf.insert(at, area);
+            if leaf.add(area) {
                 self.len += 1;
                 return;
             }
@@ -277,12 +292,20 @@ impl AreaTree {
         if self.len == 0 {
             self.root = self.leaves.take();
             self.height = 0;
-            self.leaves.get_mut(self.root).insert(0, area);
+            let added = self.leaves.get_mut(self.root).add(area);
+            debug_assert!(added);
             self.len = 1;
             self.open(area.start);
             return;
         }
         self.close();
+        // A grid in the middle of which the area comes is cut first, and then once more at its end.
+        while let Cut::Again = self.insert_once(area) {}
+        self.len += 1;
+        self.open(area.start);
+    }
+
+    fn insert_once(&mut self, area: Area) -> Cut {
         // Areas mostly arrive in order. Splits at the very end leave full nodes behind; anywhere else
         // that would let a descending order make nodes of one.
         let order = if area.start > self.summary.last {
@@ -290,7 +313,7 @@ impl AreaTree {
         } else {
             Order::Amid
         };
-        let (summary, split) =
+        let (summary, split, cut) =
             self.insert_below(self.root, self.height, area, (order, self.summary));
         self.summary = summary;
         if let Some((child, other)) = split {
@@ -304,8 +327,7 @@ impl AreaTree {
             self.height += 1;
             assert!(self.height <= MAX_HEIGHT, "the tree is out of balance");
         }
-        self.len += 1;
-        self.open(area.start);
+        cut
     }
 
     fn insert_below(
@@ -314,84 +336,88 @@ impl AreaTree {
         height: usize,
         area: Area,
         (order, old): (Order, Summary),
-    ) -> (Summary, Option<(u32, Summary)>) {
+    ) -> (Summary, Option<(u32, Summary)>, Cut) {
         if height == 0 {
             let leaf = self.leaves.get_mut(node);
-            let at = leaf.before(area.start);
-            if leaf.len() < LEAF {
-                leaf.insert(at, area);
-                return (leaf.summary_with(at, old), None);
+            if leaf.add(area) {
+                return (leaf.summary(), None, Cut::Done);
+            }
+            if leaf.condense(area) {
+                self.grids = true;
+                return (leaf.summary(), None, Cut::Done);
             }
             let other = self.leaves.take();
-            let cut = order.cut(LEAF);
-            if cut == LEAF {
-                let new = self.leaves.get_mut(other);
-                new.insert(0, area);
-                return (old, Some((other, new.summary())));
-            }
             return self.leaves.pair(node, other, |leaf, new| {
-                leaf.split_off(cut, new);
-                if at > cut {
-                    new.insert(at - cut, area);
-                } else {
-                    leaf.insert(at, area);
-                }
-                (leaf.summary(), Some((other, new.summary())))
+                let cut = leaf.cut(area, order.cut(LEAF), new);
+                (leaf.summary(), Some((other, new.summary())), cut)
             });
         }
         let inner = self.inners.get(node);
-        let at = inner.place(area.start);
+        let mut at = inner.place(area.start);
+        if height == 1
+            && at + 1 < inner.len
+            && self.leaves.get(inner.children[at]).is_passed_by(area)
+        {
+            // Its neighbour takes in what a grid cannot: otherwise each would get a leaf of its own.
+            at += 1;
+        }
         let (child, known) = (inner.children[at], inner.child(at));
-        let (summary, split) = self.insert_below(child, height - 1, area, (order, known));
+        let (summary, split, cut) = self.insert_below(child, height - 1, area, (order, known));
         let inner = self.inners.get_mut(node);
         let Some((new_child, new_summary)) = split else {
-            return (inner.update(at, summary, old), None);
+            return (inner.update(at, summary, old), None, cut);
         };
         inner.set(at, summary);
         let at = at + 1;
         if inner.len < FAN {
             inner.insert(at, new_child, new_summary);
-            return (inner.summary(), None);
+            return (inner.summary(), None, cut);
         }
         let other = self.inners.take();
-        let cut = order.cut(FAN);
+        let keep = order.cut(FAN);
         self.inners.pair(node, other, |inner, new| {
-            inner.split_off(cut, new);
-            if at > cut || cut == FAN {
-                new.insert(at - cut, new_child, new_summary);
+            inner.split_off(keep, new);
+            if at > keep || keep == FAN {
+                new.insert(at - keep, new_child, new_summary);
             } else {
                 inner.insert(at, new_child, new_summary);
             }
-            (inner.summary(), Some((other, new.summary())))
+            (inner.summary(), Some((other, new.summary())), cut)
         })
     }
 
     /// Takes out the area that starts at `start`.
-    #[inline]
+    // Not a call, see `Leaf::overlapping`: most callers know the area already.
+    #[inline(always)]
     pub(crate) fn remove(&mut self, start: u64) -> Option<Area> {
-        if self.len == 0 {
-            return None;
-        }
         if !self.open.covers(start) {
-            self.close();
-            self.open(start);
+            self.reopen(start)?;
         }
         let leaf = self.leaves.at_mut(self.open.leaf);
-        let at = leaf.before_in_order(start);
-        if at >= leaf.len() || leaf.rest[at].start != start {
-            return None;
-        }
-        let area = leaf.remove(at);
+        let area = leaf.take(start)?;
+        let is_empty = leaf.is_empty();
+        self.open.shrank = true;
         self.len -= 1;
-        if leaf.is_empty() {
-            if self.len == 0 {
-                // A root of one child does not outlive the closing of its last leaf but one.
-                self.close_last();
-            } else {
-                self.close();
-            }
+        if is_empty {
+            self.close_empty();
         }
         Some(area)
+    }
+
+    #[inline(never)]
+    fn reopen(&mut self, start: u64) -> Option<()> {
+        self.close();
+        (self.len > 0).then(|| self.open(start))
+    }
+
+    #[inline(never)]
+    fn close_empty(&mut self) {
+        if self.len > 0 {
+            self.close();
+        } else {
+            // A root of one child does not outlive the closing of its last leaf but one.
+            self.close_last();
+        }
     }
 
     /// Gives up the last leaf, and what inner nodes still lead to it.
@@ -413,8 +439,8 @@ impl AreaTree {
         *self.inners.get_mut(node) = parent;
     }
 
-    /// The area that starts at `start`, to change in place.
-    fn starting_at(&mut self, start: u64) -> Option<(&mut Leaf, usize)> {
+    /// The leaf that the area which starts at `start` is in.
+    fn leaf_of(&mut self, start: u64) -> Option<&mut Leaf> {
         if self.len == 0 {
             return None;
         }
@@ -423,25 +449,23 @@ impl AreaTree {
             let inner = self.inners.get(node);
             node = inner.children[inner.place(start)];
         }
-        let leaf = self.leaves.get_mut(node);
-        let at = leaf.before(start);
-        (at < leaf.len() && leaf.rest[at].start == start).then_some((leaf, at))
+        Some(self.leaves.get_mut(node))
     }
 
     /// Marks the area that starts at `start`.
     pub(crate) fn set_flags(&mut self, start: u64, flags: Flags) {
-        if let Some((leaf, at)) = self.starting_at(start) {
-            leaf.rest[at].flags = flags;
+        if let Some(leaf) = self.leaf_of(start) {
+            leaf.set_flags(start, flags);
         }
     }
 
-    /// Changes what the area with the same addresses shows.
+    /// Changes what the area with the same addresses shows. [`AreaTree::reserve`] was called.
     pub(crate) fn replace(&mut self, area: Area) {
-        if let Some((leaf, at)) = self.starting_at(area.start) {
-            let there = &mut leaf.rest[at];
-            there.offset = area.offset;
-            there.memory = area.memory;
-            there.flags = area.flags;
+        let replaced = self
+            .leaf_of(area.start)
+            .is_none_or(|leaf| leaf.replace(area));
+        if !replaced && self.remove(area.start).is_some() {
+            self.insert(area);
         }
     }
 
@@ -470,14 +494,19 @@ impl AreaTree {
         f: &mut impl FnMut(Area) -> ControlFlow<B>,
     ) -> ControlFlow<B> {
         if height == 0 {
-            let leaf = self.leaves.get(node);
-            for at in leaf.before(start)..leaf.len() {
-                if leaf.rest[at].start > last {
-                    break;
+            let stop = self.leaves.get(node).visit_from(start, |area| {
+                if area.start > last {
+                    return ControlFlow::Break(None);
                 }
-                f(leaf.get(at))?;
-            }
-            return ControlFlow::Continue(());
+                match f(area) {
+                    ControlFlow::Continue(()) => ControlFlow::Continue(()),
+                    ControlFlow::Break(value) => ControlFlow::Break(Some(value)),
+                }
+            });
+            return match stop {
+                ControlFlow::Break(Some(value)) => ControlFlow::Break(value),
+                _ => ControlFlow::Continue(()),
+            };
         }
         let inner = self.inners.get(node);
         for at in inner.before(start)..inner.len {
@@ -519,17 +548,20 @@ impl AreaTree {
         search: &mut Holes<'_, F>,
     ) -> Option<B> {
         if height == 0 {
-            let leaf = self.leaves.get(node);
-            for at in leaf.before(search.start)..leaf.len() {
-                if leaf.rest[at].start > search.last {
-                    break;
+            let stop = self.leaves.get(node).visit_from(search.start, |area| {
+                if area.start > search.last {
+                    return ControlFlow::Break(None);
                 }
-                if let Some(found) = search.until(Some(leaf.rest[at].start)) {
-                    return Some(found);
+                if let Some(found) = search.until(Some(area.start)) {
+                    return ControlFlow::Break(Some(found));
                 }
-                search.from = leaf.lasts[at].checked_add(1);
-            }
-            return None;
+                search.from = area.last.checked_add(1);
+                ControlFlow::Continue(())
+            });
+            return match stop {
+                ControlFlow::Break(found) => found,
+                ControlFlow::Continue(()) => None,
+            };
         }
         let inner = self.inners.get(node);
         for at in inner.before(search.start)..inner.len {
@@ -604,13 +636,13 @@ fn rebalance<N: Node>(children: &mut Slabs<N>, parent: &mut Inner, at: usize) {
         children.give(b);
         parent.remove(right);
     } else {
-        // Both keep at least half.
-        let half = (len_a + len_b) / 2;
+        // Both keep enough. A grid gives no more than a list can take.
+        let enough = ((len_a + len_b) / 2).min(N::SHARE);
         children.pair(a, b, |a, b| {
-            if len_a < half {
-                b.give_front(half - len_a, a);
+            if len_a < len_b {
+                b.give_front(enough - len_a, a);
             } else {
-                a.give_back(len_a - half, b);
+                a.give_back(enough - len_b, b);
             }
         });
         parent.set(right, children.get(b).summary());

@@ -20,15 +20,14 @@ const SAME_SHIFT: u32 = 3;
 /// Where a node is: its slab, and where in that.
 pub(super) type Place = (usize, usize);
 
+/// Bits of a number that say where in its slab a node is; those above say in which slab.
+const AT_BITS: u32 = 24;
+
 /// Where a node is. Nodes never move.
 #[inline]
 pub(super) fn place(number: u32) -> Place {
-    let number = number as usize;
-    let unit = (number >> SLAB_SHIFT) + (1 << SAME_SHIFT);
-    let doublings = unit.ilog2() - SAME_SHIFT;
-    let slab = (doublings << SAME_SHIFT) as usize + (unit >> doublings) - (1 << SAME_SHIFT);
-    let at = number & ((1 << SLAB_SHIFT) - 1) | (unit & ((1 << doublings) - 1)) << SLAB_SHIFT;
-    (slab, at)
+    let at = number & ((1 << AT_BITS) - 1);
+    ((number >> AT_BITS) as usize, at as usize)
 }
 
 /// Nodes in a slab.
@@ -56,10 +55,14 @@ impl<N> Default for Slabs<N> {
 impl<N: Node> Slabs<N> {
     pub(super) fn reserve(&mut self, budget: &mut Budget, nodes: usize) -> Result<(), OutOfMemory> {
         while self.free.len() < nodes {
-            let room = size(self.slabs.len());
-            let first = u32::try_from(self.nodes()).map_err(|_| OutOfMemory)?;
+            let slabs = self.slabs.len();
+            let room = size(slabs);
+            let after = u32::try_from(room).map_err(|_| OutOfMemory)?;
+            let slab_bits = u32::try_from(slabs).map_err(|_| OutOfMemory)?;
+            if room > 1 << AT_BITS || slabs >> (u32::BITS - AT_BITS) != 0 {
+                return Err(OutOfMemory);
+            }
             let all = self.nodes() + room;
-            let after = u32::try_from(all).map_err(|_| OutOfMemory)?;
             // Room to free every node there will be, so that freeing needs no memory.
             let more = all - self.free.len();
             budget.reserve(&mut self.free, more)?;
@@ -67,9 +70,21 @@ impl<N: Node> Slabs<N> {
             let mut slab = budget.vec(room)?;
             slab.resize_with(room, || N::EMPTY);
             self.slabs.push(slab);
-            self.free.extend((first..after).rev());
+            let numbers = (0..after).rev().map(|at| slab_bits << AT_BITS | at);
+            self.free.extend(numbers);
         }
         Ok(())
+    }
+
+    /// The numbers of all nodes, used and unused.
+    #[cfg(test)]
+    pub(super) fn numbers(&self) -> impl Iterator<Item = u32> {
+        let slabs = (0_u32..).zip(&self.slabs);
+        slabs.flat_map(|(slab, nodes)| {
+            (0_u32..)
+                .zip(nodes)
+                .map(move |(at, _)| slab << AT_BITS | at)
+        })
     }
 
     /// How many nodes there are, used and unused.

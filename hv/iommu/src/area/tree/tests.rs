@@ -3,7 +3,9 @@ use alloc::vec::Vec;
 use core::ops::ControlFlow;
 
 use proptest::prelude::{any, proptest};
+use proptest::test_runner::Config;
 
+use super::grid::SLOTS;
 use super::{AreaTree, Inner, LEAF, Leaf, Node};
 use crate::area::{Area, Flags, Permissions};
 use crate::budget::{Budget, OutOfMemory};
@@ -67,8 +69,21 @@ fn areas_inserted_in_order_fill_their_leaves() {
     }
     check(&mut tree);
     let leaves = tree.leaves.nodes();
-    assert!(leaves * LEAF < 10_000 * 9 / 8 + 20 * LEAF);
+    assert!(leaves * SLOTS < 10_000 * 9 / 8 + 20 * SLOTS);
+    assert!(tree.bytes() / 10_000 <= 12, "{}", tree.bytes() / 10_000);
+    assert_eq!(grids(&tree), 10_000_usize.div_ceil(SLOTS));
+}
+
+#[test]
+fn areas_that_differ_fill_lists() {
+    let mut tree = AreaTree::default();
+    for i in 0..10_000 {
+        put(&mut tree, i * 4096, i * 4096 + 4095 - i % 2);
+    }
+    check(&mut tree);
+    assert!(tree.leaves.nodes() * LEAF < 10_000 * 9 / 8 + 20 * LEAF);
     assert!(tree.bytes() / 10_000 <= 96, "{}", tree.bytes() / 10_000);
+    assert_eq!(grids(&tree), 0);
 }
 
 #[test]
@@ -174,6 +189,239 @@ fn flags_are_set_on_the_area_that_starts_there() {
     assert_eq!(stale, [500]);
 }
 
+/// How many leaves in use are grids.
+fn grids(tree: &AreaTree) -> usize {
+    let free = |number: &u32| tree.leaves.free.contains(number);
+    let leaves = tree.leaves.numbers().filter(|number| !free(number));
+    leaves
+        .filter(|number| tree.leaves.get(*number).is_grid())
+        .count()
+}
+
+const PAGE: u64 = 4096;
+const COUNT: u64 = SLOTS as u64;
+
+fn page(at: u64, offset: u64) -> Area {
+    Area {
+        start: at * PAGE,
+        last: at * PAGE + (PAGE - 1),
+        offset,
+        memory: 3,
+        flags: Flags::new(Permissions::ReadWrite),
+    }
+}
+
+/// A tree and what it must hold.
+#[derive(Default)]
+struct Both {
+    tree: AreaTree,
+    model: BTreeMap<u64, Area>,
+}
+
+impl Both {
+    fn put(&mut self, area: Area) {
+        assert!(self.tree.overlapping(area.start, area.last).is_none());
+        self.tree.reserve(&mut Budget::unlimited()).unwrap();
+        self.tree.insert(area);
+        self.model.insert(area.start, area);
+    }
+
+    fn take(&mut self, start: u64) {
+        assert_eq!(self.tree.remove(start), self.model.remove(&start));
+    }
+
+    fn exchange(&mut self, start: u64, offset: u64, memory: u32) {
+        let Some(area) = self.model.get_mut(&start) else {
+            return;
+        };
+        *area = Area {
+            offset,
+            memory,
+            flags: Flags::new(Permissions::ReadWrite),
+            ..*area
+        };
+        self.tree.reserve(&mut Budget::unlimited()).unwrap();
+        self.tree.replace(*area);
+    }
+
+    fn mark(&mut self, start: u64) {
+        let Some(area) = self.model.get_mut(&start) else {
+            return;
+        };
+        area.flags = area.flags.stale();
+        self.tree.set_flags(start, area.flags);
+    }
+
+    fn same(&mut self) {
+        let mut list = Vec::new();
+        self.tree.visit(0, u64::MAX, |area| {
+            list.push(area);
+            ControlFlow::<()>::Continue(())
+        });
+        assert!(list.iter().eq(self.model.values()));
+        check(&mut self.tree);
+        for area in self.model.values().step_by(7) {
+            assert_eq!(self.tree.find(area.start), Some(*area));
+            assert_eq!(self.tree.find(area.last), Some(*area));
+        }
+        assert_eq!(self.tree.len(), self.model.len());
+        let leaves = self.tree.leaves.nodes() - self.tree.leaves.free.len();
+        let inners = self.tree.inners.nodes() - self.tree.inners.free.len();
+        let bytes = leaves * size_of::<Leaf>() + inners * size_of::<Inner>();
+        assert!(bytes <= 84 * self.model.len() + 4 * size_of::<Leaf>());
+    }
+}
+
+#[test]
+fn pages_become_grids_in_any_order_of_coming() {
+    type Order = fn(u64) -> u64;
+    let orders: [(&str, Order); 3] = [
+        ("ascending", |i| i),
+        ("descending", |i| 4095 - i),
+        ("scattered", |i| i * 1023 % 4096),
+    ];
+    for (name, order) in orders {
+        for linear in [true, false] {
+            let mut both = Both::default();
+            for i in 0..4096 {
+                let at = order(i);
+                let offset = if linear { at } else { at * 517 % 4096 };
+                both.put(page(at + 100, offset * PAGE));
+            }
+            both.same();
+            let leaves = both.tree.leaves.nodes() - both.tree.leaves.free.len();
+            assert!(grids(&both.tree) * 2 > leaves, "{name}: {leaves}");
+            for i in 0..4096 {
+                both.take((order(i) + 100) * PAGE);
+                if i % 397 == 0 {
+                    both.same();
+                }
+            }
+            both.same();
+        }
+    }
+}
+
+#[test]
+fn a_grid_that_is_taken_apart_is_a_list_again() {
+    let mut both = Both::default();
+    for at in 0..COUNT {
+        both.put(page(at, at * PAGE));
+    }
+    assert_eq!(grids(&both.tree), 1);
+    for at in (0..COUNT).filter(|at| at % 9 != 0) {
+        both.take(at * PAGE);
+    }
+    both.same();
+    assert_eq!(grids(&both.tree), 0);
+}
+
+#[test]
+fn what_does_not_fit_a_grid_cuts_it() {
+    // Wherever it comes, and why ever it does not fit.
+    let base = page(0, 0);
+    let others = [
+        Area { memory: 4, ..base },
+        Area {
+            flags: Flags::new(Permissions::Read),
+            ..base
+        },
+        Area { offset: 12, ..base },
+        Area {
+            offset: (1 << 32) * PAGE,
+            ..base
+        },
+        Area {
+            last: base.last - 1,
+            ..base
+        },
+        Area {
+            start: base.start + 1,
+            ..base
+        },
+    ];
+    for other in others {
+        for hole in (0..COUNT).step_by(21).chain(1..3).chain(440..COUNT) {
+            let mut both = Both::default();
+            for at in (0..COUNT).filter(|at| *at != hole) {
+                both.put(page(1000 + at, at * PAGE));
+            }
+            let at = (1000 + hole) * PAGE;
+            both.put(Area {
+                start: at + other.start,
+                last: at + other.last,
+                ..other
+            });
+            both.same();
+            assert!(grids(&both.tree) > 0);
+        }
+    }
+}
+
+#[test]
+fn what_grids_do_not_take_does_not_get_leaves_of_its_own() {
+    let mut both = Both::default();
+    // Grids with gaps between them, into which other areas come in descending order.
+    for grid in 0..8 {
+        for at in 0..400 {
+            both.put(page(grid * 1000 + at, at * PAGE));
+        }
+    }
+    for at in (0..8000).rev().filter(|at| at % 1000 >= 400) {
+        both.put(Area {
+            memory: 9,
+            offset: at,
+            ..page(at, 0)
+        });
+    }
+    both.same();
+}
+
+#[test]
+fn an_area_of_a_grid_can_show_something_else() {
+    for (offset, memory) in [(7 * PAGE, 3), (7 * PAGE + 1, 3), (0, 4), (300 * PAGE, 3)] {
+        let mut both = Both::default();
+        for at in 0..COUNT {
+            both.put(page(at, at * PAGE));
+        }
+        both.mark(300 * PAGE);
+        both.exchange(300 * PAGE, offset, memory);
+        both.same();
+    }
+}
+
+#[test]
+fn a_stale_area_of_a_grid_is_the_only_one() {
+    let mut both = Both::default();
+    for at in 0..COUNT {
+        both.put(page(at, at * PAGE));
+    }
+    both.mark(70 * PAGE);
+    both.same();
+    for at in (0..COUNT).filter(|at| at % 9 != 7) {
+        both.take(at * PAGE);
+    }
+    both.same();
+    assert!(both.tree.find(70 * PAGE).unwrap().flags.is_stale());
+    // Its place is taken by one that is not.
+    both.take(70 * PAGE);
+    both.put(page(70, 0));
+    both.same();
+}
+
+#[test]
+fn a_grid_can_lie_at_the_end_of_the_space() {
+    let mut both = Both::default();
+    let last = u64::MAX / PAGE;
+    for at in (last - 300..=last).rev() {
+        both.put(page(at, (last - at) * PAGE));
+    }
+    both.same();
+    both.take(last * PAGE);
+    both.take((last - 300) * PAGE);
+    both.same();
+}
+
 fn model_holes(
     model: &BTreeMap<u64, u64>,
     (start, last): (u64, u64),
@@ -229,5 +477,65 @@ proptest! {
         }
         check(&mut tree);
         assert_eq!(all(&tree), model.into_iter().collect::<Vec<_>>());
+    }
+}
+
+proptest! {
+    #![proptest_config(Config::with_cases(64))]
+    #[test]
+    fn grids_and_lists_are_an_ordered_map(ops in proptest::collection::vec(any::<(u8, u16, u8)>(), 1..400)) {
+        // Runs of pages come and go; now and then something that is not like them.
+        let mut both = Both::default();
+        for (op, at, count) in ops {
+            let (at, count) = (u64::from(at % 4096), u64::from(count));
+            match op {
+                0..80 => for at in at..at + count {
+                    let (start, last) = (at * PAGE, at * PAGE + (PAGE - 1));
+                    if both.tree.overlapping(start, last).is_none() {
+                        let offset = if op < 40 { at } else { at * 7 % 4096 };
+                        both.put(page(at, offset * PAGE));
+                    }
+                },
+                80..110 => for at in (at..at + count).rev() {
+                    if both.tree.find(at * PAGE).is_none() && both.tree.find(at * PAGE + 4095).is_none()
+                        && both.tree.overlapping(at * PAGE, at * PAGE + 4095).is_none() {
+                        both.put(page(at, at * PAGE));
+                    }
+                },
+                110..150 => {
+                    let (start, last) = (at * PAGE + 16, at * PAGE + 16 + count);
+                    if both.tree.overlapping(start, last).is_none() {
+                        both.put(Area { start, last, memory: u32::from(op), ..page(0, count) });
+                    }
+                }
+                150..155 => both.mark(at * PAGE),
+                155..160 => for at in at..at + count.min(9) {
+                    both.exchange(at * PAGE, u64::from(op) * PAGE + count % 2, u32::from(op % 2) + 3);
+                },
+                160..230 => {
+                    let from = at * PAGE..(at + count) * PAGE;
+                    let gone: Vec<u64> = both.model.range(from).map(|(&at, _)| at).collect();
+                    for start in gone {
+                        both.take(start);
+                    }
+                }
+                _ => {
+                    let from = at * PAGE..(at + count) * PAGE;
+                    let gone: Vec<u64> = both.model.range(from).map(|(&at, _)| at).collect();
+                    for start in gone.into_iter().rev().step_by(2) {
+                        both.take(start);
+                    }
+                }
+            }
+            if op % 8 == 0 {
+                both.same();
+            }
+            let bounds = (at * PAGE, (at + 600) * PAGE);
+            let model = both.model.values().map(|area| (area.start, area.last)).collect();
+            let mut holes = Vec::new();
+            both.tree.holes(bounds, count * 64 + 1, |a, b| { holes.push((a, b)); None::<()> });
+            assert_eq!(holes, model_holes(&model, bounds, count * 64 + 1));
+        }
+        both.same();
     }
 }
