@@ -2,14 +2,19 @@
 //!
 //! The same kernel, initial RAM disk, command line and kind of device tree, once as a guest and once at EL1 on
 //! the same machine without the hypervisor. The first program is a few instructions long: it prints the
-//! virtual counter as it was at its start, and powers off. Under the hypervisor that counter starts just before
-//! the guest's first instruction, on the machine without it with the machine; a tick is an instruction.
-//! What the kernel waits in WFI is in both counts: the clock then jumps to the next timer.
+//! virtual counter as it was at its start, and powers off. QEMU counts the instructions that it executes, of
+//! whatever exception level, when it records a run, and tells the count over QMP; a CPU that sleeps executes
+//! none. It is asked when the machine has powered off. Of the guest's run that is subtracted which came before
+//! its first instruction: the hypervisor tells its counter then, which counts instructions because nothing has
+//! slept yet. What the power-off takes is in both counts, and the hypervisor's own end is in the guest's.
 //! The two trees differ in the start of RAM: plain QEMU keeps the first 2 MiB for a tree of its own.
 
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::io::{BufRead, BufReader, Write as _};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use regex::Regex;
@@ -22,9 +27,7 @@ use crate::initramfs;
 use crate::manifest::{Overrides, PayloadName};
 use crate::provide::{self, toolchain};
 use crate::qemu::{self, Line, Time, Variation};
-use crate::session::{self, Input, Output, Plan, Until};
 use crate::suite::host;
-use crate::watch::Watch;
 use crate::{run, say, workspace};
 
 /// Its name on the command line.
@@ -117,8 +120,13 @@ pub(super) fn run() -> Result<u8> {
     let manifest = dir.join("boot.toml");
     workspace::write_whole(&manifest, manifest_text(&initrd).as_bytes())?;
     files.bundle = Some(run::make_bundle(&board, &manifest, &Overrides::default())?);
-    let line = qemu::line(&qemu, &board, &vary, &files)?;
-    let ours = measure(&line, Until::Verdict(0), "boot")?;
+    let mut ours = vary.clone();
+    ours.args = ["-append", "bulkhead.log=debug"].map(str::to_owned).into();
+    let line = qemu::line(&qemu, &board, &ours, &files)?;
+    let (count, console) = measure(&line, "boot", "bulkhead: verdict 0")?;
+    let ours = count
+        .checked_sub(before_the_guest(&console)?)
+        .context("the guest began after the end")?;
 
     let bare = board.bare(Smmu::Gone);
     files.bundle = None;
@@ -128,7 +136,7 @@ pub(super) fn run() -> Result<u8> {
         ..vary
     };
     let line = without_kernel(qemu::line(&qemu, &bare, &vary, &files)?)?;
-    let bare = measure(&line, Until::LastExpectation, "boot-bare")?;
+    let (bare, _) = measure(&line, "boot-bare", "reboot: Power down")?;
 
     let figure = figure(ours, bare)?;
     let mut json = serde_json::to_string_pretty(&figure).context("cannot write the figure")?;
@@ -210,28 +218,109 @@ fn without_kernel(mut line: Line) -> Result<Line> {
     Ok(line)
 }
 
-fn measure(line: &Line, until: Until, name: &str) -> Result<u64> {
-    let log: PathBuf = folder().join(format!("{name}.log"));
-    let outcome = session::run(Plan {
-        line,
-        watch: Watch::new(
-            vec![Regex::new("^[0-9a-f]{16}$")?, Regex::new("^[0-9a-f]{16}$")?],
-            vec![Regex::new("Kernel panic")?],
-        ),
-        until,
-        timeout: Some(Duration::from_secs(600)),
-        input: Input::Nothing,
-        output: Output::Nothing,
-        log: Some(&log),
-    })?;
-    ensure!(
-        outcome.status == 0,
-        "{name}: {} (console: {})",
-        outcome.reason,
-        log.display()
-    );
+/// Runs a machine until its console shows `last` and it has powered off; the instructions it has executed,
+/// and its console.
+fn measure(line: &Line, name: &str, last: &str) -> Result<(u64, String)> {
+    let own = std::process::id();
+    let socket = folder().join(format!("{name}-{own}.qmp"));
+    let record = folder().join(format!("{name}-{own}.rr"));
+    let log = folder().join(format!("{name}.log"));
+    workspace::write_whole(&log, b"")?;
+    let mut command = Command::new(&line.program);
+    command.args(recorded(&line.args, &record, &log)?);
+    command.arg("-no-shutdown").arg("-qmp");
+    command.arg(format!("unix:{},server,nowait", socket.display()));
+    command.stdin(Stdio::null()).stdout(Stdio::null());
+    let mut machine = command
+        .stderr(Stdio::null())
+        .spawn()
+        .with_context(|| format!("cannot start {}", line.program.display()))?;
+    let count = count_at_power_off(&log, last, &socket, &mut machine);
+    if count.is_err() {
+        let _ = machine.kill();
+    }
+    machine.wait().context("cannot wait for QEMU")?;
+    let _ = fs::remove_file(&record);
+    let _ = fs::remove_file(&socket);
     let console = fs::read(&log).with_context(|| format!("cannot read {}", log.display()))?;
-    instructions(&String::from_utf8_lossy(&console))
+    let console = String::from_utf8_lossy(&console).into_owned();
+    let judged = || {
+        let count = count?;
+        ensure!(!console.contains("Kernel panic"), "the kernel panicked");
+        let at_init = instructions(&console)?;
+        say!("{name}: {count} instructions in all, the counter of the first program {at_init}");
+        Ok(count)
+    };
+    let count = judged().with_context(|| format!("{name} (console: {})", log.display()))?;
+    Ok((count, console))
+}
+
+/// The arguments, with the instructions recorded, and the console in a file.
+fn recorded(args: &[String], record: &Path, log: &Path) -> Result<Vec<String>> {
+    let mut args = args.to_vec();
+    let mut replace = |option: &str, with: &dyn Fn(&str) -> String| -> Result<()> {
+        let at = args.iter().position(|arg| arg == option);
+        let value = at.and_then(|at| args.get_mut(at + 1));
+        let value = value.with_context(|| format!("QEMU's line has no {option}"))?;
+        *value = with(value);
+        Ok(())
+    };
+    replace("-icount", &|value| {
+        format!("{value},rr=record,rrfile={}", record.display())
+    })?;
+    replace("-chardev", &|_| {
+        format!("file,id=console,path={}", log.display())
+    })?;
+    Ok(args)
+}
+
+/// Waits for the machine to power off, asks how many instructions it has executed, and ends it. It is left
+/// alone until then: a recording that is talked to meanwhile may stand still.
+fn count_at_power_off(log: &Path, last: &str, socket: &Path, machine: &mut Child) -> Result<u64> {
+    const RUN: Duration = Duration::from_secs(300);
+    const LOOK: Duration = Duration::from_millis(100);
+    let until = Instant::now() + RUN;
+    let in_time = || {
+        std::thread::sleep(LOOK);
+        ensure!(Instant::now() < until, "the machine does not power off");
+        Ok(())
+    };
+    while !String::from_utf8_lossy(&fs::read(log)?).contains(last) {
+        in_time()?;
+        let ended = machine.try_wait().context("cannot wait for QEMU")?;
+        ensure!(ended.is_none(), "QEMU ended");
+    }
+    let stream = UnixStream::connect(socket).context("no QMP")?;
+    stream.set_read_timeout(Some(RUN))?;
+    let mut lines = BufReader::new(stream.try_clone()?).lines();
+    let mut ask = |command: &str| -> Result<serde_json::Value> {
+        writeln!(&stream, "{{\"execute\": \"{command}\"}}")?;
+        loop {
+            let line = lines.next().context("QMP was closed")??;
+            let mut value: serde_json::Value = serde_json::from_str(&line)?;
+            // Events and the greeting come in between.
+            if let Some(answer) = value.get_mut("return") {
+                return Ok(answer.take());
+            }
+        }
+    };
+    ask("qmp_capabilities")?;
+    while ask("query-status")?["status"] != "shutdown" {
+        in_time()?;
+    }
+    let count = ask("query-replay")?["icount"]
+        .as_u64()
+        .context("QEMU does not tell its instructions")?;
+    ask("quit")?;
+    Ok(count)
+}
+
+/// What had been executed when the guest began.
+fn before_the_guest(console: &str) -> Result<u64> {
+    let line = Regex::new(r"vm linux: its counter starts at tick (\d+)")?;
+    let found = line.captures(console);
+    let found = found.context("the hypervisor does not say when the guest began")?;
+    Ok(found[1].parse()?)
 }
 
 fn instructions(console: &str) -> Result<u64> {
@@ -255,7 +344,7 @@ fn figure(value: u64, bare: u64) -> Result<Figure> {
         .context("a count that cannot be")?;
     Ok(Figure {
         name: NAME,
-        what: "Linux from its first instruction to its first program, idle time included",
+        what: "Linux from its first instruction until its first program has powered off",
         value,
         bare,
         per_mille,
@@ -302,6 +391,23 @@ mod tests {
         assert_eq!(instructions(console).unwrap(), 1_000_000_001);
         assert!(instructions(&console.replace("ca00", "ca02")).is_err());
         assert!(instructions("000000003b9aca01\r\n").is_err());
+    }
+
+    #[test]
+    fn the_guests_beginning_is_read() {
+        let console = "[ 0.1] DEBUG vm: vm linux: its counter starts at tick 159000123\r\n";
+        assert_eq!(before_the_guest(console).unwrap(), 159_000_123);
+        assert!(before_the_guest("").is_err());
+    }
+
+    #[test]
+    fn the_run_is_recorded_beside_its_counting() {
+        let args = ["-icount", "shift=0,sleep=off", "-chardev", "stdio"].map(str::to_owned);
+        let made = |args| recorded(args, Path::new("/r"), Path::new("/l"));
+        let made = [made(&args).unwrap(), made(&args[..2]).unwrap_or_default()];
+        assert_eq!(made[0][1], "shift=0,sleep=off,rr=record,rrfile=/r");
+        assert_eq!(made[0][3], "file,id=console,path=/l");
+        assert!(made[1].is_empty(), "a line without a console");
     }
 
     #[test]

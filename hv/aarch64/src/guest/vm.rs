@@ -467,8 +467,9 @@ impl Vm {
             cleaned.map_err(|error| BuildError::Stage2(error.into()))?;
         }
         clean_instruction_side();
-        self.counter_offset
-            .store(SystemCounter.ticks(), Ordering::Release);
+        let now = SystemCounter.ticks();
+        log::debug!("vm {}: its counter starts at tick {now}", self.name);
+        self.counter_offset.store(now, Ordering::Release);
         let Some(first) = self.slots.first() else {
             return Err(BuildError::Geometry);
         };
