@@ -34,10 +34,12 @@ pub(crate) fn lint() -> Result<u8> {
             clippy(&toolchain, arch, arch.package()).args(["--", "-Dwarnings"]),
         )?;
     }
-    check(
-        "clippy, guests",
-        clippy(&toolchain, Arch::Aarch64, guest::PACKAGE).args(["--", "-Dwarnings"]),
-    )?;
+    for (arch, package) in guest::PACKAGES {
+        check(
+            &format!("clippy, guests on {arch}"),
+            clippy(&toolchain, arch, package).args(["--", "-Dwarnings"]),
+        )?;
+    }
     check(
         "clippy, the program for Linux guests",
         clippy(&toolchain, Arch::Aarch64, guest::TOOL_PACKAGE)
@@ -51,11 +53,10 @@ pub(crate) fn lint() -> Result<u8> {
             .args(&packages)
             .env("RUSTDOCFLAGS", "-Dwarnings"),
     )?;
-    let guests = (Arch::Aarch64, guest::PACKAGE);
     for (arch, package) in Arch::ALL
         .map(|arch| (arch, arch.package()))
         .into_iter()
-        .chain([guests])
+        .chain(guest::PACKAGES)
     {
         let mut doc = build::cargo(&toolchain, arch, "doc");
         doc.args(["--quiet", "--no-deps", "-p", package]);

@@ -105,6 +105,16 @@ pub(crate) fn interrupts_off() {
     unsafe { asm!("mtmsrd {}, 1", in(reg) RECOVERABLE, options(nostack)) };
 }
 
+/// Takes back a directed privileged doorbell of this thread.
+pub(crate) fn clear_doorbell() {
+    /// The message type of a doorbell, for thread 0 of the core.
+    const SERVER: u64 = 5 << 27;
+    // SAFETY: nothing of ours rings one. It is a word, because the assembler is told of an older CPU.
+    unsafe {
+        asm!(".long 0x7c00395c # msgclrp 7", in("r7") SERVER, options(nomem, nostack));
+    }
+}
+
 /// A random number from the CPU's own source; `None` when it has failed too often.
 /// [Power ISA 3.1B Book I §3.3.9, darn]
 pub(crate) fn random() -> Option<u64> {

@@ -2,7 +2,7 @@
 //!
 //! Interrupts are off but while a CPU sleeps, and what comes from a guest comes as the outcome of a
 //! call to the platform. So every vector saves the state on a stack of its own and reports it, but
-//! two: what wakes a CPU that sleeps returns at once.
+//! those of what wakes a CPU that sleeps, or may: they return at once.
 
 use core::arch::global_asm;
 use core::fmt::Write;
@@ -198,8 +198,10 @@ pub(crate) unsafe fn install() -> Result<(), Unusable> {
     }
     // SAFETY: ours, as above.
     unsafe { put(DECREMENTER, &POSTPONE) };
-    // SAFETY: ours, as above.
-    unsafe { put(EXTERNAL, &MASK) };
+    for vector in [EXTERNAL, DOORBELL] {
+        // SAFETY: ours, as above.
+        unsafe { put(vector, &MASK) };
+    }
     // SAFETY: a system call is the one exception that can be had on purpose and returned from; its
     // vector is for this alone until it is put back below.
     unsafe { put(SYSTEM_CALL, &branch_to(probe_stub as *const ())) };
@@ -236,6 +238,8 @@ const POSTPONE: [u32; 5] = [
 ];
 
 const EXTERNAL: usize = 0x500;
+/// A doorbell that a guest has rung for itself and left behind.
+const DOORBELL: usize = 0xa00;
 
 /// What wakes an idle CPU stays pending until it is accepted, so the CPU goes on with interrupts off.
 const MASK: [u32; 7] = [

@@ -37,7 +37,8 @@ pub(crate) fn packages() -> Result<Vec<String>> {
         .map(|package| package.name)
         .collect();
     names.retain(|name| {
-        name != guest::PACKAGE && Arch::ALL.iter().all(|arch| arch.package() != name)
+        guest::PACKAGES.iter().all(|(_, package)| package != name)
+            && Arch::ALL.iter().all(|arch| arch.package() != name)
     });
     names.sort();
     Ok(names)

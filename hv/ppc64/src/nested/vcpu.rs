@@ -325,6 +325,8 @@ pub(crate) fn sleep(_: &GuestThread, until: u64) {
 impl Drop for Loaded<'_> {
     fn drop(&mut self) {
         self.vcpu.unswitched.save();
+        // The platform keeps a doorbell that the guest has rung for its thread, whoever comes next.
+        spr::clear_doorbell();
     }
 }
 

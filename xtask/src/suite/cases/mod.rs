@@ -5,6 +5,7 @@ mod guests;
 mod linux;
 mod nested;
 mod passthrough;
+mod power;
 mod pseries;
 mod shares;
 mod tool;
@@ -232,7 +233,7 @@ pub(super) fn of_board(board: &str, extent: Extent) -> Vec<Case> {
             tool::cases(),
         ]
         .concat(),
-        "pseries" => pseries::cases(),
+        "pseries" => [pseries::cases(), power::cases()].concat(),
         _ => Vec::new(),
     };
     cases.retain(|case| extent == Extent::Full || !case.only_full);

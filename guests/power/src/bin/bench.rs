@@ -1,0 +1,136 @@
+//! Measures what exits cost: `cargo xtask bench traps --board pseries`.
+//!
+//! Everything is counted with the time base. Under QEMU's `-icount shift=0` an instruction takes a
+//! nanosecond, the hypervisor's included, and what the platform below does takes none: so a figure is
+//! the guest's and the hypervisor's own instructions, net of an empty measurement.
+#![no_std]
+#![no_main]
+
+use power_guests::cage::{self, Left};
+use power_guests::options::Options;
+use power_guests::{cpu, guest, hcall, println, rtas};
+
+guest! { main: main, secondary: secondary }
+
+/// Measurements of each kind.
+const RUNS: usize = 100;
+/// Operations of each measurement: the time base is coarser than an instruction.
+const BATCH: u64 = 32;
+/// The first measurements fill the emulator's caches and are left out.
+const WARM_UP: usize = 8;
+/// A call that nobody knows.
+const UNKNOWN: u64 = 0x3fc;
+/// Ticks between setting the decrementer and its time.
+const LEAD: i64 = 51_200;
+
+fn main(_: Options) -> ! {
+    println!("bench counter: {} Hz", cpu::FREQUENCY);
+    let _ = sample(0, || {});
+    let empty = report("empty-loop", sample(0, || {}));
+    report(
+        "hcall-unknown",
+        sample(empty, || ignore(hcall::call(UNKNOWN, [0; 4]))),
+    );
+    report(
+        "hcall-cppr",
+        sample(empty, || ignore(hcall::call(hcall::CPPR, [0xff, 0, 0, 0]))),
+    );
+    report(
+        "hcall-xirr",
+        sample(empty, || ignore(hcall::call(hcall::XIRR, [0; 4]))),
+    );
+    report("hcall-ipi-to-self", sample(empty, ipi));
+    report(
+        "rtas-unknown",
+        sample(empty, || ignore(rtas::service::<1>(0, 0x2fff, &[]))),
+    );
+    report(
+        "rtas-query-cpu",
+        sample(empty, || ignore(rtas::service::<2>(0, 0x2005, &[0]))),
+    );
+    hcall::call(hcall::PROD, [0, 0, 0, 0]);
+    report("prod-and-cede", sample(empty, prod_and_cede));
+    report(
+        "machine-check",
+        sample(empty, || ignore(cage::run(nowhere, 1 << 40, 0))),
+    );
+    timer();
+    println!("bench end");
+    rtas::power_off()
+}
+
+/// What an operation gives is of no interest.
+fn ignore<T>(_: T) {}
+
+/// Two calls: a request, and its taking back.
+fn ipi() {
+    hcall::call(hcall::IPI, [0, 4, 0, 0]);
+    hcall::call(hcall::IPI, [0, 0xff, 0, 0]);
+}
+
+/// Two calls: the second does not wait. It lets interrupts through, which nothing wants.
+fn prod_and_cede() {
+    hcall::call(hcall::PROD, [0; 4]);
+    hcall::call(hcall::CEDE, [0; 4]);
+    cpu::mask();
+}
+
+extern "C" fn nowhere(at: u64, _: u64) {
+    let at = core::ptr::with_exposed_provenance::<u64>(usize::try_from(at).unwrap_or(0));
+    #[expect(unsafe_code, reason = "a load that is meant to fail")]
+    // SAFETY: nothing is there, and the cage brings the CPU back.
+    let _ = unsafe { at.read_volatile() };
+}
+
+/// How late the decrementer's interrupt comes, 250 times a second: in nanoseconds.
+fn timer() {
+    let (mut least, mut most, mut sum) = (u64::MAX, 0, 0);
+    const TIMES: u64 = 50;
+    for _ in 0..TIMES {
+        let due = cpu::now().wrapping_add_signed(LEAD * 40);
+        let mut now = cpu::now();
+        cpu::set_decrementer(due.wrapping_sub(now).cast_signed());
+        while now < due {
+            if cage::run(cede, 0, 0) != Left::Completed {
+                now = cpu::now();
+            }
+        }
+        let late = now.wrapping_sub(due) * 1000 / 512;
+        (least, most, sum) = (least.min(late), most.max(late), sum + late);
+        cpu::set_decrementer(i64::from(i32::MAX));
+    }
+    println!(
+        "bench timer-late-ns: {} instructions (min {least}, max {most}, {TIMES} runs)",
+        sum / TIMES
+    );
+}
+
+extern "C" fn cede(_: u64, _: u64) {
+    hcall::call(hcall::CEDE, [0; 4]);
+}
+
+/// Median, least and most of an operation in nanoseconds, which are instructions.
+fn sample(empty: u64, operation: impl Fn()) -> [u64; 3] {
+    let mut figures = [0; RUNS];
+    for run in 0..RUNS + WARM_UP {
+        let before = cpu::now();
+        for _ in 0..BATCH {
+            operation();
+        }
+        let ticks = cpu::now() - before;
+        if let Some(figure) = run.checked_sub(WARM_UP).and_then(|at| figures.get_mut(at)) {
+            *figure = (ticks * 1_000_000_000 / cpu::FREQUENCY / BATCH).saturating_sub(empty);
+        }
+    }
+    figures.sort_unstable();
+    [figures[RUNS / 2], figures[0], figures[RUNS - 1]]
+}
+
+fn report(name: &str, [median, least, most]: [u64; 3]) -> u64 {
+    println!("bench {name}: {median} instructions (min {least}, max {most}, {RUNS} runs)");
+    median
+}
+
+fn secondary(_: usize) -> ! {
+    panic!("the bench has one CPU")
+}

@@ -1,0 +1,47 @@
+//! Hypercalls.
+
+use core::arch::asm;
+
+/// The end of an interrupt.
+pub const EOI: u64 = 0x64;
+/// The priority that interrupts must be above.
+pub const CPPR: u64 = 0x68;
+/// Asks a CPU to look.
+pub const IPI: u64 = 0x6c;
+/// Accepts an interrupt.
+pub const XIRR: u64 = 0x74;
+/// Prints.
+pub const PUT_TERM_CHAR: u64 = 0x58;
+/// Waits.
+pub const CEDE: u64 = 0xe0;
+/// Ends the wait of a CPU.
+pub const PROD: u64 = 0xe8;
+/// Waits for a prod.
+pub const JOIN: u64 = 0x298;
+/// How interrupts arrive.
+pub const SET_MODE: u64 = 0x31c;
+/// Where the process table is.
+pub const REGISTER_PROC_TBL: u64 = 0x37c;
+/// QEMU's own: a run-time service.
+pub const RTAS: u64 = 0xf000;
+
+/// Makes a call. Status, and r4.
+pub fn call(number: u64, arguments: [u64; 4]) -> (i64, u64) {
+    let [mut r4, r5, r6, r7] = arguments;
+    let status: i64;
+    // SAFETY: what it does to memory is the caller's; registers that it may change are named.
+    unsafe {
+        asm!(
+            "sc 1",
+            inout("r3") number => status,
+            inout("r4") r4,
+            inout("r5") r5 => _,
+            inout("r6") r6 => _,
+            inout("r7") r7 => _,
+            out("r0") _, out("r8") _, out("r9") _, out("r10") _, out("r11") _, out("r12") _,
+            out("ctr") _, out("lr") _, out("xer") _,
+            out("cr0") _, out("cr1") _, out("cr5") _, out("cr6") _, out("cr7") _,
+        );
+    }
+    (status, r4)
+}

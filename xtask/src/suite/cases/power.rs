@@ -1,0 +1,99 @@
+//! Tests of POWER with the guests of our own: a hostile one, and a neighbour that notices when it is held
+//! up. As on Arm, time is counted in instructions, so that a seed says all.
+
+use std::time::Duration;
+
+use super::{Bundle, Case, Check};
+use crate::qemu::Time;
+use crate::suite::neighbours;
+
+const BOARD: &str = "pseries";
+
+/// A hostile VM and its neighbour: seed and operations of the one, CPU and options of the other.
+macro_rules! manifest {
+    ($seed:literal, $ops:literal, $cpu:literal, $options:literal) => {
+        Bundle::Manifest(concat!(
+            "[[vm]]\nname = \"hostile\"\nmemory = \"32M\"\ncpus = 2\npin = [1, 1]\n",
+            "kernel = \"guest:hostile\"\nkernel_format = \"elf\"\nrestart = \"never\"\n",
+            "append = \"seed=",
+            $seed,
+            " ops=",
+            $ops,
+            "\"\n[[vm]]\nname = \"heartbeat\"\nmemory = \"32M\"\npin = [",
+            $cpu,
+            "]\nkernel = \"guest:heartbeat\"\nkernel_format = \"elf\"\nrestart = \"never\"\n",
+            "append = \"",
+            $options,
+            "\"\n"
+        ))
+    };
+}
+
+pub(super) fn cases() -> Vec<Case> {
+    let mut cases = vec![
+        hostile(
+            "600000 hostile operations, seed 1, the neighbour on another CPU",
+            manifest!(1, 600_000, "0", "beats=300 period_us=10000"),
+            neighbours::judge,
+        ),
+        // The vCPUs of the other VM have a turn of 10 ms together.
+        hostile(
+            "400000 hostile operations, seed 2, the neighbour on the same CPU",
+            manifest!(2, 400_000, "1", "beats=60 period_us=50000 limit_us=15000"),
+            neighbours::judge,
+        ),
+        // The control: the same judge, and a neighbour that oversleeps.
+        hostile(
+            "a neighbour that misses beats is noticed",
+            manifest!(3, 2_000, "0", "beats=30 period_us=10000 stall=10"),
+            neighbours::judge_must_refuse,
+        ),
+        doorbells(),
+    ];
+    let full = [
+        manifest!(11, 1_000_000, "0", "beats=500 period_us=10000"),
+        manifest!(12, 1_000_000, "0", "beats=500 period_us=10000"),
+    ];
+    cases.extend(full.into_iter().zip(11..).map(|(bundle, seed)| {
+        let name = format!("1000000 hostile operations, seed {seed}");
+        Case {
+            only_full: true,
+            ..hostile(&name, bundle, neighbours::judge)
+        }
+    }));
+    cases
+}
+
+fn hostile(name: &str, bundle: Bundle, judge: fn(&str) -> anyhow::Result<()>) -> Case {
+    let mut case = Case::new(BOARD, name).bundle(bundle).expect(&[
+        "hostile start: seed=",
+        "hostile end: seed=",
+        "heartbeat end: ",
+    ]);
+    case.vary.time = Time::Instructions;
+    // What the hostile guest writes to its console is anything.
+    case.forbids = vec![
+        r"^\[ *\d+\.\d+\] ERROR ".to_owned(),
+        "hostile lost: ".to_owned(),
+    ];
+    case.timeout = Duration::from_secs(1200);
+    case.check = Check::Judged(judge);
+    case
+}
+
+/// QEMU cannot count instructions while a guest rings doorbells, so nobody looks at the clock here; the
+/// hypervisor has to stand it.
+fn doorbells() -> Case {
+    let mut case = Case::new(BOARD, "doorbells that a guest leaves behind reach nobody")
+        .bundle(Bundle::Manifest(concat!(
+            "[[vm]]\nname = \"hostile\"\nmemory = \"32M\"\ncpus = 2\npin = [1, 1]\n",
+            "kernel = \"guest:hostile\"\nkernel_format = \"elf\"\nrestart = \"never\"\n",
+            "append = \"seed=4 ops=20000 doorbells=1\"\n"
+        )))
+        .expect(&[
+            "hostile end: seed=4 ops=20000 ",
+            "verdict 0: all VMs are off",
+        ]);
+    case.forbids = vec!["EXCEPTION".to_owned(), "PANIC".to_owned()];
+    case
+}
