@@ -4,6 +4,7 @@
 //! counts instructions. The IOMMU core is measured on the host: ratios of one run.
 
 mod boot;
+mod io;
 mod iommu;
 mod smmu;
 mod traps;
@@ -82,6 +83,9 @@ pub(crate) fn command(options: &BenchOptions) -> Result<u8> {
     if name == Some(smmu::NAME) {
         return smmu::run();
     }
+    if name == Some(io::NAME) {
+        return io::run();
+    }
     let chosen: Vec<&Bench> = BENCHES
         .iter()
         .filter(|bench| name.is_none_or(|name| name == bench.name))
@@ -90,7 +94,7 @@ pub(crate) fn command(options: &BenchOptions) -> Result<u8> {
         let known: Vec<&str> = BENCHES
             .iter()
             .map(|bench| bench.name)
-            .chain([traps::NAME, boot::NAME, iommu::NAME, smmu::NAME])
+            .chain([traps::NAME, boot::NAME, iommu::NAME, smmu::NAME, io::NAME])
             .collect();
         bail!(
             "there is no such bench; the benches are: {}",
@@ -133,7 +137,12 @@ pub(crate) fn command(options: &BenchOptions) -> Result<u8> {
     say!("the figures are in {} too", folder().display());
     let over = u8::from(figures.iter().any(|figure| figure.value > figure.limit));
     match name {
-        None => Ok(over.max(traps::run()?).max(boot::run()?).max(iommu::run()?)),
+        None => {
+            let others = [traps::run, boot::run, iommu::run, smmu::run, io::run];
+            others
+                .iter()
+                .try_fold(over, |over, bench| Ok(over.max(bench()?)))
+        }
         Some(_) => Ok(over),
     }
 }

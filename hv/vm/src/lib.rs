@@ -26,12 +26,14 @@
 extern crate alloc;
 
 mod console;
+mod exits;
 mod faults;
 mod lifecycle;
 mod monitor;
 mod schedule;
 
 pub use console::{ESCAPE, LONGEST_LINE, Line, Terminal, Typed};
+pub use exits::{ExitCause, ExitCounts};
 pub use faults::{Faults, Records, RefusedDma, Telling};
 pub use lifecycle::{Ended, Ending, Lifecycle, Next, State, dependents, is_notable, rest_ticks};
 pub use monitor::{

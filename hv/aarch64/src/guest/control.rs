@@ -8,7 +8,7 @@ use core::sync::atomic::Ordering;
 use hal::Clock;
 use log::LevelFilter;
 use types::{Bdf, Iova, Ipa};
-use vm::{Control, Ending, Iommu, Refusal, State, VcpuState, VmStatus, Walk};
+use vm::{Control, Ending, ExitCause, Iommu, Refusal, State, VcpuState, VmStatus, Walk};
 
 use super::run::{self, Guests, Iommus};
 use super::vcpu::Whereabouts;
@@ -188,6 +188,13 @@ impl Control for &Guests {
                 driven.map(|(name, state)| Iommu { name, state }).collect()
             }
         }
+    }
+
+    fn exits(&self, vm: usize) -> Result<Vec<(ExitCause, u64)>, Refusal> {
+        let slots = &self.vm(vm)?.slots;
+        let sum = |cause| slots.iter().map(|slot| slot.causes.of(cause)).sum();
+        let counts = ExitCause::ALL.map(|cause| (cause, sum(cause)));
+        Ok(counts.into_iter().filter(|(_, count)| *count > 0).collect())
     }
 
     fn devices(&self, vm: usize) -> Result<Vec<String>, Refusal> {

@@ -6,6 +6,7 @@ use firmware::{GuestPlatform, PciHost};
 use types::{Ipa, Span};
 use vdev::{Effects, Line, Width};
 use vgic::{Kicks, Level, Vgic};
+use vm::ExitCause;
 
 use super::vm::Vm;
 use crate::console;
@@ -119,6 +120,18 @@ impl Bus {
 }
 
 impl Target {
+    /// What an exit for it is counted as.
+    pub(crate) fn cause(self) -> ExitCause {
+        match self {
+            Self::Uart(_) | Self::Rtc(_) => ExitCause::Console,
+            Self::Distributor(_) | Self::Redistributor { .. } => ExitCause::InterruptController,
+            Self::Its(_) => ExitCause::Its,
+            Self::Smmu(_) => ExitCause::Smmu,
+            Self::Config(_) => ExitCause::Configuration,
+            Self::Memory(_) => ExitCause::Bar,
+        }
+    }
+
     /// Whether an access there is about interrupts that may be in list registers.
     pub(crate) fn wants_sync(self) -> bool {
         match self {

@@ -11,7 +11,7 @@ use machine::Interrupt;
 use smmuv3::Locked;
 use spin::Mutex;
 use vgic::{Kicks, Level};
-use vm::{Ended, Ending, Monitor, Next, State, Turns, Typed};
+use vm::{Ended, Ending, ExitCause, Monitor, Next, State, Turns, Typed};
 
 use super::context::{read_register, write_register};
 use super::devices;
@@ -770,11 +770,19 @@ impl Residency<'_> {
         let intid = gic::acknowledge();
         if intid >= 1020 {
             if intid >= gic::FIRST_LPI {
+                self.count(ExitCause::Message);
                 gic::drop_priority(intid);
                 message(self.guests, intid, self.core);
             }
             return None;
         }
+        self.count(match intid {
+            27 | 30 => ExitCause::Timer,
+            gic::MAINTENANCE => ExitCause::Maintenance,
+            gic::HYP_TIMER => ExitCause::Turn,
+            gic::KICK => ExitCause::Kick,
+            _ => ExitCause::OtherInterrupt,
+        });
         gic::drop_priority(intid);
         match intid {
             // Stays active until the guest ends it.
@@ -809,6 +817,11 @@ impl Residency<'_> {
         }
         gic::deactivate(intid);
         None
+    }
+
+    /// Counts an exit.
+    pub(crate) fn count(&self, cause: ExitCause) {
+        self.slot.causes.count(cause);
     }
 
     pub(crate) fn start_other(&self, start: armv8::Start) {

@@ -4,7 +4,7 @@ use armv8::{Action, Cause, Exception};
 use types::Ipa;
 use vdev::mmio::{self, Access, Base, Direction, Extension, Register};
 use vgic::Kicks;
-use vm::Ending;
+use vm::{Ending, ExitCause};
 
 use super::context::{read_register, write_register};
 use super::devices;
@@ -36,6 +36,14 @@ impl Residency<'_> {
     /// Handles a synchronous exit.
     pub(crate) fn synchronous(&mut self) -> Next {
         let esr = read_register!("esr_el2");
+        match esr >> 26 & 0x3f {
+            HVC64 | SMC64 => self.count(ExitCause::Call),
+            SYSTEM_REGISTER => self.count(ExitCause::SystemRegister),
+            WFX => self.count(ExitCause::Wait),
+            // By what is at the address.
+            DATA_ABORT => {}
+            _ => self.count(ExitCause::Abort),
+        }
         match esr >> 26 & 0x3f {
             HVC64 => self.call(),
             SMC64 => {
@@ -164,6 +172,7 @@ impl Residency<'_> {
         };
         // A table walk of the guest's that leaves its memory; cache maintenance on a device.
         if esr & S1PTW != 0 || esr & 1 << 8 != 0 {
+            self.count(ExitCause::Abort);
             return self.inject(fault);
         }
         let ipa = (read_register!("hpfar_el2") & 0xff_ffff_fff0) << 8 | far & 0xfff;
@@ -172,6 +181,8 @@ impl Residency<'_> {
         let access = match mmio::from_syndrome(iss) {
             Ok(Some(access)) => return self.simple(&access, ipa, fault),
             Ok(None) => {
+                let target = self.vm.bus.find(ipa);
+                self.count(target.map_or(ExitCause::Abort, devices::Target::cause));
                 let decoded = self.fetch().map(mmio::from_instruction);
                 let Some(Ok(access)) = decoded else {
                     return self.inject(fault);
@@ -192,8 +203,10 @@ impl Residency<'_> {
     /// An access of one element to a general register, which is what nearly all are.
     fn simple(&mut self, access: &Access, ipa: u64, fault: Cause) -> Next {
         let Some(target) = self.vm.bus.find(ipa) else {
+            self.count(ExitCause::Abort);
             return self.inject(fault);
         };
+        self.count(target.cause());
         if target.wants_sync() {
             self.sync();
         }

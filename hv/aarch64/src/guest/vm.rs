@@ -20,7 +20,7 @@ use spin::Mutex;
 use types::{Address, Iova, Ipa, Pa, PageSize, Span};
 use vdev::{Pl011, Pl031};
 use vgic::{Affinity, Vgic};
-use vm::{Ending, Lifecycle, RunClock};
+use vm::{Ending, ExitCounts, Lifecycle, RunClock};
 
 use super::devices::{self, Bus};
 use super::irq::Interface;
@@ -109,6 +109,8 @@ pub(crate) struct Slot {
     pub(crate) vcpu: Mutex<Vcpu>,
     /// Its exits; counted by the core it is on.
     pub(crate) exits: AtomicU64,
+    /// The same by cause.
+    pub(crate) causes: ExitCounts,
     /// How long it has been on its core.
     pub(crate) clock: RunClock,
     /// The monitor wants to see the registers of the vCPU, which is on a core.
@@ -335,6 +337,7 @@ impl Vm {
             start: Mutex::new(None),
             vcpu: Mutex::new(Vcpu::new(*mpidr)),
             exits: AtomicU64::new(0),
+            causes: ExitCounts::default(),
             clock: RunClock::default(),
             peek: AtomicBool::new(false),
             view: Mutex::new(None),

@@ -13,6 +13,7 @@ pub(super) enum Command<'a> {
     Restart(&'a str),
     Vcpu(&'a str, usize),
     Walk(&'a str, u64),
+    Exits(&'a str),
     Devices(&'a str),
     Stream(&'a str, Bdf, u64),
     Smmu,
@@ -29,6 +30,7 @@ stop NAME            stops a VM; its memory stays its own
 restart NAME         stops and starts it
 vcpu NAME N          registers, state and core of a vCPU
 walk NAME ADDRESS    where stage 2 takes a guest physical address
+exits NAME           how often a VM left for the hypervisor, by cause
 devices NAME         the devices of a VM, and where its guest sees them
 stream NAME BB:DD.F ADDRESS
                      where DMA of the guest's device BB:DD.F goes at an address
@@ -106,6 +108,7 @@ pub(super) fn parse(line: &str) -> Result<Command<'_>, CommandError> {
             let name = word(Argument::Name)?;
             Command::Walk(name, address(word(Argument::Address)?)?)
         }
+        "exits" => Command::Exits(word(Argument::Name)?),
         "devices" => Command::Devices(word(Argument::Name)?),
         "stream" => {
             let name = word(Argument::Name)?;
@@ -200,7 +203,7 @@ mod tests {
             let verb = line.split_whitespace().next().unwrap();
             assert_ne!(parse(verb), Err(CommandError::Unknown), "{verb}");
         }
-        assert_eq!(commands.count(), 13);
+        assert_eq!(commands.count(), 14);
     }
 
     proptest! {

@@ -3,6 +3,7 @@
 mod command;
 mod editor;
 
+use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt::Write;
@@ -10,7 +11,7 @@ use core::fmt::Write;
 use log::LevelFilter;
 use types::Bdf;
 
-use crate::State;
+use crate::{ExitCause, State};
 use command::{Command, HELP, parse};
 
 pub use command::{Argument, CommandError};
@@ -168,6 +169,14 @@ pub trait Control {
     /// [`Refusal::TooWide`].
     fn walk(&self, vm: usize, address: u64) -> Result<Walk, Refusal>;
 
+    /// How often a VM left its guest, by cause. A machine that does not count has none.
+    ///
+    /// # Errors
+    /// [`Refusal`].
+    fn exits(&self, _vm: usize) -> Result<Vec<(ExitCause, u64)>, Refusal> {
+        Ok(Vec::new())
+    }
+
     /// The devices of a VM, a line each.
     ///
     /// # Errors
@@ -262,6 +271,14 @@ impl Monitor {
             Command::Walk(name, address) => {
                 if let Some(vm) = find(control, name, text) {
                     walk(control, vm, address, text);
+                }
+            }
+            Command::Exits(name) => {
+                if let Some(vm) = find(control, name, text) {
+                    let line =
+                        |(cause, count): (ExitCause, u64)| format!("{:16} {count}", cause.name());
+                    let counts = control.exits(vm);
+                    lines(counts.map(|all| all.into_iter().map(line).collect()), text);
                 }
             }
             Command::Devices(name) => {

@@ -11,7 +11,7 @@ use types::Bdf;
 use super::{
     Activity, Control, Frames, Iommu, Monitor, Refusal, Reply, Then, VcpuState, VmStatus, Walk,
 };
-use crate::State;
+use crate::{ExitCause, State};
 
 struct Machine {
     now: u64,
@@ -93,6 +93,13 @@ impl Control for Machine {
                 ("x2", 3),
                 ("x3", 4),
             ],
+        })
+    }
+
+    fn exits(&self, vm: usize) -> Result<Vec<(ExitCause, u64)>, Refusal> {
+        Ok(match vm {
+            0 => vec![(ExitCause::Message, 12), (ExitCause::Its, 3)],
+            _ => Vec::new(),
         })
     }
 
@@ -260,4 +267,13 @@ fn devices_are_listed_and_their_streams_walked() {
     assert!(ask("stream one 00:02.0 0").contains("no such device"));
     assert!(ask("stream one phb:0 0").contains("no device of the guest"));
     assert!(ask("stream one 00:01.0").contains("ADDRESS"));
+}
+
+#[test]
+fn exits_are_told_by_cause() {
+    let (mut monitor, mut machine) = (Monitor::new(), Machine::new());
+    let told = machine.ask(&mut monitor, "exits one");
+    assert_eq!(told, "message          12\nits              3\n");
+    assert_eq!(machine.ask(&mut monitor, "exits two"), "none\n");
+    assert!(machine.ask(&mut monitor, "exits").contains("NAME"));
 }
