@@ -77,6 +77,7 @@ pub(super) fn cases() -> Vec<Case> {
     };
     vec![
         two_views(),
+        in_use(),
         ports("dt", linux!("6.12", "dt", "2", below_ports!())),
         ports("acpi", linux!("6.12", "acpi", "2", below_ports!())),
         switch(
@@ -128,6 +129,55 @@ fn two_views() -> Case {
         .asks("stop spin", &["spin: stopped"])
         .asks("stream spin 00:01.0 40000000", &["stream 0x8: Config 0 "])
         .asks("quit", &["verdict 0: the monitor was told to quit"])
+}
+
+/// A VM that runs on without doing anything, with the board's disk.
+macro_rules! spinning {
+    ($name:literal, $start:literal) => {
+        concat!(
+            "[[vm]]\nname = \"",
+            $name,
+            "\"\nmemory = \"2M\"\nkernel = \"spin.bin\"\nkernel_format = \"flat\"\nstart = \"",
+            $start,
+            "\"\niommu = \"stage2\"\ndevices = [ { host = \"0000:00:01.0\" } ]\n"
+        )
+    };
+}
+
+/// The other VM goes on, and gives the device up when it is stopped.
+fn in_use() -> Case {
+    let entry = |vm| format!("stream {vm} 00:01.0 40000000");
+    let mut case = Case::new(
+        BOARD,
+        "a device that another VM has is refused until that VM is stopped",
+    )
+    .bundle(Bundle::Manifest(concat!(
+        spinning!("first", "boot"),
+        spinning!("second", "manual")
+    )))
+    .expect(&["vm second: not started at boot"])
+    .types("\x1dm")
+    .asks(
+        "start second",
+        &[
+            "ERROR run: vm second: does not start: device 0000:00:01.0: ",
+            "it cannot be started",
+        ],
+    )
+    .asks("list", &[" first +running ", " second +failed "])
+    .asks(&entry("first"), &["Config 6 .*S2VMID 1"])
+    .asks("stop first", &["first: stopped"])
+    .asks(&entry("first"), &["Config 0 "])
+    // It is reset meanwhile.
+    .asks("start second", &["second: (starting|running)"])
+    .asks(
+        "start first",
+        &["ERROR run: vm first: does not start: device 0000:00:01.0: "],
+    )
+    .asks(&entry("second"), &["Config 6 .*S2VMID 2"])
+    .asks("quit", &["verdict 0"]);
+    case.forbids.retain(|pattern| !pattern.contains("ERROR"));
+    case
 }
 
 /// Linux with so many NICs and disks: each interrupts, pings are answered, files survive a restart.
