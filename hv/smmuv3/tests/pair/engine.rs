@@ -314,7 +314,7 @@ impl Engine {
             .copied();
         let piece = match known {
             Some(piece) => piece,
-            None => self.walk(memory, ste, &cd, vmid, asid, access.at)?,
+            None => self.walk(memory, ste, &cd, (vmid, asid), access)?,
         };
         Self::allow(&piece, access, false)?;
         Ok(piece.page << 12 | access.at & 0xfff)
@@ -356,10 +356,10 @@ impl Engine {
         memory: Words<'_>,
         ste: &[u64; 8],
         cd: &[u64; 4],
-        vmid: u64,
-        asid: u64,
-        at: u64,
+        (vmid, asid): (u64, u64),
+        access: Access,
     ) -> Result<Piece, Fault> {
+        let at = access.at;
         let input = 64 - bits(cd[0], 0, 6);
         if bits(cd[0], 6, 2) != 0 || bits(cd[0], 14, 1) == 1 || at >> input != 0 {
             return Err(Fault::of(0x10));
@@ -377,8 +377,12 @@ impl Engine {
                         return Err(Fault::of(0x12));
                     }
                     let ipa = descriptor & ADDRESS & !((1 << shift) - 1) | at & ((1 << shift) - 1);
-                    let below = self.stage2(memory, ste, ipa, 2)?;
                     let rights = if bits(descriptor, 7, 1) == 1 { 1 } else { 3 };
+                    if access.write && rights == 1 {
+                        // Before stage 2 is asked.
+                        return Err(Fault::of(0x13));
+                    }
+                    let below = self.stage2(memory, ste, ipa, 2)?;
                     let piece = Piece {
                         page: below.page,
                         rights: rights & below.rights,

@@ -6,7 +6,7 @@ use vsmmuv3::{Delivery, Width};
 
 use crate::board::Model;
 use crate::engine::{Access, Fault};
-use crate::nested::{CDS, DATA, DISK, NET, RAM, RAM_BYTES, TABLES, World, leaf};
+use crate::nested::{CDS, DATA, DISK, NET, Part, RAM, RAM_BYTES, TABLES, World, leaf};
 
 /// Where the guests' drivers map a page.
 const AT: u64 = 5 << 12;
@@ -321,14 +321,22 @@ fn a_context_descriptor_of_whatever_size_is_the_hardwares_to_judge() {
 
 #[test]
 fn memory_taken_from_a_vm_is_out_of_its_devices_reach_at_once() {
-    let mut world = World::new();
-    assert_eq!(world.dma(0, DISK, AT), Ok(world.pa(0, DATA)));
-    let World { core, vms, .. } = &mut world;
-    vms[0].unmap(core, RAM, RAM_BYTES);
-    assert!(recorded(world.dma(0, DISK, AT)).1);
-    let World { core, vms, .. } = &mut world;
-    vms[0].map(core, RAM, 0, RAM_BYTES);
-    assert_eq!(world.dma(0, DISK, AT), Ok(world.pa(0, DATA)));
+    for ranges in [true, false] {
+        for part in [Part::Data, Part::Tables] {
+            let mut world = World::cold(Model {
+                ranges,
+                ..Model::default()
+            });
+            world.bring_up(0);
+            assert_eq!(world.dma(0, DISK, AT), Ok(world.pa(0, DATA)));
+            let World { core, vms, .. } = &mut world;
+            vms[0].unmap(core, part);
+            assert!(recorded(world.dma(0, DISK, AT)).1, "{part:?}");
+            let World { core, vms, .. } = &mut world;
+            vms[0].map(core, part);
+            assert_eq!(world.dma(0, DISK, AT), Ok(world.pa(0, DATA)));
+        }
+    }
 }
 
 #[test]

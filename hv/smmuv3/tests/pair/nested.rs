@@ -68,6 +68,22 @@ impl GuestMemory for Ram {
     }
 }
 
+/// The halves of a VM's RAM.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Part {
+    Tables,
+    Data,
+}
+
+impl Part {
+    fn offset(self) -> u64 {
+        match self {
+            Self::Tables => 0,
+            Self::Data => RAM_BYTES / 2,
+        }
+    }
+}
+
 struct Link {
     virtual_id: u32,
     pub(crate) physical: u32,
@@ -414,24 +430,26 @@ impl Vm {
             let added = vm.smmu.add_stream(stream, &vm.ram, &mut machine);
             assert_eq!(added.unwrap().work, Work::Done);
         }
-        vm.map(core, RAM, 0, RAM_BYTES);
+        vm.map(core, Part::Tables);
+        vm.map(core, Part::Data);
         vm
     }
 
-    /// Shows a part of the RAM to the devices.
-    pub(crate) fn map(&self, core: &mut Core, at: u64, offset: u64, bytes: u64) {
+    /// Shows a half of the RAM to the devices.
+    pub(crate) fn map(&self, core: &mut Core, part: Part) {
         let request = Map {
-            placement: Placement::Fixed(iova(at)),
+            placement: Placement::Fixed(iova(RAM + part.offset())),
             memory: self.memory,
-            offset,
-            bytes,
+            offset: part.offset(),
+            bytes: RAM_BYTES / 2,
             permissions: Permissions::ReadWrite,
         };
         core.map(self.ioas, &request).unwrap();
     }
 
-    pub(crate) fn unmap(&self, core: &mut Core, at: u64, bytes: u64) {
-        let span = Span::from_len(iova(at), bytes).unwrap();
+    /// Takes a half of the RAM out of their reach.
+    pub(crate) fn unmap(&self, core: &mut Core, part: Part) {
+        let span = Span::from_len(iova(RAM + part.offset()), RAM_BYTES / 2).unwrap();
         core.unmap(self.ioas, span).unwrap();
     }
 }

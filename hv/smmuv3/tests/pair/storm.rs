@@ -7,7 +7,7 @@ use vsmmuv3::{End, Width};
 
 use crate::board::Model;
 use crate::engine::Fault;
-use crate::nested::{CDS, DATA, DISK, NET, RAM, RAM_BYTES, TABLES, World, leaf};
+use crate::nested::{CDS, DATA, DISK, NET, Part, RAM, RAM_BYTES, TABLES, World, leaf};
 
 /// A second address space of each guest, and its context descriptor.
 const OTHER: [u64; 3] = [RAM + 0x8000, RAM + 0x9000, RAM + 0xa000];
@@ -123,11 +123,20 @@ fn step(world: &mut World, ranges: bool, [what, a, b, c]: [u8; 4]) {
             world.send(vm, &commands);
         }
         6 => {
-            let World { core, vms, .. } = world;
-            vms[vm].unmap(core, RAM, RAM_BYTES);
-            compare(world);
-            let World { core, vms, .. } = world;
-            vms[vm].map(core, RAM, 0, RAM_BYTES);
+            let parts: &[_] = match b % 3 {
+                0 => &[Part::Data],
+                1 => &[Part::Tables],
+                _ => &[Part::Data, Part::Tables],
+            };
+            for part in parts {
+                let World { core, vms, .. } = world;
+                vms[vm].unmap(core, *part);
+                compare(world);
+            }
+            for part in parts {
+                let World { core, vms, .. } = world;
+                vms[vm].map(core, *part);
+            }
         }
         7 => {
             world.write(vm, regs::CR0, Width::Word, 0xc);
