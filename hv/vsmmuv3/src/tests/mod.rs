@@ -21,6 +21,7 @@ use crate::{
 
 mod commands;
 mod events;
+mod hostile;
 mod promise;
 mod registers;
 mod streams;

@@ -226,3 +226,48 @@ fn queue_limits_stay_where_linux_takes_them() {
         assert_eq!((idr1.cmdqs(), idr1.evtqs()), (is, is));
     }
 }
+
+/// The tests that the page names, and the text of the file that each is to be in.
+fn named() -> std::vec::Vec<(&'static str, &'static str, &'static str)> {
+    let files = [
+        ("commands", include_str!("commands.rs")),
+        ("events", include_str!("events.rs")),
+        ("hostile", include_str!("hostile.rs")),
+        ("promise", include_str!("promise.rs")),
+        ("registers", include_str!("registers.rs")),
+        ("streams", include_str!("streams.rs")),
+        ("replay", include_str!("../../tests/guest/replay.rs")),
+        (
+            "driver",
+            include_str!("../../../smmuv3/tests/pair/driver.rs"),
+        ),
+        (
+            "guests",
+            include_str!("../../../smmuv3/tests/pair/guests.rs"),
+        ),
+        ("storm", include_str!("../../../smmuv3/tests/pair/storm.rs")),
+    ];
+    let page = include_str!("../../../../docs/vsmmuv3.md");
+    let start = page.find("<!-- hostile -->").unwrap();
+    let end = page.find("<!-- end of hostile -->").unwrap();
+    let words = page[start..end].split('`');
+    let paths = words.filter_map(|word| word.split_once("::"));
+    paths
+        .map(|(file, test)| {
+            let found = files.iter().find(|(name, _)| *name == file);
+            (file, test, found.unwrap_or_else(|| panic!("{file}")).1)
+        })
+        .collect()
+}
+
+#[test]
+fn the_page_names_tests_that_exist() {
+    let is_there = |test: &str, text: &str| text.contains(&std::format!("fn {test}("));
+    let named = named();
+    assert!(named.len() > 60);
+    for (file, test, text) in &named {
+        assert!(is_there(test, text), "{file}::{test}");
+    }
+    let (_, _, text) = named[0];
+    assert!(!is_there("a_test_that_is_not_there", text));
+}
