@@ -133,6 +133,20 @@ pub(crate) fn line(program: &Path, board: &Board, vary: &Variation, files: &File
     })
 }
 
+/// A disk behind virtio that cannot be written, at this place, with a file's contents.
+///
+/// # Errors
+/// A file name that is not UTF-8.
+pub(crate) fn read_only_disk(place: &str, name: &str, file: &Path) -> Result<[String; 4]> {
+    let file = option_value(text(file)?);
+    Ok([
+        "-drive".to_owned(),
+        format!("if=none,id={name},format=raw,readonly=on,file={file}"),
+        "-device".to_owned(),
+        format!("virtio-blk-pci,disable-legacy=on,iommu_platform=on,drive={name},{place}"),
+    ])
+}
+
 #[derive(Default)]
 struct Args(Vec<String>);
 

@@ -15,6 +15,7 @@ use super::cases::{Case, Check, Company, Disks, End, Ground};
 use super::tool;
 use crate::board::{Arch, Board, Disk};
 use crate::build::{self, Built, Profile};
+use crate::manifest::PayloadName;
 use crate::provide::{self, toolchain};
 use crate::qemu::{self, Line};
 use crate::session::{self, Input, Outcome, Output, Plan, Until};
@@ -151,12 +152,18 @@ impl Bench<'_> {
             .get(&board.arch)
             .context("its tools were not provided")?;
         let mut board = board.clone();
+        let mut vary = case.vary.clone();
         match case.disks {
             Disks::OfBoard => {}
             Disks::AndSpare(count) => board.disks.extend((1..=count).map(Disk::spare)),
+            Disks::AndKernel(series) => {
+                let name = PayloadName::DebianKernel(series);
+                let kernel = provide::payload::file(board.arch, &name, &[])?;
+                vary.args
+                    .extend(qemu::read_only_disk("addr=5", "kernel", &kernel)?);
+            }
             Disks::None => board.disks.clear(),
         }
-        let mut vary = case.vary.clone();
         let files = match case.ground {
             Ground::Hypervisor => {
                 let mut files = run::files(&board, &tools.built)?;

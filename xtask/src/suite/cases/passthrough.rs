@@ -25,7 +25,7 @@ macro_rules! linux {
             "\"\ninitrd = \"initramfs\"\nfirmware = \"",
             $firmware,
             "\"\nmsi = \"vits\"\niommu = \"stage2\"\n",
-            "append = \"console=ttyAMA0 quiet do=irqs,net,disk-restart,off\"\ndevices = [",
+            "append = \"console=ttyAMA0 quiet do=iommu:none,irqs,net,disk-restart,off\"\ndevices = [",
             $devices,
             "]\n"
         ))
@@ -186,6 +186,7 @@ fn used(name: String, bundle: Bundle, (nics, disks): (u32, u32)) -> Case {
     let mut case = Case::new(BOARD, name).bundle(bundle).expect(&[
         "smmu0: on: every stream aborts until a VM has it",
         "guest: Linux .* is up, ",
+        "action iommu: ok: no SMMU, no group",
         &format!(r"action irqs: ok: [1-9]\d* interrupts by {all} devices"),
         &format!("action net: ok: {nics} interfaces"),
         &format!("action disk-restart: {disks} disks written, resetting"),
@@ -213,7 +214,7 @@ fn used(name: String, bundle: Bundle, (nics, disks): (u32, u32)) -> Case {
 }
 
 /// A NIC of this model, on a network of its own.
-fn nic(case: Case, number: usize, device: &str) -> Case {
+pub(super) fn nic(case: Case, number: usize, device: &str) -> Case {
     case.args(&[
         "-netdev",
         &format!("user,id=net{number}"),
@@ -226,7 +227,8 @@ fn device(case: Case, device: &str) -> Case {
     case.args(&["-device", device])
 }
 
-fn with_ports(mut case: Case) -> Case {
+/// Three root ports with a virtio NIC, an e1000e and an igb.
+pub(super) fn with_ports(mut case: Case) -> Case {
     for number in 0..3 {
         let place = format!("chassis={},addr={:x}", number + 1, number + 2);
         case = device(case, &format!("pcie-root-port,id=port{number},{place}"));

@@ -1,0 +1,300 @@
+//! Tests of a guest's own SMMU: Debian's driver builds stage 1, and the guest itself looks whether it holds.
+//!
+//! Each boot has a disk, two NICs and an `edu`, and does all that there is to do with them: groups and reserved
+//! regions are as firmware says, message interrupts rise, data is right, a program drives a device by VFIO, and
+//! what that device does outside of its mappings is in the guest's own log.
+
+use std::time::Duration;
+
+use super::passthrough::{nic, with_ports};
+use super::{Around, Bundle, Case, Check, Disks, sampled_among};
+
+const BOARD: &str = "virt";
+/// A DMA of which the hypervisor's log tells: none is the guest's business here.
+const EVENT: &str = r"smmu\d+: [A-Z]+_[A-Z_]+ sid ";
+
+/// An action's verdict. What it shows of others' may have the word too.
+const FAILED: &str = "^action [a-z-]+: FAILED";
+
+const KERNELS: [&str; 2] = ["6.1", "6.12"];
+const FIRMWARE: [&str; 2] = ["dt", "acpi"];
+const POLICIES: [&str; 2] = ["rmr", "vits"];
+/// How Linux maps for its drivers, and its words for that.
+const MODES: [(&str, &str); 3] = [
+    ("strict", "iommu.strict=1"),
+    ("lazy", "iommu.strict=0"),
+    ("passthrough", "iommu.passthrough=1"),
+];
+
+/// A Linux with an SMMU of its own.
+#[derive(Clone, Copy)]
+struct Linux {
+    kernel: &'static str,
+    firmware: &'static str,
+    policy: &'static str,
+    /// Words of its command line.
+    words: &'static str,
+    vcpus: u32,
+    /// The devices, as the manifest has them.
+    devices: &'static str,
+}
+
+impl Linux {
+    /// That does these actions.
+    fn does(self, actions: &str) -> Bundle {
+        let Self {
+            kernel,
+            firmware,
+            policy,
+            words,
+            vcpus,
+            devices,
+        } = self;
+        let manifest = format!(
+            "version = 1\n[[vm]]\nname = \"linux\"\nmemory = \"512M\"\ncpus = {vcpus}\n\
+             kernel = \"debian:{kernel}\"\ninitrd = \"initramfs\"\nfirmware = \"{firmware}\"\n\
+             iommu = \"nested\"\nmsi = \"{policy}\"\n\
+             append = \"console=ttyAMA0 quiet {words} do={actions}\"\ndevices = [{devices}]\n"
+        );
+        // Like the manifests that are constants, it stays as long as the tests run.
+        Bundle::Manifest(manifest.leak())
+    }
+
+    /// By a device tree, firmware can only insist on the window, and then the kernel gives no program a device.
+    fn refuses_vfio(self) -> bool {
+        self.firmware == "dt" && self.policy == "rmr"
+    }
+}
+
+/// The board's disk; an `edu`, a virtio NIC and an e1000e.
+const DEVICES: &str = r#"{ host = "0000:00:01.0" }, { host = "0000:00:02.0" }, { host = "0000:00:03.0" },
+    { host = "0000:00:04.0" }"#;
+/// The same, and a disk with a kernel.
+const AND_KERNEL: &str = r#"{ host = "0000:00:01.0" }, { host = "0000:00:02.0" }, { host = "0000:00:03.0" },
+    { host = "0000:00:04.0" }, { host = "0000:00:05.0" }"#;
+/// The board's disk, and a virtio NIC, an e1000e and an igb that can all be reset, two of them behind ports of the
+/// guest's own.
+const BEHIND_PORTS: &str = r#"{ host = "0000:00:01.0" }, { host = "0000:01:00.0", guest = "01:00.0" },
+    { host = "0000:02:00.0" }, { host = "0000:03:00.0", guest = "02:00.0" }"#;
+
+pub(super) fn cases() -> Vec<Case> {
+    [matrix(), vec![reset()], lives(), vec![refused()]].concat()
+}
+
+/// A case with the four devices.
+fn with_devices(name: String, bundle: Bundle) -> Case {
+    let mut case = Case::new(BOARD, name)
+        .bundle(bundle)
+        .args(&["-device", "edu,addr=2"]);
+    case = nic(
+        case,
+        0,
+        "virtio-net-pci,disable-legacy=on,iommu_platform=on,addr=3",
+    );
+    nested(nic(case, 1, "e1000e,addr=4"))
+}
+
+/// What none of the consoles may show. The hypervisor has nothing to say but that some devices cannot be reset.
+fn nested(mut case: Case) -> Case {
+    case.forbids = [
+        r"^\[ *\d+\.\d{6}\] ERROR ",
+        r"^\[ *\d+\.\d{6}\] WARN +([^h ]|hardware: [^p])",
+        EVENT,
+        "another chip than an ITS",
+        "(?i)call trace|timeout, completion polled|kernel panic",
+    ]
+    .map(str::to_owned)
+    .to_vec();
+    case.timeout = Duration::from_secs(600);
+    case
+}
+
+/// What a program finds that drives an `edu` whose group is of this type.
+fn driven(group: &str) -> [String; 5] {
+    let says = |what: &str| format!(r"action vfio: 0000:00:02\.0 \({group}\): {what}");
+    [
+        says("4096 bytes copied by DMA, .* nothing beside them changed, no event"),
+        says("2 interrupts by messages"),
+        says(
+            "behind a mapping: refused, and the log has F_TRANSLATION sid 0x10, write of 0x4010000",
+        ),
+        says(
+            "where memory was: refused, and the log has F_TRANSLATION sid 0x10, write of 0x8103000",
+        ),
+        says(
+            "to memory for reading: refused, and the log has F_PERMISSION sid 0x10, write of 0x8103000",
+        ),
+    ]
+}
+
+fn matrix() -> Vec<Case> {
+    let mut rows = super::pairwise::full(&[2, 2, 2, 3]);
+    // `refused` has that one.
+    rows.retain(|row| row[..3] != [0, 0, 0]);
+    sampled_among(rows)
+        .into_iter()
+        .map(|(row, only_full)| {
+            let (mode, words) = MODES[row[3]];
+            let linux = Linux {
+                kernel: KERNELS[row[0]],
+                firmware: FIRMWARE[row[1]],
+                policy: POLICIES[row[2]],
+                words,
+                vcpus: 2,
+                devices: DEVICES,
+            };
+            let Linux {
+                kernel,
+                firmware,
+                policy,
+                ..
+            } = linux;
+            let group = ["DMA", "DMA-FQ", "identity"][row[3]];
+            let vfio = if linux.refuses_vfio() {
+                "vfio:refused"
+            } else {
+                "vfio"
+            };
+            let name =
+                format!("a guest's own SMMU: Linux {kernel} by {firmware}, {policy}, {mode}");
+            let actions = format!("iommu:{policy},irqs,net,disk,{vfio},off");
+            let mut case = with_devices(name, linux.does(&actions)).expect(&[
+                &format!(
+                    r"guest: Linux {}\..* is up, 2 CPUs",
+                    kernel.replace('.', r"\.")
+                ),
+                &format!("action iommu: ok: 1 SMMUs, 3 devices, {group}, {policy}"),
+                r"action irqs: ok: [1-9]\d* interrupts by 3 devices",
+                "action net: ok: 2 interfaces",
+                "action disk: ok: 1 disks",
+            ]);
+            if linux.refuses_vfio() {
+                case = case.expect(&["action vfio: ok: 1 devices refused: firmware insists"]);
+            } else {
+                case.expects.extend(driven(group));
+                case = case.expect(&["action vfio: ok: 1 devices driven by a program"]);
+            }
+            case = case.expect(&["vm linux: powered off"]);
+            case.forbids.push(FAILED.to_owned());
+            case.only_full = only_full;
+            case
+        })
+        .collect()
+}
+
+/// A reset of the VM, and all of it again with devices that were reset too.
+fn reset() -> Case {
+    let linux = Linux {
+        kernel: "6.12",
+        firmware: "acpi",
+        policy: "rmr",
+        words: "iommu.strict=1",
+        vcpus: 2,
+        devices: BEHIND_PORTS,
+    };
+    let bundle = linux.does("iommu:rmr,irqs,net,disk-restart,off");
+    let name = "a guest's own SMMU across a reset of the VM, with devices behind ports";
+    let mut case = nested(with_ports(Case::new(BOARD, name).bundle(bundle)));
+    for end in [
+        "action disk-restart: 1 disks written, resetting",
+        "action disk-restart: ok: 1 disks",
+    ] {
+        case = case.expect(&[
+            "action iommu: ok: 1 SMMUs, 4 devices, DMA, rmr",
+            r"action irqs: ok: [1-9]\d* interrupts by 4 devices",
+            "action net: ok: 3 interfaces",
+            end,
+        ]);
+    }
+    case = case.expect(&["vm linux: powered off"]);
+    case.forbids.push(FAILED.to_owned());
+    case
+}
+
+/// Drivers come and go, streams change between bypass and stage 1, and the next kernel takes over an SMMU that is on.
+fn lives() -> Vec<Case> {
+    let by = |kernel: &'static str, firmware: &'static str, policy: &'static str| {
+        let linux = Linux {
+            kernel,
+            firmware,
+            policy,
+            words: "iommu.strict=1",
+            vcpus: 2,
+            devices: AND_KERNEL,
+        };
+        // The control for what `iommu` says: the other policy is not there.
+        let other = if policy == "rmr" { "vits" } else { "rmr" };
+        let bundle = linux.does(&format!(
+            "iommu:{other},iommu:{policy},vfio,rebind,type,kexec,iommu:{policy},vfio,irqs,net,disk,off"
+        ));
+        let name = format!(
+            "a guest's own SMMU, drivers and kernels come and go: Linux {kernel} by {firmware}, {policy}"
+        );
+        let mut case = with_devices(name, bundle).expect(&[
+            &format!("action iommu: FAILED: .* for {other} the reserved regions should be"),
+            &format!("action iommu: ok: 1 SMMUs, 4 devices, DMA, {policy}"),
+        ]);
+        case.disks = Disks::AndKernel(kernel);
+        case.expects.extend(driven("DMA"));
+        case = case.expect(&[
+            "action vfio: ok: 1 devices driven by a program",
+            "6 files are as they were, round 3",
+            "action rebind: ok: 3 rounds",
+            "DMA to DMA-FQ while it was read .* times, always the same",
+            "DMA-FQ to identity without a driver, 6 files are as they were",
+            "identity to DMA without a driver, 6 files are as they were",
+            r"eth\d meanwhile: ([1-9]\d*) of [1-9]\d* pings answered",
+            "action type: ok: 1 disks",
+            r"action kexec: starting the kernel on vda, .* do=iommu:\w+,vfio,irqs,net,disk,off",
+            "guest: Linux .* is up, 2 CPUs",
+            &format!("action iommu: ok: 1 SMMUs, [45] devices, DMA, {policy}"),
+        ]);
+        case.expects.extend(driven("DMA"));
+        case = case.expect(&[
+            "action vfio: ok: 1 devices driven by a program",
+            r"action irqs: ok: [1-9]\d* interrupts by 3 devices",
+            "action net: ok: 2 interfaces",
+            "action disk: ok: 1 disks",
+            "vm linux: powered off",
+        ]);
+        case
+    };
+    vec![by("6.12", "acpi", "rmr"), by("6.1", "dt", "vits")]
+}
+
+/// A kernel that would boot and silently have no messages.
+fn refused() -> Case {
+    let args = ["run", "--guest", "manifest.toml"];
+    let mut case = Case::new(
+        BOARD,
+        "Linux 6.1 by a device tree with a window for messages is refused with its line",
+    );
+    case.check = Check::Refused {
+        args: args.map(str::to_owned).to_vec(),
+        around: Around::Manifest(
+            "version = 1\n[[vm]]\nname = \"a\"\nmemory = \"512M\"\nkernel = \"debian:6.1\"\n\
+             firmware = \"dt\"\niommu = \"nested\"\nmsi = \"rmr\"\n",
+        ),
+        message: r#"manifest.toml:8:7: vm\[0\].msi: with firmware "dt" and a nested IOMMU, "rmr" needs a kernel of 6\.3"#,
+    };
+    case
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_matrix_is_whole_but_for_what_is_refused() {
+        let cases = matrix();
+        // Two kernels, two kinds of firmware, two policies, three modes; without 6.1 by dt with rmr.
+        assert_eq!(cases.len(), 2 * 2 * 2 * 3 - 3);
+        let sample = cases.iter().filter(|case| !case.only_full).count();
+        assert!((6..=8).contains(&sample), "{sample} boots");
+        assert!(
+            !cases
+                .iter()
+                .any(|case| case.name.contains("Linux 6.1 by dt, rmr"))
+        );
+    }
+}
