@@ -22,6 +22,7 @@ mod placement;
 mod requests;
 mod split;
 mod windows;
+mod world;
 
 use alloc::vec::Vec;
 
