@@ -444,6 +444,16 @@ impl Smmu {
         self.produced
     }
 
+    /// Gives the context descriptor an output size of 52 bits (`IPS` 6), and makes it take effect for a stream.
+    ///
+    /// # Errors
+    /// As [`Smmu::run`].
+    pub fn widen_context(&mut self, stream: u32) -> Result<(), Fault> {
+        let at = word(self.area.context());
+        mmio::write64(at, mmio::read64(at) & !(7 << 32) | 6 << 32);
+        self.run(&[command::cfgi_cd(stream), command::TLBI_ALL])
+    }
+
     /// Has the queue carried out.
     ///
     /// # Errors

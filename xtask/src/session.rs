@@ -60,6 +60,8 @@ pub(crate) enum Until {
     LastExpectation,
     /// With the power-off, whose verdict has this status.
     Verdict(u64),
+    /// QEMU itself aborts: a known fault of its own.
+    EmulatorAborts,
 }
 
 /// What a run is.
@@ -238,6 +240,17 @@ fn judge(watch: &Watch, until: Until, end: &End) -> (u8, String) {
                 format!("time-out after {} s: {what}", limit.as_secs_f64()),
             );
         }
+        End::Exited(status) if until == Until::EmulatorAborts => {
+            use std::os::unix::process::ExitStatusExt;
+            const SIGABRT: i32 = 6;
+            return match (status.signal(), watch.missing()) {
+                (Some(SIGABRT), None) => (0, "QEMU aborted, as expected".to_owned()),
+                (Some(SIGABRT), Some(missing)) => {
+                    (1, format!("QEMU aborted before `{missing}` was seen"))
+                }
+                _ => (1, format!("QEMU did not abort: it ended with {status}")),
+            };
+        }
         End::Exited(status) if !status.success() => {
             return (1, format!("QEMU ended with {status}"));
         }
@@ -245,6 +258,7 @@ fn judge(watch: &Watch, until: Until, end: &End) -> (u8, String) {
     }
     let wanted = match until {
         Until::Verdict(wanted) => wanted,
+        Until::EmulatorAborts => return (1, "QEMU did not abort".to_owned()),
         Until::LastExpectation => {
             if watch.expects_anything() && watch.missing().is_none() {
                 return (0, "every expectation was seen".to_owned());

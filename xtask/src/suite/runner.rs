@@ -189,6 +189,7 @@ impl Bench<'_> {
             until: match case.end {
                 End::PowerOff(verdict) => Until::Verdict(verdict),
                 End::Expected => Until::LastExpectation,
+                End::EmulatorAborts => Until::EmulatorAborts,
             },
             timeout: Some(case.timeout),
             input: Input::Script(case.typed.iter().cloned().collect()),

@@ -26,6 +26,7 @@
 mod config;
 mod flood;
 mod forge;
+mod hitless;
 mod latency;
 mod linger;
 mod memory;
@@ -84,6 +85,7 @@ static TOLERANT: AtomicBool = AtomicBool::new(false);
 static ROLE: AtomicU64 = AtomicU64::new(ROLE_MESSAGES);
 const ROLE_MESSAGES: u64 = 0;
 const ROLE_QUEUES: u64 = 1;
+const ROLE_TRAFFIC: u64 = 2;
 
 /// Why a guest fails: what, and up to three numbers that show it.
 #[derive(Clone, Copy, Debug)]
@@ -171,7 +173,7 @@ impl fmt::Display for Summary {
 type Task = fn(&Options) -> Verdict;
 
 /// What there is to do.
-const TASKS: [(&str, Task); 11] = [
+const TASKS: [(&str, Task); 12] = [
     ("probe", probe::run),
     ("sweep", sweep::run),
     ("config-fuzz", config::run),
@@ -183,6 +185,7 @@ const TASKS: [(&str, Task); 11] = [
     ("latency", latency::run),
     ("smmu", smmu::run),
     ("smmu-hostile", smmu_hostile::run),
+    ("hitless", hitless::run),
 ];
 
 fn main(options: Options) -> ! {
@@ -205,6 +208,7 @@ fn secondary(_: usize) -> ! {
     gic::start_cpu(1 << VIRTUAL_TIMER);
     match ROLE.load(Ordering::SeqCst) {
         ROLE_MESSAGES => flood::second_cpu(),
+        ROLE_TRAFFIC => hitless::second_cpu(),
         _ => smmu_hostile::second_cpu(),
     }
 }

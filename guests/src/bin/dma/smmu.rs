@@ -96,6 +96,13 @@ pub(crate) fn run(options: &Options) -> Verdict {
     off_and_on(&mut smmu, edu)?;
     println!("dma beat 6: off, on, and what is while it is off");
 
+    if options.number("ips").unwrap_or(0) != 0 {
+        println!("dma beat 7: a context descriptor with IPS 6, and a DMA by it");
+        smmu.widen_context(edu.function.0.into())?;
+        edu.raise(1);
+        edu.transfer(Direction::Read, IO_SOURCE, 0, FEW)?;
+        return Ok(Summary::new(&[]));
+    }
     let (one, many, entry) = costs(&mut smmu, stream)?;
     println!(
         "bench tlbi-sync {} {} {}",
@@ -367,7 +374,14 @@ fn faults(smmu: &mut Smmu, edu: Edu, page: u64) -> Result<Costs, Failure> {
         cpu::mask();
         edu.acknowledge(1);
         if shared(SMMU_EVENT) < wanted {
-            return Err("a message to a page without translation left no event".into());
+            return Err(Failure(
+                "a message to a page without translation left no event: produced, consumed, before",
+                [
+                    smmu::read(smmu::EVENTQ_PROD).into(),
+                    smmu::read(smmu::EVENTQ_CONS).into(),
+                    wanted - 1,
+                ],
+            ));
         }
         let entered = RECEIVED.entered.load(Ordering::SeqCst);
         *time = entered.saturating_sub(before);

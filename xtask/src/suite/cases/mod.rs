@@ -77,6 +77,8 @@ pub(super) enum End {
     PowerOff(u64),
     /// Everything expected was seen; the machine would go on.
     Expected,
+    /// QEMU aborts, by a known fault of its own.
+    EmulatorAborts,
 }
 
 /// The disks of a test's machine.

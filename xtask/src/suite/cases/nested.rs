@@ -63,6 +63,10 @@ pub(super) fn cases() -> Vec<Case> {
             )),
         ),
         fire(),
+        hitless(),
+        hitless_control(),
+        wide_descriptor(),
+        handed_on(),
         killed(),
         live_walk(),
         no_room_for_one(),
@@ -127,6 +131,108 @@ fn fire() -> Case {
         "dma verdict: smmu-hostile ok: seed=1 ops=20000 ",
     ]);
     case.forbids = vec![OURS.to_owned()];
+    case
+}
+
+/// A live stream goes between bypass and stage 1 while a second vCPU has the device send messages and move data:
+/// every access meets one of the two.
+fn hitless() -> Case {
+    let mut case = edus(Case::new(
+        BOARD,
+        "nested: a live stream goes between bypass and stage 1, and no access meets anything else",
+    ))
+    .bundle(manifest!(dma!(
+        "dma",
+        "2",
+        "vits",
+        both!(),
+        "hitless messages=200",
+        "pin = [0, 1]\n"
+    )))
+    .expect(&["dma verdict: hitless ok: messages=200 trips=2 switches=[1-9][0-9]{3}"]);
+    case.forbids = vec![OURS.to_owned()];
+    case
+}
+
+/// The control: an entry in between that aborts is noticed.
+fn hitless_control() -> Case {
+    let mut case = edus(Case::new(
+        BOARD,
+        "nested: a live stream that aborts for a moment loses a message, and that is noticed",
+    ))
+    .bundle(manifest!(dma!(
+        "dma",
+        "2",
+        "vits",
+        both!(),
+        "hitless messages=1000 spoil=1",
+        "pin = [0, 1]\n"
+    )))
+    .expect(&["dma verdict: hitless FAILED: something was lost"]);
+    case.forbids = vec![OURS.to_owned()];
+    case
+}
+
+/// A context descriptor is the guest's memory, which the hardware reads by itself. QEMU 10 aborts on one with
+/// `IPS` above 5 (facts: trap 1); nobody between the guest and it sees the descriptor.
+fn wide_descriptor() -> Case {
+    let mut case = edus(Case::new(
+        BOARD,
+        "nested: the emulator aborts on a context descriptor with IPS 6, which no hypervisor sees",
+    ))
+    .bundle(manifest!(dma!(
+        "dma",
+        "1",
+        "vits",
+        both!(),
+        "smmu silent=1 ips=1",
+        ""
+    )))
+    .expect(&["dma beat 7: a context descriptor with IPS 6, and a DMA by it"]);
+    case.forbids = vec![OURS.to_owned()];
+    case.end = super::End::EmulatorAborts;
+    case
+}
+
+/// A device goes from a VM with an SMMU of its own to one without, and back: neither sees anything of the other.
+fn handed_on() -> Case {
+    let mut case = Case::new(
+        BOARD,
+        "nested: a device goes to a VM with stage 2 alone, and comes back, ten times",
+    )
+    .bundle(manifest!(
+        dma!(
+            "nest",
+            "1",
+            "vits",
+            "{ host = \"0000:01:00.0\" }",
+            "smmu silent=1 leave=1",
+            ""
+        ),
+        "[[vm]]\nname = \"flat\"\nmemory = \"64M\"\nkernel = \"guest:dma\"\nkernel_format = \"flat\"\n",
+        "restart = \"never\"\nstart = \"after:nest\"\niommu = \"stage2\"\n",
+        "devices = [ { host = \"0000:01:00.0\" } ]\nappend = \"latency\"\n",
+    ));
+    case.vary.time = Time::Instructions;
+    case.timeout = Duration::from_secs(300);
+    case = case
+        .args(&[
+            "-device",
+            "pcie-root-port,id=port0,chassis=1,addr=2",
+            "-device",
+            "edu,dma_mask=0xffffffffffffffff,bus=port0",
+        ])
+        .types(MONITOR);
+    for round in 0..10 {
+        if round > 0 {
+            case = case.types("start nest\r");
+        }
+        case = case.expect(&["dma verdict: smmu ok: ", "dma verdict: latency ok: "]);
+    }
+    let mut case = case
+        .asks("list", &[" nest +stopped .* 10 ", " flat +stopped .* 10 "])
+        .asks("quit", &["verdict 0"]);
+    case.forbids = vec![OURS.to_owned(), "FAILED".to_owned()];
     case
 }
 
