@@ -161,6 +161,9 @@ one is over its limit.")]
 pub(crate) struct BenchOptions {
     /// One bench; all when left out
     pub(crate) name: Option<String>,
+    /// The board of `traps`, where it is not virt: pseries
+    #[arg(long)]
+    pub(crate) board: Option<String>,
 }
 
 impl RunOptions {

@@ -1,7 +1,7 @@
 //! `cargo xtask bench traps`: what a guest's exits cost, in instructions.
 //!
-//! The guest `guests/src/bin/bench.rs` measures itself, once under the hypervisor and once on the same machine
-//! without it. Each figure is net of an empty measurement.
+//! The guest `guests/src/bin/bench.rs` (on POWER `guests/power/src/bin/bench.rs`) measures itself, once under
+//! the hypervisor and once on the same machine without it. Each figure is net of an empty measurement.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -13,7 +13,7 @@ use regex::Regex;
 use serde::Serialize;
 
 use super::folder;
-use crate::board::{Arch, Board, Smmu};
+use crate::board::{Board, Smmu};
 use crate::build::{self, Profile};
 use crate::manifest::Overrides;
 use crate::provide::{self, toolchain};
@@ -24,13 +24,77 @@ use crate::{guest, run, say, workspace};
 
 /// Its name on the command line.
 pub(super) const NAME: &str = "traps";
-const BOARD: &str = "virt";
-const MANIFEST: &str = "qemu/guests/bench.toml";
+
+/// A board whose exits are measured.
+pub(super) struct Measured {
+    pub(super) name: &'static str,
+    manifest: &'static str,
+    rows: &'static [Wanted],
+    /// What the guest's counter counts in a second.
+    counter: &'static str,
+    /// The file of the figures.
+    file: &'static str,
+    /// Whether the guest is measured without the hypervisor too.
+    alone: Alone,
+}
+
+/// Whether a guest is measured without the hypervisor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Alone {
+    /// It is.
+    Measured,
+    /// It is not: what it asks of the hypervisor is no instruction there, because the emulator does it.
+    Free,
+}
+
+/// What the guest measures, what that is, and the most it may come to.
+type Wanted = (&'static str, &'static str, Option<u64>);
+
+/// The boards.
+pub(super) const BOARDS: [Measured; 2] = [
+    Measured {
+        name: "virt",
+        manifest: "qemu/guests/bench.toml",
+        rows: &ROWS,
+        counter: "1000000000",
+        file: "traps",
+        alone: Alone::Measured,
+    },
+    // The guest turns ticks into nanoseconds, of which an instruction takes one.
+    Measured {
+        name: "pseries",
+        manifest: "qemu/guests/bench-pseries.toml",
+        rows: &POWER_ROWS,
+        counter: "512000000",
+        file: "traps-pseries",
+        alone: Alone::Free,
+    },
+];
+
+const POWER_ROWS: [Wanted; 9] = [
+    ("hcall-unknown", "an unknown hypercall", Some(400)),
+    ("hcall-cppr", "H_CPPR", None),
+    ("hcall-xirr", "H_XIRR, nothing pending", None),
+    ("hcall-ipi-to-self", "H_IPI and its taking back", None),
+    ("rtas-unknown", "a service that is not there", None),
+    ("rtas-query-cpu", "query-cpu-stopped-state", None),
+    ("prod-and-cede", "H_PROD, H_CEDE that does not wait", None),
+    (
+        "machine-check",
+        "load from nothing, to the guest's vector",
+        None,
+    ),
+    (
+        "timer-late-ns",
+        "decrementer reached at 250 Hz, to behind H_CEDE, ns",
+        Some(20_000),
+    ),
+];
 /// The guest's last line.
 const END: &str = "^bench end$";
 
 /// What the guest measures, what that is, and the most it may come to.
-const ROWS: [(&str, &str, Option<u64>); 13] = [
+const ROWS: [Wanted; 13] = [
     ("hvc-unknown", "HVC with an unknown function", Some(150)),
     ("pl011-read", "read of UARTFR", Some(450)),
     ("pl011-write", "write of UARTICR", None),
@@ -68,7 +132,7 @@ struct Row {
     least: u64,
     most: u64,
     /// The same without the hypervisor.
-    bare: u64,
+    bare: Option<u64>,
     limit: Option<u64>,
     command: String,
 }
@@ -77,8 +141,12 @@ struct Row {
 ///
 /// # Errors
 /// A failed build or run, or a figure that the guest did not print.
-pub(super) fn run() -> Result<u8> {
-    let board = Board::load(&workspace::root().join("boards"), BOARD)?;
+pub(super) fn run(board: &str) -> Result<u8> {
+    let Some(measured) = BOARDS.iter().find(|measured| measured.name == board) else {
+        let known = BOARDS.map(|measured| measured.name).join(", ");
+        bail!("no exits are measured on `{board}`; the boards are: {known}");
+    };
+    let board = Board::load(&workspace::root().join("boards"), board)?;
     let qemu = provide::qemu::provide(board.arch)?;
     let built = build::build(&toolchain::provide()?, board.arch, Profile::Release)?;
     let vary = Variation {
@@ -87,31 +155,43 @@ pub(super) fn run() -> Result<u8> {
     };
 
     let mut files = run::files(&board, &built)?;
-    let manifest = workspace::root().join(MANIFEST);
+    let manifest = workspace::root().join(measured.manifest);
     files.bundle = Some(run::make_bundle(&board, &manifest, &Overrides::default())?);
     let line = qemu::line(&qemu, &board, &vary, &files)?;
-    let ours = measure(&line, Until::Verdict(0), "traps")?;
+    let ours = measure(&line, Until::Verdict(0), measured, measured.file)?;
 
-    let bare = board.bare(Smmu::Gone);
-    let files = Files {
-        hypervisor: guest::file(Arch::Aarch64, "bench")?,
-        bundle: None,
-        ..files
+    let alone = match measured.alone {
+        Alone::Measured => Some(board.bare(Smmu::Gone)),
+        Alone::Free => None,
     };
-    let line = qemu::line(&qemu, &bare, &vary, &files)?;
-    let bare = measure(&line, Until::LastExpectation, "traps-bare")?;
+    let mut bare = None;
+    if let Some(board) = alone {
+        let files = Files {
+            hypervisor: guest::file(board.arch, "bench")?,
+            bundle: None,
+            ..files
+        };
+        let line = qemu::line(&qemu, &board, &vary, &files)?;
+        let name = format!("{}-bare", measured.file);
+        bare = Some(measure(&line, Until::LastExpectation, measured, &name)?);
+    }
 
-    let rows = rows(&ours, &bare)?;
+    let rows = rows(measured, &ours, bare.as_ref())?;
     let mut json = serde_json::to_string_pretty(&rows).context("cannot write the figures")?;
     json.push('\n');
-    let path = folder().join("traps.json");
+    let path = folder().join(format!("{}.json", measured.file));
     workspace::write_whole(&path, json.as_bytes())?;
     print!("{}", table(&rows));
     say!("the figures are in {} too", path.display());
     Ok(u8::from(rows.iter().any(Row::is_over)))
 }
 
-fn measure(line: &Line, until: Until, name: &str) -> Result<BTreeMap<String, Figures>> {
+fn measure(
+    line: &Line,
+    until: Until,
+    measured: &Measured,
+    name: &str,
+) -> Result<BTreeMap<String, Figures>> {
     let log: PathBuf = folder().join(format!("{name}.log"));
     let outcome = session::run(Plan {
         line,
@@ -129,17 +209,17 @@ fn measure(line: &Line, until: Until, name: &str) -> Result<BTreeMap<String, Fig
         log.display()
     );
     let console = fs::read(&log).with_context(|| format!("cannot read {}", log.display()))?;
-    figures(&String::from_utf8_lossy(&console))
+    figures(&String::from_utf8_lossy(&console), measured.counter)
 }
 
 /// Median, least, most.
 type Figures = (u64, u64, u64);
 
 /// The guest's figures by name.
-fn figures(console: &str) -> Result<BTreeMap<String, Figures>> {
+fn figures(console: &str, hertz: &str) -> Result<BTreeMap<String, Figures>> {
     let counter = Regex::new(r"bench counter: (\d+) Hz")?;
     let frequency = counter.captures(console).map(|found| found[1].to_owned());
-    if frequency.as_deref() != Some("1000000000") {
+    if frequency.as_deref() != Some(hertz) {
         bail!("the guest's counter does not count instructions: {frequency:?} Hz");
     }
     let row = Regex::new(
@@ -153,12 +233,21 @@ fn figures(console: &str) -> Result<BTreeMap<String, Figures>> {
     Ok(figures)
 }
 
-fn rows(ours: &BTreeMap<String, Figures>, bare: &BTreeMap<String, Figures>) -> Result<Vec<Row>> {
-    ROWS.iter()
+fn rows(
+    measured: &Measured,
+    ours: &BTreeMap<String, Figures>,
+    bare: Option<&BTreeMap<String, Figures>>,
+) -> Result<Vec<Row>> {
+    measured
+        .rows
+        .iter()
         .map(|&(name, what, limit)| {
             let missing = || format!("the guest printed no figure `{name}`");
             let &(value, least, most) = ours.get(name).with_context(missing)?;
-            let &(bare, _, _) = bare.get(name).with_context(missing)?;
+            let bare = match bare {
+                Some(bare) => Some(bare.get(name).with_context(missing)?.0),
+                None => None,
+            };
             Ok(Row {
                 name,
                 what,
@@ -167,7 +256,7 @@ fn rows(ours: &BTreeMap<String, Figures>, bare: &BTreeMap<String, Figures>) -> R
                 most,
                 bare,
                 limit,
-                command: format!("cargo xtask bench {NAME}"),
+                command: format!("cargo xtask bench {NAME} --board {}", measured.name),
             })
         })
         .collect()
@@ -185,13 +274,14 @@ fn table(rows: &[Row]) -> String {
         "traps, instructions", "median", "min", "max", "limit", "without"
     );
     for row in rows {
-        let limit = row
-            .limit
-            .map_or_else(|| "-".to_owned(), |limit| limit.to_string());
+        let or_dash = |figure: Option<u64>| {
+            figure.map_or_else(|| "-".to_owned(), |figure| figure.to_string())
+        };
+        let (limit, bare) = (or_dash(row.limit), or_dash(row.bare));
         let mark = if row.is_over() { "  OVER" } else { "" };
         text.push_str(&format!(
             "{:20} {:>8} {:>8} {:>8} {:>8} {:>8}  {}{mark}\n",
-            row.name, row.value, row.least, row.most, limit, row.bare, row.what
+            row.name, row.value, row.least, row.most, limit, bare, row.what
         ));
     }
     text
@@ -200,6 +290,8 @@ fn table(rows: &[Row]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const HERTZ: &str = "1000000000";
 
     fn console(hvc: u64) -> String {
         let mut text = "bench counter: 1000000000 Hz\nbench empty-loop: 2 instructions (min 2, max 2, 400 runs)\n".to_owned();
@@ -213,28 +305,30 @@ mod tests {
 
     #[test]
     fn every_row_is_read_and_held_against_its_limit() {
-        let bare = figures(&console(1)).unwrap();
-        let good = rows(&figures(&console(150)).unwrap(), &bare).unwrap();
+        let [arm, power] = &BOARDS;
+        let bare = figures(&console(1), HERTZ).unwrap();
+        let good = rows(arm, &figures(&console(150), HERTZ).unwrap(), Some(&bare)).unwrap();
+        assert!(rows(power, &bare, None).is_err());
         assert_eq!(good.len(), ROWS.len());
         assert!(!good.iter().any(Row::is_over));
         assert!(!table(&good).contains("OVER"));
-        let over = rows(&figures(&console(151)).unwrap(), &bare).unwrap();
+        let over = rows(arm, &figures(&console(151), HERTZ).unwrap(), Some(&bare)).unwrap();
         assert_eq!(over.iter().filter(|row| row.is_over()).count(), 1);
         assert!(table(&over).contains("OVER"));
     }
 
     #[test]
     fn a_missing_row_and_another_counter_are_errors() {
-        let all = figures(&console(1)).unwrap();
+        let all = figures(&console(1), HERTZ).unwrap();
         let mut some = all.clone();
         some.remove("sgi-send");
-        assert!(rows(&some, &all).is_err());
-        assert!(figures(&console(1).replace("1000000000", "62500000")).is_err());
+        assert!(rows(&BOARDS[0], &some, Some(&all)).is_err());
+        assert!(figures(&console(1), "62500000").is_err());
     }
 
     #[test]
     fn the_machine_without_us_has_no_el2() {
-        let board = Board::load(&workspace::root().join("boards"), BOARD).unwrap();
+        let board = Board::load(&workspace::root().join("boards"), "virt").unwrap();
         assert!(
             board
                 .machine

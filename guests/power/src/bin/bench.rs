@@ -20,11 +20,12 @@ const BATCH: u64 = 32;
 const WARM_UP: usize = 8;
 /// A call that nobody knows.
 const UNKNOWN: u64 = 0x3fc;
-/// Ticks between setting the decrementer and its time.
-const LEAD: i64 = 51_200;
+/// Ticks between setting the decrementer and its time: 250 Hz.
+const PERIOD: u64 = cpu::FREQUENCY / 250;
 
 fn main(_: Options) -> ! {
     println!("bench counter: {} Hz", cpu::FREQUENCY);
+    cpu::set_decrementer(i64::from(i32::MAX));
     let _ = sample(0, || {});
     let empty = report("empty-loop", sample(0, || {}));
     report(
@@ -87,7 +88,7 @@ fn timer() {
     let (mut least, mut most, mut sum) = (u64::MAX, 0, 0);
     const TIMES: u64 = 50;
     for _ in 0..TIMES {
-        let due = cpu::now().wrapping_add_signed(LEAD * 40);
+        let due = cpu::now().wrapping_add(PERIOD);
         let mut now = cpu::now();
         cpu::set_decrementer(due.wrapping_sub(now).cast_signed());
         while now < due {
