@@ -285,6 +285,8 @@ fn live_walk() -> Case {
         r"arm-smmu-v3 arm-smmu-v3\.0\.auto: ias 40-bit, oas 40-bit",
         "nvme 0000:00:01.0: Adding to iommu group 0",
         r"guest: Linux 6\.12\..* is up, ",
+        r"0x0000000008000000 0x00000000080fffff direct-relaxable,",
+        "action iommu: ok: 1 SMMUs, 1 devices, DMA, rmr",
         r"action irqs: ok: [1-9]\d* interrupts by 1 devices",
         "guest: all actions are done",
         "/ # ",
