@@ -500,7 +500,15 @@ impl World {
                 mock.fail_allocations_after(None);
                 mock.fail_install_after(None);
             }
-            _ => {
+            _ => return self.rarer(bytes),
+        }
+        Some(())
+    }
+
+    /// What is not asked for as often as the rest.
+    fn rarer(&mut self, bytes: &mut Bytes<'_>) -> Option<()> {
+        match bytes.u8() % 8 {
+            0 => {
                 let owner = bytes.pick(&OWNERS)?;
                 let listener = Listener::Owner(owner);
                 let queue = self
@@ -508,8 +516,116 @@ impl World {
                     .create_event_queue(listener, crate::EventKind::Fault, 2);
                 self.learn(queue.ok()?.any(), owner);
             }
+            1 => {
+                let ioas = self.ioas(bytes)?;
+                let (at, _) = bytes.range();
+                self.core.split(ioas, Iova::truncated(at)).ok()?;
+            }
+            2 => {
+                let ioas = self.ioas(bytes)?;
+                let memory = bytes.pick(&self.memory)?;
+                let span = self.areas(ioas, bytes)?;
+                let request = crate::Map {
+                    placement: crate::Placement::Fixed(span.start()),
+                    memory,
+                    offset: u64::from(bytes.u8() % 80) * 2048,
+                    bytes: span.len()?,
+                    permissions: crate::Permissions::Read,
+                };
+                self.core.exchange(ioas, &request).ok()?;
+            }
+            3 => self.dirty(bytes)?,
+            4 => {
+                let device = bytes.pick(&self.devices)?;
+                let start = u64::from(bytes.u8() % 5) << 19;
+                let _ = self.core.set_msi_start(device, 0x0800_0000 + start);
+                let size = u64::from(bytes.u8() % 3);
+                self.core.set_msi_size(device, size).ok()?;
+            }
+            5 => {
+                let device = bytes.pick(&self.devices)?;
+                let (at, _) = bytes.range();
+                let page = Pa::truncated(u64::from(bytes.u8() % 4) << 16);
+                let at = Iova::truncated(at);
+                self.core.map_doorbell_at(device, at, page).ok()?;
+            }
+            6 => self.pages(bytes)?,
+            _ => {
+                let (from, to) = (self.ioas(bytes)?, self.ioas(bytes)?);
+                let span = self.areas(from, bytes)?;
+                let placement = match bytes.u8() % 4 {
+                    0 => crate::Placement::Auto,
+                    _ => crate::Placement::Fixed(Iova::truncated(bytes.range().0)),
+                };
+                let request = crate::Copy {
+                    from,
+                    span,
+                    to,
+                    placement,
+                    permissions: crate::Permissions::Read,
+                };
+                self.core.copy(&request).ok()?;
+            }
         }
         Some(())
+    }
+
+    /// Page by page, as an operating system maps: enough that areas are kept as a grid.
+    fn pages(&mut self, bytes: &mut Bytes<'_>) -> Option<()> {
+        let ioas = self.ioas(bytes)?;
+        let memory = bytes.pick(&self.memory)?;
+        let flags = bytes.u8();
+        let start = APERTURE_START + u64::from(bytes.u8()) * PAGE;
+        for page in 0..u64::from(bytes.u8()) {
+            let at = match flags & 1 {
+                0 => start + page * PAGE,
+                _ => start + (255 - page) * PAGE,
+            };
+            let offset = match flags & 6 {
+                0 => page % 64,
+                2 => page * 7 % 64,
+                _ => 0,
+            };
+            let at = Iova::truncated(at);
+            if flags & 8 == 0 {
+                let request = crate::Map {
+                    placement: crate::Placement::Fixed(at),
+                    memory,
+                    offset: offset * PAGE,
+                    bytes: PAGE,
+                    permissions: crate::Permissions::ReadWrite,
+                };
+                let _ = self.core.map(ioas, &request);
+            } else if let Some(span) = Span::from_len(at, PAGE) {
+                let _ = self.core.unmap(ioas, span);
+            }
+        }
+        Some(())
+    }
+
+    fn dirty(&mut self, bytes: &mut Bytes<'_>) -> Option<()> {
+        let domains: Vec<crate::DomainId> = self
+            .objects
+            .iter()
+            .filter_map(|(bits, _)| ObjectId::from_bits(*bits)?.typed())
+            .collect();
+        let domain = bytes.pick(&domains)?;
+        let (start, len) = bytes.range();
+        let span = Span::from_len(Iova::truncated(start), len)?;
+        let mut bitmap = [0; 8];
+        let flags = bytes.u8();
+        if flags & 1 == 0 {
+            let tracking = crate::DirtyTracking::On;
+            self.core.set_dirty_tracking(domain, tracking).ok()?;
+        }
+        let read = match flags & 2 {
+            0 => crate::DirtyRead::Keep,
+            _ => crate::DirtyRead::Clear,
+        };
+        let page = 1024 << (flags >> 6);
+        self.core
+            .read_dirty(domain, span, page, read, &mut bitmap)
+            .ok()
     }
 }
 

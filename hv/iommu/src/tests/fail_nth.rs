@@ -11,7 +11,7 @@ use crate::{
 
 /// What a request may not change when it fails.
 #[derive(Debug, PartialEq)]
-struct State {
+pub(super) struct State {
     census: Census,
     tables: Vec<(u32, Vec<(u64, Leaf)>)>,
     alignment: Vec<u64>,
@@ -19,7 +19,7 @@ struct State {
     bindings: Vec<crate::Binding>,
 }
 
-fn state(f: &Fixture) -> State {
+pub(super) fn state(f: &Fixture) -> State {
     let mock = f.core.backend();
     let mut tables = Vec::new();
     for table in 0..64 {
@@ -43,7 +43,7 @@ fn state(f: &Fixture) -> State {
 }
 
 /// Fails the n-th growth of the core, then of the tables, until the request succeeds.
-fn scenario<T>(
+pub(super) fn scenario<T>(
     setup: impl Fn() -> (Fixture, T),
     request: impl Fn(&mut Fixture, &T) -> Result<(), Error>,
 ) {
