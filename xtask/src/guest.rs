@@ -25,7 +25,7 @@ pub(crate) const TOOL_FEATURE: &str = "program";
 /// The guests there are.
 fn names(arch: Arch) -> &'static [&'static str] {
     match arch {
-        Arch::Aarch64 => &["bench", "busy", "dma", "heartbeat", "hostile"],
+        Arch::Aarch64 => &["bench", "busy", "dma", "heartbeat", "hidden", "hostile"],
         Arch::Ppc64 => &["bench", "heartbeat", "hostile"],
     }
 }

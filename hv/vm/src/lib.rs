@@ -2,7 +2,7 @@
 //! has the terminal, and the monitor.
 //!
 //! Key types: [`Lifecycle`] (a VM's state, shared by the cores its vCPUs run on), [`Turns`] and
-//! [`RunClock`] (time sharing and its account), [`Terminal`] (the console of all VMs on one line),
+//! [`RunClock`] (time sharing and its account), [`Lodgers`] (when translations are to be forgotten), [`Terminal`] (the console of all VMs on one line),
 //! [`Monitor`] (commands for whoever sits at it, carried out through [`Control`]), [`Faults`] (what is
 //! told of DMA that was refused). Both binaries use
 //! them; nothing here may know of an architecture, touch hardware or read a clock: times are
@@ -40,4 +40,4 @@ pub use monitor::{
     Activity, Argument, CommandError, Control, Frames, Iommu, Monitor, Refusal, Reply, Then,
     VcpuState, VmStatus, Walk,
 };
-pub use schedule::{DEFAULT_SLICE_US, RunClock, Turns, slice_us};
+pub use schedule::{DEFAULT_SLICE_US, Lodgers, RunClock, Turns, slice_us};

@@ -111,6 +111,35 @@ impl Turns {
     }
 }
 
+/// Which vCPU of each VM was on a core last.
+///
+/// All vCPUs of a VM have its identifier in the TLB, but each has translations of its own: two may use the
+/// same ASID for different tables, and invalidate on their own core only. [DDI 0487 D8.16]
+#[derive(Clone, Debug)]
+pub struct Lodgers {
+    last: Vec<Option<usize>>,
+}
+
+impl Lodgers {
+    /// Of so many VMs, none of which was here.
+    #[must_use]
+    pub fn new(vms: usize) -> Self {
+        let mut last = Vec::new();
+        last.resize(vms, None);
+        Self { last }
+    }
+
+    /// A vCPU comes on the core. True when the core must forget what it has cached of the VM's
+    /// translations, because another vCPU of it was here last, or nobody knows who.
+    #[must_use]
+    pub fn comes(&mut self, vm: usize, vcpu: usize) -> bool {
+        match self.last.get_mut(vm) {
+            Some(last) => last.replace(vcpu) != Some(vcpu),
+            None => true,
+        }
+    }
+}
+
 /// How long a vCPU has been on a core. Written by that core, read by anyone.
 #[derive(Debug, Default)]
 pub struct RunClock {
@@ -153,7 +182,7 @@ mod tests {
 
     use proptest::prelude::{any, prop, proptest};
 
-    use super::{RunClock, Turns, slice_us};
+    use super::{Lodgers, RunClock, Turns, slice_us};
 
     const SLICE: u64 = 100;
 
@@ -266,6 +295,53 @@ mod tests {
             let had = shares(&vcpus, |_| SLICE, |_, _| *next.next().unwrap(), 400);
             let (least, most) = (had[..3].iter().min().unwrap(), had[..3].iter().max().unwrap());
             assert!(most - least <= SLICE, "{had:?}");
+        }
+    }
+
+    /// A core's TLB: for each VM whose translations are in it. Runs vCPUs one after the other; false if one
+    /// of them could use another's.
+    fn each_has_its_own(
+        stays: &[(usize, usize)],
+        mut forget: impl FnMut(usize, usize) -> bool,
+    ) -> bool {
+        let mut cached: Vec<(usize, usize)> = Vec::new();
+        stays.iter().all(|(vm, vcpu)| {
+            if forget(*vm, *vcpu) {
+                cached.retain(|(of, _)| of != vm);
+            }
+            let good = cached.iter().all(|(of, whose)| of != vm || whose == vcpu);
+            cached.push((*vm, *vcpu));
+            good
+        })
+    }
+
+    #[test]
+    fn a_vcpu_that_comes_back_keeps_its_translations() {
+        let mut lodgers = Lodgers::new(2);
+        let comes = [
+            (0, 0),
+            (0, 0),
+            (1, 0),
+            (0, 0),
+            (0, 1),
+            (0, 0),
+            (9, 0),
+            (9, 0),
+        ];
+        let forget: Vec<_> = comes.map(|(vm, vcpu)| lodgers.comes(vm, vcpu)).into();
+        assert_eq!(forget, [true, false, true, false, true, true, true, true]);
+    }
+
+    #[test]
+    fn translations_that_are_kept_are_noticed() {
+        assert!(!each_has_its_own(&[(0, 0), (0, 1)], |_, _| false));
+    }
+
+    proptest! {
+        #[test]
+        fn no_vcpu_uses_the_translations_of_another(stays in prop::collection::vec((0_usize..3, 0_usize..3), 0..60)) {
+            let mut lodgers = Lodgers::new(3);
+            assert!(each_has_its_own(&stays, |vm, vcpu| lodgers.comes(vm, vcpu)));
         }
     }
 

@@ -274,7 +274,7 @@ pub(crate) fn announce(packages: &[&str], from: &str, why: &str) {
     say!("{why}: installing {} from {from}", packages.join(", "));
 }
 
-fn own_architecture() -> Result<String> {
+pub(super) fn own_architecture() -> Result<String> {
     output_of(Command::new("dpkg").arg("--print-architecture"))
         .context("dpkg does not tell this machine's architecture")
 }

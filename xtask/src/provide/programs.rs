@@ -11,7 +11,7 @@ use object::read::elf::ElfFile64;
 use object::{Endianness, Object as _, ObjectSection as _};
 use serde::Deserialize;
 
-use super::apt::{Apt, Scope};
+use super::apt::{self, Apt, Scope};
 use crate::{say, workspace};
 
 /// Which programs of which packages. In `qemu/payloads/linux.toml`.
@@ -59,9 +59,28 @@ pub(super) fn unpacked(wanted: &Wanted, architecture: &str) -> Result<PathBuf> {
     Ok(dir)
 }
 
+/// Debian's ACPI compiler: the machine's, or out of its package, which is not installed.
+///
+/// # Errors
+/// It cannot be fetched or unpacked.
+pub(crate) fn iasl() -> Result<PathBuf> {
+    use std::os::unix::fs::PermissionsExt as _;
+    if let Some(found) = workspace::find_program("iasl") {
+        return Ok(found);
+    }
+    let wanted = Wanted {
+        packages: vec!["acpica-tools".to_owned()],
+        programs: vec!["iasl".to_owned()],
+    };
+    let iasl = unpacked(&wanted, &apt::own_architecture()?)?.join("bin/iasl");
+    fs::set_permissions(&iasl, fs::Permissions::from_mode(0o755))
+        .with_context(|| format!("cannot make {} executable", iasl.display()))?;
+    Ok(iasl)
+}
+
 fn fetch(wanted: &Wanted, architecture: &str, into: &Path) -> Result<()> {
     say!(
-        "guests' RAM disk: fetching {} and its libraries for {architecture} (nothing is installed)",
+        "fetching {} and its libraries for {architecture} (nothing is installed)",
         wanted.packages.join(", ")
     );
     let apt = Apt::new(Scope::Foreign(architecture.to_owned()))?;

@@ -9,6 +9,7 @@ mod pairwise;
 mod refusals;
 mod runner;
 mod shares;
+mod tables;
 mod tool;
 
 use std::collections::BTreeMap;

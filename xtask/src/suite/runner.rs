@@ -12,7 +12,7 @@ use regex::Regex;
 use super::Tally;
 use super::bundles;
 use super::cases::{Case, Check, Company, Disks, End, Ground};
-use super::tool;
+use super::{tables, tool};
 use crate::board::{Arch, Board, Disk};
 use crate::build::{self, Built, Profile};
 use crate::manifest::PayloadName;
@@ -128,6 +128,7 @@ impl Bench<'_> {
                 same(&logs[0], &logs[1])
             }
             Check::Pasted { args } => tool::pasted(args),
+            Check::Tables => tables::disassembled(),
             Check::Ended(signal) => tool::ended(*signal),
             Check::Refused {
                 args,

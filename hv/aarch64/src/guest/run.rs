@@ -11,7 +11,7 @@ use machine::Interrupt;
 use smmuv3::Locked;
 use spin::Mutex;
 use vgic::{Kicks, Level};
-use vm::{Ended, Ending, ExitCause, Monitor, Next, State, Turns, Typed};
+use vm::{Ended, Ending, ExitCause, Lodgers, Monitor, Next, State, Turns, Typed};
 
 use super::context::{read_register, write_register};
 use super::devices;
@@ -248,8 +248,7 @@ pub(crate) fn serve(core: usize) -> ! {
     }
     let shortest = SystemCounter.ticks_of_us(SHORTEST_STAY_US);
     let mut turns = Turns::new(&this.vcpus, shortest);
-    // VMIDs count from 1.
-    let mut last = alloc::vec![usize::MAX; guests.vms.len() + 1];
+    let mut lodgers = Lodgers::new(guests.vms.len());
     loop {
         if core == CONSOLE_CORE {
             monitor(guests);
@@ -268,7 +267,7 @@ pub(crate) fn serve(core: usize) -> ! {
         match turns.pick(ready, slice) {
             Some((next, ticks)) => {
                 let from = SystemCounter.ticks();
-                reside(guests, core, frame, &mut last, next, from + ticks);
+                reside(guests, core, frame, &mut lodgers, next, from + ticks);
                 turns.used(SystemCounter.ticks() - from);
             }
             None => idle(guests, core, this),
@@ -504,12 +503,12 @@ enum Departure {
 
 /// Runs a vCPU on this core until it leaves, at `until` if others share the core.
 ///
-/// `last` says for each VM, by its VMID, which of its vCPUs was on this core last.
+/// `lodgers` says which vCPU of each VM was on this core last.
 fn reside(
     guests: &Guests,
     core: usize,
     frame: gic::Frame,
-    last: &mut [usize],
+    lodgers: &mut Lodgers,
     (vm, index): (&Vm, usize),
     until: u64,
 ) {
@@ -528,11 +527,8 @@ fn reside(
         }
         slot.clock.begin(SystemCounter.ticks());
         vcpu.load(vm, if shared { TRAP_WFI } else { 0 });
-        if let Some(last) = last.get_mut(usize::from(vm.vmid()))
-            && *last != index
-        {
+        if lodgers.comes(vm.number, index) {
             vcpu::forget_translations();
-            *last = index;
         }
         frame.set_active(vm.gic.physical_active(index));
         let slice = shared.then_some(until);

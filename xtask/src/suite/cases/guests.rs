@@ -64,6 +64,7 @@ pub(super) fn cases() -> Vec<Case> {
             neighbours::judge_must_refuse,
         ),
     ];
+    cases.push(hidden());
     let full = [
         apart!(11, 1_000_000, 2000),
         apart!(12, 1_000_000, 2000),
@@ -75,6 +76,26 @@ pub(super) fn cases() -> Vec<Case> {
         ..apart(&format!("1000000 hostile operations, seed {seed}"), bundle)
     }));
     cases
+}
+
+/// What the identification registers hide is undefined, and what they show of debugging works, on a CPU that
+/// has everything.
+fn hidden() -> Case {
+    Case::new(BOARD, "features that a guest is not shown are undefined")
+        .bundle(Bundle::Manifest(concat!(
+            "[[vm]]\nname = \"hidden\"\nmemory = \"32M\"\nkernel = \"guest:hidden\"\n",
+            "kernel_format = \"flat\"\nrestart = \"never\"\n"
+        )))
+        .args(&["-M", "virt,mte=on"])
+        .expect(&[
+            // The control: the CPU has what the guest is not to see.
+            "boot cpu: .* sve ras pauth gic-sysregs pmu",
+            "hidden PMU PMCR_EL0: undefined",
+            "hidden SVE PTRUE: undefined",
+            "hidden field PMU: 0",
+            "shown breakpoint: it stops",
+            "^hidden end: 0 wrong",
+        ])
 }
 
 fn hostile(name: &str, bundle: Bundle, judge: fn(&str) -> anyhow::Result<()>) -> Case {

@@ -139,6 +139,8 @@ pub(super) enum Check {
         /// Arguments of the dry run.
         args: Vec<String>,
     },
+    /// ACPI's own compiler reads the tables of guests.
+    Tables,
     /// This tool runs a machine that never starts and is ended by a signal: the machine must go too.
     Ended(rustix::process::Signal),
     /// This tool is started with something wrong and must refuse it.

@@ -15,6 +15,13 @@ pub(super) fn cases() -> Vec<Case> {
             ..Case::new("virt", name)
         });
     }
+    cases.push(Case {
+        check: Check::Tables,
+        ..Case::new(
+            "virt",
+            "the ACPI tables of guests disassemble cleanly with iasl",
+        )
+    });
     for board in ["virt", "pseries"] {
         let console = if board == "virt" { "ttyAMA0" } else { "hvc0" };
         let append = format!("console={console} quiet bulkhead.run=uname");
