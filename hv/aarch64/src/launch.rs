@@ -12,7 +12,7 @@ use types::Bdf;
 
 use crate::guest::{self, Assigned, Core, GuestPci, Handover, Iommus, Vm};
 use crate::hardware::{Found, Hardware};
-use crate::memory::Ram;
+use crate::memory::{self, Ram};
 use crate::mmu::Use;
 use crate::panic;
 use crate::serial::{self, Port};
@@ -117,14 +117,22 @@ pub(crate) fn vms(machine: &Machine, bundle: &Bundle<'static>, holdings: Holding
             }),
             _ => None,
         };
+        let before = (frames.free_frames(), memory::heap_use().0);
         match Vm::build(config, bundle, ram, frames, number, devices, place) {
             Ok(vm) => {
                 let vm = vm.with_console(port).with_time_at_zero(time_at_zero);
+                let (frames_before, heap_before) = before;
+                let taken = frames_before.saturating_sub(frames.free_frames());
+                let tables = (taken << 2).saturating_sub((config.memory >> 10) as usize);
                 log::info!(
-                    "vm {}: {} MiB, {} vCPUs, {} frames left",
+                    "vm {}: {} MiB, {} vCPUs, beside them {} KiB of heap and {tables} KiB of tables, {} frames left",
                     vm.name,
                     config.memory >> 20,
                     config.cpus,
+                    memory::heap_use()
+                        .0
+                        .saturating_sub(heap_before)
+                        .div_ceil(1024),
                     frames.free_frames()
                 );
                 for line in vm.pci.iter().flat_map(GuestPci::lines) {

@@ -29,7 +29,7 @@ const ELSEWHERE: [u64; 12] = [
     SMMU as u64 + 0x20,
     ECAM as u64 + 0x3c,
     PCI_WINDOW as u64 + 4,
-    u64::MAX & !3,
+    !3,
 ];
 
 pub(crate) fn run(options: &Options) -> Verdict {

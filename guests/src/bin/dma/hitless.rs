@@ -85,7 +85,7 @@ pub(crate) fn run(options: &Options) -> Verdict {
     cpu::unmask();
     while MOVED.load(Ordering::SeqCst) == 0 {
         smmu.set_stream(stream, STE_BYPASS)?;
-        if spoil && switches % 64 == 0 {
+        if spoil && switches.is_multiple_of(64) {
             smmu.set_stream(stream, STE_ABORT)?;
         }
         smmu.attach(stream)?;

@@ -649,12 +649,6 @@ impl Vm {
         self.vttbr
     }
 
-    /// Its VMID, from 1.
-    pub(crate) fn vmid(&self) -> u16 {
-        const SHIFT: u32 = 48;
-        u16::try_from(self.vttbr >> SHIFT).unwrap_or(u16::MAX)
-    }
-
     pub(crate) fn vtcr(&self) -> u64 {
         self.vtcr
     }

@@ -44,6 +44,22 @@ macro_rules! apart {
     };
 }
 
+/// A hostile VM that does not end, and a Linux on the same two CPUs that counts so many seconds.
+macro_rules! linux {
+    ($seconds:literal) => {
+        Bundle::Manifest(concat!(
+            "[[vm]]\nname = \"hostile\"\nmemory = \"64M\"\ncpus = 4\npin = [0, 1, 0, 1]\n",
+            "kernel = \"guest:hostile\"\nkernel_format = \"flat\"\nrestart = \"never\"\n",
+            "append = \"seed=7 ops=1000000000\"\n",
+            "[[vm]]\nname = \"linux\"\nmemory = \"384M\"\ncpus = 2\npin = [0, 1]\nkernel = \"debian:6.12\"\n",
+            "initrd = \"initramfs\"\nrestart = \"never\"\n",
+            "append = \"loglevel=5 bulkhead.run=seq+",
+            $seconds,
+            "|while+read+i;do+sleep+1;echo+second+$i;done\"\n"
+        ))
+    };
+}
+
 pub(super) fn cases() -> Vec<Case> {
     let apart = |name: &str, bundle| hostile(name, bundle, neighbours::judge);
     let mut cases = vec![
@@ -65,6 +81,19 @@ pub(super) fn cases() -> Vec<Case> {
         ),
     ];
     cases.push(hidden());
+    cases.push(beside_linux(
+        "Linux keeps time beside a hostile guest on its two CPUs",
+        linux!("10"),
+        10,
+    ));
+    cases.push(Case {
+        only_full: true,
+        ..beside_linux(
+            "Linux keeps time for a minute beside a hostile guest on its two CPUs",
+            linux!("60"),
+            60,
+        )
+    });
     let full = [
         apart!(11, 1_000_000, 2000),
         apart!(12, 1_000_000, 2000),
@@ -76,6 +105,27 @@ pub(super) fn cases() -> Vec<Case> {
         ..apart(&format!("1000000 hostile operations, seed {seed}"), bundle)
     }));
     cases
+}
+
+/// On the wall clock: two CPUs run at once.
+fn beside_linux(name: &str, bundle: Bundle, seconds: u32) -> Case {
+    let mut case = Case::new(BOARD, name).bundle(bundle).expect(&[
+        r"\[hostile\] hostile start: seed=7",
+        r"\[linux\] guest: Linux .* is up, 2 CPUs",
+    ]);
+    for second in 1..=seconds {
+        case = case.expect(&[&format!(r"\[linux\] second {second}\b")]);
+    }
+    let mut case = case
+        .expect(&[r"\[linux\] guest: command ended with 0"])
+        .until_expected();
+    case.forbids = vec![
+        r"^\[ *\d+\.\d+\] ERROR ".to_owned(),
+        "hostile lost: ".to_owned(),
+        r"\[linux\] .*(stall|soft lockup|BUG|Oops|Call trace)".to_owned(),
+    ];
+    case.timeout = Duration::from_secs(600);
+    case
 }
 
 /// What the identification registers hide is undefined, and what they show of debugging works, on a CPU that

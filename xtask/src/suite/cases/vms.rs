@@ -54,6 +54,7 @@ pub(super) fn cases() -> Vec<Case> {
         flood(),
         forger(),
         serial(),
+        costs(),
         starts(),
         shares(
             "two busy VMs on one CPU have half of it each",
@@ -289,6 +290,40 @@ fn serial() -> Case {
     case
 }
 
+/// A VM takes little beside its own memory: of our heap, and for page tables.
+fn costs() -> Case {
+    let mut case = case(
+        "a VM costs less than a MiB beside its memory",
+        Bundle::Manifest(concat!(
+            tiny!("small", "off", 0, "restart = \"never\""),
+            "[[vm]]\nname = \"large\"\nmemory = \"512M\"\nkernel = \"off.bin\"\n",
+            "kernel_format = \"flat\"\ncpus = 64\nrestart = \"never\"\n",
+        )),
+    )
+    .expect(&["vm large: .* of tables", "verdict 0"]);
+    case.check = Check::Judged(judge_costs);
+    case
+}
+
+fn judge_costs(console: &str) -> Result<()> {
+    const HEAP_KIB: u64 = 1024;
+    // For 512 MiB in whatever pieces: a root and two levels below it.
+    const TABLES_KIB: u64 = 64;
+    let cost = Regex::new(r"launch: vm (\w+): .* (\d+) KiB of heap and (\d+) KiB of tables")?;
+    let mut count = 0;
+    for found in cost.captures_iter(console) {
+        let (heap, tables): (u64, u64) = (found[2].parse()?, found[3].parse()?);
+        ensure!(
+            (1..=HEAP_KIB).contains(&heap) && (1..=TABLES_KIB).contains(&tables),
+            "VM {}: {heap} KiB of heap, {tables} KiB of tables",
+            &found[1]
+        );
+        count += 1;
+    }
+    ensure!(count == 2, "{count} VMs tell what they cost");
+    Ok(())
+}
+
 fn port_output() -> PathBuf {
     bundles::folder().join("port.out")
 }
@@ -365,7 +400,7 @@ fn judge_shares(console: &str, wanted: [std::ops::RangeInclusive<u64>; 2]) -> Re
 
 #[cfg(test)]
 mod tests {
-    use super::{judge_shares, same_frames};
+    use super::{judge_costs, judge_shares, same_frames};
 
     #[test]
     fn frames_must_be_told_twice_and_alike() {
@@ -378,6 +413,19 @@ mod tests {
         assert!(same_frames(&told(&[7])).is_err());
         assert!(same_frames(&told(&[7, 6])).is_err());
         assert!(same_frames("").is_err());
+    }
+
+    #[test]
+    fn what_a_vm_costs_is_held_against_its_limit() {
+        let line = |heap, tables| {
+            format!(
+                "launch: vm x: 2 MiB, 1 vCPUs, beside them {heap} KiB of heap and {tables} KiB of tables, 5\n"
+            )
+        };
+        assert!(judge_costs(&(line(1024, 8) + &line(9, 4))).is_ok());
+        assert!(judge_costs(&(line(1025, 8) + &line(9, 4))).is_err());
+        assert!(judge_costs(&(line(9, 65) + &line(9, 4))).is_err());
+        assert!(judge_costs(&line(9, 4)).is_err());
     }
 
     #[test]
