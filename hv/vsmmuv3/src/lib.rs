@@ -32,7 +32,8 @@
 //!
 //! [`Physical`] over the core: `set_stream` is `Iommu::create_nested`, `Iommu::replace`, and
 //! `Iommu::destroy_domain` of what was attached before (abort and bypass are nested configurations,
-//! too); `invalidate` is [`Invalidation::for_core`] and `Iommu::invalidate`. The tests do it so.
+//! too); `invalidate` is [`Invalidation::for_core`] and `Iommu::invalidate_each`. The tests of
+//! `hv/smmuv3` do it so (`tests/pair`).
 //! On hardware whose stall model is not 1 the backend sets `STE.S1STALLD`, or a guest's context
 //! descriptor could stall.
 //!

@@ -25,6 +25,7 @@ mod hostile;
 mod promise;
 mod registers;
 mod streams;
+mod walk;
 
 /// Where the guest's RAM begins.
 pub(crate) const RAM: u64 = 0x4000_0000;
