@@ -6,89 +6,44 @@
 use core::time::Duration;
 
 use devtool::edu::{AtTheEnd, DMA_DONE, Direction, Edu};
-use devtool::event::{Event, F_PERMISSION, F_TRANSLATION, Reader};
+use devtool::event::{Event, F_PERMISSION, F_TRANSLATION};
 
-use crate::linux::{Arguments, Errno, File, Memory, Open, barrier, sleep};
+use crate::linux::{Arguments, Errno, File, Memory, barrier, sleep};
+use crate::log::{Log, QUIET};
 use crate::vfio::{Access, Container, Device};
 use crate::{Failure, println};
 
 /// Below the window for messages, with nothing behind its end.
-const FIRST: u64 = 0x0400_0000;
+pub(crate) const FIRST: u64 = 0x0400_0000;
 /// Right behind the window.
-const SECOND: u64 = 0x0810_0000;
+pub(crate) const SECOND: u64 = 0x0810_0000;
 /// The window: nothing of a program's can be in it. [Linux, drivers/iommu/arm/arm-smmu-v3, MSI_IOVA_BASE]
 const WINDOW: u64 = 0x0800_0000;
 /// Bytes of each piece of memory: a page, whatever the kernel calls one.
 const BYTES: usize = 0x1_0000;
 /// Bytes of a DMA that must work, and of one that must not: one access, so one event. The kernel writes no
 /// more than ten in five seconds to its log.
-const LONG: u64 = 4096;
+pub(crate) const LONG: u64 = 4096;
 const SHORT: u64 = 4;
 /// Where in a piece of memory a DMA goes.
-const AT: usize = 0x3000;
+pub(crate) const AT: usize = 0x3000;
+/// What the second piece's bytes differ by from the first one's.
+const OTHER: u64 = 100;
 
 /// How long a DMA takes, and how often a wait looks.
 const DMA: Duration = Duration::from_millis(100);
 const STEP: Duration = Duration::from_millis(10);
 /// Looks at most: 5 s, fifty times what a DMA takes, because a machine may be busy.
 const LOOKS: u32 = 500;
-/// How long the log is watched for what must not come.
-const QUIET: Duration = Duration::from_millis(300);
-
-/// The kernel's log from now on.
-struct Log {
-    file: File,
-    reader: Reader,
-}
-
-impl Log {
-    fn open() -> Result<Self, Failure> {
-        let failed = |error| Failure::Call("/dev/kmsg", error);
-        let file = File::open(&["/dev/kmsg"], Open::Poll).map_err(failed)?;
-        file.seek_end().map_err(failed)?;
-        Ok(Self {
-            file,
-            reader: Reader::default(),
-        })
-    }
-
-    /// The next event that is there already.
-    fn next(&mut self) -> Result<Option<Event>, Failure> {
-        let mut record = [0; 4096];
-        loop {
-            let bytes = match self.file.read(&mut record) {
-                Ok(bytes) => bytes,
-                Err(Errno::AGAIN) => return Ok(None),
-                // Some lines were lost, the next is whole.
-                Err(Errno::PIPE) => continue,
-                Err(error) => return Err(Failure::Call("/dev/kmsg", error)),
-            };
-            let record = record.get(..bytes).unwrap_or_default();
-            let line = core::str::from_utf8(record).unwrap_or_default();
-            let line = line.lines().next().unwrap_or_default();
-            if let Some(event) = self.reader.line(line) {
-                return Ok(Some(event));
-            }
-        }
-    }
-
-    /// Nothing comes.
-    fn quiet(&mut self) -> Result<(), Failure> {
-        sleep(QUIET);
-        match self.next()? {
-            None => Ok(()),
-            Some(event) => {
-                println!("devtool: {event}");
-                Err(Failure::Wrong("an event for a DMA that was allowed"))
-            }
-        }
-    }
-}
-
-/// The device, its memory and who tells of its faults.
-struct Bench {
-    edu: Edu<Device>,
-    log: Log,
+/// A device, its memory, where that is mapped, and who tells of faults.
+pub(crate) struct Bench {
+    pub(crate) edu: Edu<Device>,
+    pub(crate) log: Log,
+    pub(crate) container: Container,
+    /// At [`FIRST`].
+    pub(crate) first: Memory,
+    /// At [`SECOND`].
+    pub(crate) second: Memory,
     /// The device's stream: its requester ID.
     stream: u64,
 }
@@ -101,19 +56,8 @@ pub(crate) fn command(arguments: Arguments) -> Result<(), Failure> {
     let (Some(function), Some(group)) = (arguments.get(2), arguments.get(3)) else {
         return Err(Failure::Usage);
     };
-    let stream = requester(function).ok_or(Failure::Usage)?;
-    let container = Container::open(group)?;
-    let no_memory = |error| Failure::Call("memory", error);
-    let first = Memory::new(BYTES).map_err(no_memory)?;
-    let second = Memory::new(BYTES).map_err(no_memory)?;
-    let not_mapped = |error| Failure::Call("memory cannot be mapped", error);
-    container
-        .map(&first, FIRST, Access::ReadWrite)
-        .map_err(not_mapped)?;
-    container
-        .map(&second, SECOND, Access::ReadWrite)
-        .map_err(not_mapped)?;
-    match container.map(&first, WINDOW, Access::ReadWrite) {
+    let mut bench = Bench::open(function, group)?;
+    match bench.container.map(&bench.first, WINDOW, Access::ReadWrite) {
         Err(Errno::INVALID) => println!("devtool: the window for messages is refused to a program"),
         Err(error) => return Err(not_mapped(error)),
         Ok(()) => {
@@ -122,76 +66,80 @@ pub(crate) fn command(arguments: Arguments) -> Result<(), Failure> {
             ));
         }
     }
-    let mut bench = Bench {
-        edu: Edu(container.device(function)?),
-        log: Log::open()?,
-        stream,
-    };
-    if !bench.edu.is_there() {
-        return Err(Failure::Wrong("the device is no edu"));
-    }
 
-    bench.copies(&first, &second, 1)?;
-    bench.interrupts(&second)?;
-    bench.refused(
-        "behind a mapping",
-        Direction::Write,
-        FIRST + BYTES as u64,
-        F_TRANSLATION,
-    )?;
-    bench.refused(
-        "behind a mapping",
-        Direction::Read,
-        FIRST + BYTES as u64,
-        F_TRANSLATION,
-    )?;
-    bench.refused(
-        "before a mapping",
-        Direction::Write,
-        FIRST - SHORT,
-        F_TRANSLATION,
-    )?;
+    bench.copies(1)?;
+    bench.interrupts()?;
+    let end = FIRST + BYTES as u64;
+    bench.refused("behind a mapping", Direction::Write, end, F_TRANSLATION)?;
+    bench.refused("behind a mapping", Direction::Read, end, F_TRANSLATION)?;
+    let before = FIRST - SHORT;
+    bench.refused("before a mapping", Direction::Write, before, F_TRANSLATION)?;
 
     // What a translation was cached for a moment ago.
-    container.unmap(&second, SECOND)?;
-    unchanged(&second, || {
-        bench.refused(
-            "where memory was",
-            Direction::Write,
-            SECOND + AT as u64,
-            F_TRANSLATION,
-        )
-    })?;
-    container
-        .map(&second, SECOND, Access::Read)
-        .map_err(not_mapped)?;
-    unchanged(&second, || {
-        bench.refused(
-            "to memory for reading",
-            Direction::Write,
-            SECOND + AT as u64,
-            F_PERMISSION,
-        )
-    })?;
-    bench.run(Direction::Read, SECOND + AT as u64, LONG)?;
+    let place = SECOND + AT as u64;
+    bench.container.unmap(&bench.second, SECOND)?;
+    bench.without_a_trace("where memory was", place, F_TRANSLATION)?;
+    bench.map_second(Access::Read)?;
+    bench.without_a_trace("to memory for reading", place, F_PERMISSION)?;
+    bench.run(Direction::Read, place, LONG)?;
     bench.log.quiet()?;
     println!("devtool: the same memory can be read");
-    container.unmap(&second, SECOND)?;
-    container
-        .map(&second, SECOND, Access::ReadWrite)
-        .map_err(not_mapped)?;
-    bench.copies(&first, &second, 2)?;
+    bench.container.unmap(&bench.second, SECOND)?;
+    bench.map_second(Access::ReadWrite)?;
+    bench.copies(2)?;
     println!("devtool: ok: DMA reaches what is mapped and nothing else");
     Ok(())
 }
 
+fn not_mapped(error: Errno) -> Failure {
+    Failure::Call("memory cannot be mapped", error)
+}
+
 impl Bench {
-    /// A DMA from start to end.
-    fn run(&self, direction: Direction, address: u64, bytes: u64) -> Result<(), Failure> {
-        self.run_and(direction, address, bytes, AtTheEnd::Silence)
+    /// Takes an `edu` and its group, and maps memory for it in both places.
+    ///
+    /// # Errors
+    /// The kernel's, or it is no `edu`.
+    pub(crate) fn open(function: &str, group: &str) -> Result<Self, Failure> {
+        let stream = requester(function).ok_or(Failure::Usage)?;
+        let container = Container::open(group)?;
+        let no_memory = |error| Failure::Call("memory", error);
+        let first = Memory::new(BYTES).map_err(no_memory)?;
+        let second = Memory::new(BYTES).map_err(no_memory)?;
+        container
+            .map(&first, FIRST, Access::ReadWrite)
+            .map_err(not_mapped)?;
+        let bench = Self {
+            edu: Edu(container.device(function)?),
+            log: Log::open()?,
+            container,
+            first,
+            second,
+            stream,
+        };
+        bench.map_second(Access::ReadWrite)?;
+        if !bench.edu.is_there() {
+            return Err(Failure::Wrong("the device is no edu"));
+        }
+        Ok(bench)
     }
 
-    fn run_and(
+    fn map_second(&self, access: Access) -> Result<(), Failure> {
+        let mapped = self.container.map(&self.second, SECOND, access);
+        mapped.map_err(not_mapped)
+    }
+
+    /// A DMA from start to end.
+    fn run(&self, direction: Direction, address: u64, bytes: u64) -> Result<(), Failure> {
+        self.start(direction, address, bytes, AtTheEnd::Silence)?;
+        self.wait()
+    }
+
+    /// Starts a DMA.
+    ///
+    /// # Errors
+    /// It is too large.
+    pub(crate) fn start(
         &self,
         direction: Direction,
         address: u64,
@@ -202,6 +150,14 @@ impl Bench {
         if !self.edu.start(direction, address, bytes, end) {
             return Err(Failure::Wrong("a DMA larger than the device's buffer"));
         }
+        Ok(())
+    }
+
+    /// Waits for its end.
+    ///
+    /// # Errors
+    /// It does not end.
+    pub(crate) fn wait(&self) -> Result<(), Failure> {
         sleep(DMA);
         for _ in 0..LOOKS {
             if !self.edu.is_busy() {
@@ -213,27 +169,44 @@ impl Bench {
         Err(Failure::Wrong("a DMA does not end"))
     }
 
-    /// The device copies from the one to the other, where its memory is mapped.
-    fn copies(&mut self, first: &Memory, second: &Memory, salt: u64) -> Result<(), Failure> {
+    /// Fills the memory, both pieces with different bytes.
+    pub(crate) fn fill(&self, salt: u64) {
         for at in (0..BYTES).step_by(8) {
-            first.write64(at, pattern(at, salt));
-            second.write64(at, pattern(at, salt + 100));
+            self.first.write64(at, pattern(at, salt));
+            self.second.write64(at, pattern(at, salt + OTHER));
         }
-        self.run(Direction::Read, FIRST + AT as u64, LONG)?;
-        self.run(Direction::Write, SECOND + AT as u64, LONG)?;
+    }
+
+    /// Whether the second piece has the first one's bytes where they were copied to, and its own elsewhere.
+    ///
+    /// # Errors
+    /// What it has, and should have.
+    pub(crate) fn judge_copy(&self, salt: u64) -> Result<(), Failure> {
         let copied = AT..AT + 4096;
         for at in (0..BYTES).step_by(8) {
             let salt = if copied.contains(&at) {
                 salt
             } else {
-                salt + 100
+                salt + OTHER
             };
-            let (found, wanted) = (second.read64(at), pattern(at, salt));
+            let (found, wanted) = (self.second.read64(at), pattern(at, salt));
             if found != wanted {
                 println!("devtool: offset {at:#x}");
                 return Err(Failure::Differs("memory after a copy", found, wanted));
             }
         }
+        Ok(())
+    }
+
+    /// The device copies from the one piece to the other.
+    ///
+    /// # Errors
+    /// What is not as it should be.
+    pub(crate) fn copies(&mut self, salt: u64) -> Result<(), Failure> {
+        self.fill(salt);
+        self.run(Direction::Read, FIRST + AT as u64, LONG)?;
+        self.run(Direction::Write, SECOND + AT as u64, LONG)?;
+        self.judge_copy(salt)?;
         self.log.quiet()?;
         println!(
             "devtool: {LONG} bytes copied by DMA, {FIRST:#x} to {SECOND:#x}, nothing beside them changed, no event"
@@ -242,7 +215,7 @@ impl Bench {
     }
 
     /// Its message comes, once for each DMA and once when it is told to raise one, and not by itself.
-    fn interrupts(&mut self, second: &Memory) -> Result<(), Failure> {
+    fn interrupts(&mut self) -> Result<(), Failure> {
         let counter = self.edu.0.interrupts()?;
         let expect = |what: &'static str, wanted: u64, bits: u32| {
             let mut found = 0;
@@ -271,9 +244,10 @@ impl Bench {
         expect("interrupts of a device that did nothing", 0, 0)?;
         self.edu.raise(0x42);
         expect("interrupts that were raised", 1, 0x42)?;
-        self.run_and(Direction::Write, SECOND, LONG, AtTheEnd::Interrupt)?;
+        self.start(Direction::Write, SECOND, LONG, AtTheEnd::Interrupt)?;
+        self.wait()?;
         expect("interrupts at the end of a DMA", 1, DMA_DONE)?;
-        let (found, wanted) = (second.read64(0), pattern(AT, 1));
+        let (found, wanted) = (self.second.read64(0), pattern(AT, 1));
         if found != wanted {
             return Err(Failure::Differs("memory at the interrupt", found, wanted));
         }
@@ -282,8 +256,35 @@ impl Bench {
         Ok(())
     }
 
+    /// A DMA to the second piece that must not happen, after which that is what it was.
+    fn without_a_trace(
+        &mut self,
+        what: &'static str,
+        address: u64,
+        number: u8,
+    ) -> Result<(), Failure> {
+        const SALT: u64 = 77;
+        let places = || (0..BYTES).step_by(8);
+        for at in places() {
+            self.second.write64(at, pattern(at, SALT));
+        }
+        self.refused(what, Direction::Write, address, number)?;
+        for at in places() {
+            let (found, wanted) = (self.second.read64(at), pattern(at, SALT));
+            if found != wanted {
+                println!("devtool: offset {at:#x}");
+                let what = "memory after a DMA that was refused";
+                return Err(Failure::Differs(what, found, wanted));
+            }
+        }
+        Ok(())
+    }
+
     /// A DMA that must not happen, and must be told of.
-    fn refused(
+    ///
+    /// # Errors
+    /// Of what it was told, or that it was not.
+    pub(crate) fn refused(
         &mut self,
         what: &'static str,
         direction: Direction,
@@ -340,27 +341,6 @@ impl Bench {
         }
         Ok(())
     }
-}
-
-/// Memory is after it what it was before.
-fn unchanged(memory: &Memory, what: impl FnOnce() -> Result<(), Failure>) -> Result<(), Failure> {
-    const SALT: u64 = 77;
-    for at in (0..BYTES).step_by(8) {
-        memory.write64(at, pattern(at, SALT));
-    }
-    what()?;
-    for at in (0..BYTES).step_by(8) {
-        let (found, wanted) = (memory.read64(at), pattern(at, SALT));
-        if found != wanted {
-            println!("devtool: offset {at:#x}");
-            return Err(Failure::Differs(
-                "memory after a DMA that was refused",
-                found,
-                wanted,
-            ));
-        }
-    }
-    Ok(())
 }
 
 /// What an event counter has counted since it was last asked.

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! devtool vfio FUNCTION GROUP            drives an edu device by VFIO: see `check`
+//! devtool vfio-pair F1 G1 F2 G2          drives two of them side by side: see `pair`
 //! devtool kexec KERNEL INITRD ARGUMENTS  starts a kernel in place of this one: see `kexec`
 //! ```
 //!
@@ -12,6 +13,8 @@
 mod check;
 mod kexec;
 mod linux;
+mod log;
+mod pair;
 mod vfio;
 
 use core::fmt;
@@ -45,7 +48,7 @@ impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Usage => f.write_str(
-                "usage: devtool vfio FUNCTION GROUP, or devtool kexec KERNEL INITRD ARGUMENTS",
+                "usage: devtool vfio FUNCTION GROUP, vfio-pair FUNCTION GROUP FUNCTION GROUP, or kexec KERNEL INITRD ARGUMENTS",
             ),
             Self::Call(what, error) => write!(f, "{what}: {error}"),
             Self::Wrong(what) => f.write_str(what),
@@ -60,6 +63,7 @@ impl fmt::Display for Failure {
 fn main(arguments: Arguments) -> i32 {
     let result = match arguments.get(1) {
         Some("vfio") => check::command(arguments),
+        Some("vfio-pair") => pair::command(arguments),
         Some("kexec") => kexec::command(arguments),
         _ => Err(Failure::Usage),
     };
