@@ -11,9 +11,10 @@ pub struct Random(u64);
 impl Random {
     /// A stream of its own for each seed and CPU.
     pub fn new(seed: u64, cpu: usize) -> Self {
-        let mut random = Self(
-            (seed ^ (cpu as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15)).wrapping_add(0x2545_f491) | 1,
-        );
+        let mixed =
+            (seed ^ (cpu as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15)).wrapping_add(0x2545_f491);
+        // Not zero, and no two seeds alike: an odd number of its own for each.
+        let mut random = Self(mixed << 1 | 1);
         for _ in 0..8 {
             random.bits();
         }

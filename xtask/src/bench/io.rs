@@ -9,6 +9,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fs;
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
@@ -17,10 +18,10 @@ use serde::Serialize;
 
 use super::folder;
 use crate::board::Board;
-use crate::build::{self, Profile};
+use crate::build::{self, Built, Profile};
 use crate::manifest::Overrides;
 use crate::provide::{self, toolchain};
-use crate::qemu::{self, Files, Variation};
+use crate::qemu::{self, Files, Time, Variation};
 use crate::session::{self, Input, Output, Plan, Typed, Until};
 use crate::watch::Watch;
 use crate::{run, say, workspace};
@@ -44,6 +45,9 @@ const DATA_PATH: [&str; 7] = ["gic", "its", "smmu", "config", "bar", "abort", "c
 const STRAY_PER_MILLE: u64 = 5;
 /// The most messages for each read, in a thousand.
 const MESSAGES_PER_MILLE: u64 = 1_100;
+
+/// The most instructions that taking four devices may cost.
+const MOST_FOR_TAKING: u64 = 3_000_000;
 
 /// One row of the table, and of `target/bench/io.json`: exits for each 1,000 reads.
 #[derive(Debug, Serialize, PartialEq, Eq)]
@@ -105,13 +109,98 @@ pub(super) fn run() -> Result<u8> {
         let counts = counts(&String::from_utf8_lossy(&console))?;
         rows.extend(self::rows(ground, &counts)?);
     }
-    let mut json = serde_json::to_string_pretty(&rows).context("cannot write the figures")?;
+    let start = start(&board, &qemu, &built)?;
+    let mut json =
+        serde_json::to_string_pretty(&(&rows, &start)).context("cannot write the figures")?;
     json.push('\n');
     let path = folder().join("io.json");
     workspace::write_whole(&path, json.as_bytes())?;
     print!("{}", table(&rows));
+    println!(
+        "taking {} devices at a VM's start: {} instructions, limit {}{}",
+        start.devices,
+        start.instructions,
+        start.limit,
+        if start.is_over() { "  OVER" } else { "" }
+    );
     say!("the figures are in {} too", path.display());
-    Ok(u8::from(rows.iter().any(Row::is_over)))
+    let over = rows.iter().any(Row::is_over) || start.is_over();
+    Ok(u8::from(over))
+}
+
+/// What taking devices costs when a VM starts, beyond zeroing and loading its memory.
+#[derive(Debug, Serialize, PartialEq, Eq)]
+struct Taking {
+    devices: u32,
+    instructions: u64,
+    limit: u64,
+    command: String,
+}
+
+impl Taking {
+    fn is_over(&self) -> bool {
+        self.instructions > self.limit
+    }
+}
+
+/// Under `--icount`, where a tick is an instruction: an NVMe disk, three NICs.
+fn start(board: &Board, qemu: &Path, built: &Built) -> Result<Taking> {
+    let manifest = workspace::root().join("qemu/guests/bench-start.toml");
+    let files = Files {
+        bundle: Some(run::make_bundle(board, &manifest, &Overrides::default())?),
+        ..run::files(board, built)?
+    };
+    let mut args = ["-append", "bulkhead.log=debug"]
+        .map(str::to_owned)
+        .to_vec();
+    for (number, nic) in (0..).zip(["virtio-net-pci,iommu_platform=on", "e1000e", "igb"]) {
+        let place = format!("chassis={},addr={:x}", number + 1, number + 2);
+        args.extend([
+            "-device".to_owned(),
+            format!("pcie-root-port,id=port{number},{place}"),
+            "-netdev".to_owned(),
+            format!("user,id=net{number}"),
+            "-device".to_owned(),
+            format!("{nic},bus=port{number},netdev=net{number},romfile="),
+        ]);
+    }
+    let vary = Variation {
+        time: Time::Instructions,
+        args,
+        ..Variation::default()
+    };
+    let line = qemu::line(qemu, board, &vary, &files)?;
+    let log = folder().join("io-start.log");
+    let outcome = session::run(Plan {
+        line: &line,
+        watch: Watch::default(),
+        until: Until::Verdict(0),
+        timeout: Some(Duration::from_secs(300)),
+        input: Input::Nothing,
+        output: Output::Nothing,
+        log: Some(&log),
+    })?;
+    ensure!(
+        outcome.status == 0,
+        "start: {} (console: {})",
+        outcome.reason,
+        log.display()
+    );
+    let console = fs::read(&log).with_context(|| format!("cannot read {}", log.display()))?;
+    taken(&String::from_utf8_lossy(&console))
+}
+
+fn taken(console: &str) -> Result<Taking> {
+    let pattern = Regex::new("vm start: devices taken in ([0-9]+) ticks")?;
+    let found = pattern.captures(console);
+    let found = found.context("nobody told what taking the devices cost")?;
+    let devices = Regex::new("vm start: [0-9a-f.:]+ is 0000:")?;
+    Ok(Taking {
+        devices: u32::try_from(devices.find_iter(console).count())?,
+        instructions: found[1].parse()?,
+        limit: MOST_FOR_TAKING,
+        command: format!("cargo xtask bench {NAME}"),
+    })
 }
 
 /// At each step the monitor is asked, then the guest is told to go on.
@@ -252,6 +341,16 @@ mod tests {
         let over = |ground| rows(ground, &counts).unwrap().iter().any(Row::is_over);
         assert!(over("stage2") && !over("nested"));
         assert!(table(&rows("stage2", &counts).unwrap()).contains("OVER"));
+    }
+
+    #[test]
+    fn taking_is_read_with_how_many_devices_there_are() {
+        let console = "launch: vm start: 00:01.0 is 0000:00:01.0\r\nlaunch: vm start: 00:02.0 is 0000:01:00.0\r\n\
+            DEBUG vm: vm start: devices taken in 4000000 ticks, memory zeroed and loaded in 9 ticks\r\n";
+        let taking = taken(console).unwrap();
+        assert_eq!((taking.devices, taking.instructions), (2, 4_000_000));
+        assert!(taking.is_over());
+        assert!(taken("").is_err());
     }
 
     #[test]

@@ -95,7 +95,7 @@ pub(super) fn judge_neighbour(console: &str) -> Result<()> {
             "nothing was told of stream {stream:#x}, which floods"
         );
     }
-    neighbour(&told, 2000)
+    neighbour(&told, 1000)
 }
 
 /// Every 50 beats it writes where nothing is.
@@ -155,7 +155,7 @@ mod tests {
     #[test]
     fn a_flood_and_its_neighbour_are_both_told_of() {
         let flood = line(0x100, true, 0) + &line(0x200, true, 0);
-        let neighbours: String = (50..2000)
+        let neighbours: String = (50..1000)
             .step_by(50)
             .map(|beat| line(0x300, true, 0x30_0000_0000 + beat * 0x1000))
             .collect();

@@ -403,12 +403,19 @@ impl Vm {
             self.lifecycle.failed();
             return Err(BuildError::Device(why));
         }
+        let claimed = SystemCounter.ticks();
         let loaded = if self.fresh.swap(false, Ordering::AcqRel) {
             self.load()
         } else {
             self.clear().and_then(|()| self.load())
         };
         let now = SystemCounter.ticks();
+        log::debug!(
+            "vm {}: devices taken in {} ticks, memory zeroed and loaded in {} ticks",
+            self.name,
+            claimed - begun,
+            now - claimed
+        );
         let lived = begun.saturating_sub(self.born.swap(now, Ordering::AcqRel));
         match (loaded, self.slots.first()) {
             (Ok(()), Some(first)) => {

@@ -92,37 +92,43 @@ fn guarded() -> Vec<Case> {
             vm!("probe", "probe", [0], [1, 2], ""),
             vm!(
                 "config",
-                "config-fuzz ops=200000 seed=1",
+                "config-fuzz ops=100000 seed=1",
                 [0],
                 [1, 2],
                 "start = \"after:probe\""
             ),
             vm!(
                 "its",
-                "its-flood ops=10000 seed=1",
+                "its-flood ops=5000 seed=1",
                 [0, 0],
                 [1, 2],
                 "start = \"after:config\""
             ),
-            vm!("forge", "forge", [0], [1, 2], "start = \"after:its\""),
+            vm!(
+                "forge",
+                "forge numbers=16",
+                [0],
+                [1, 2],
+                "start = \"after:its\""
+            ),
             vm!(
                 "storm",
-                "storm rounds=40",
+                "storm rounds=20",
                 [0],
                 [1, 2],
                 "start = \"after:forge\""
             ),
-            neighbour!(2000, 10_000)
+            neighbour!(1000, 10_000)
         )),
     )
     .expect(&[
         "dma verdict: probe ok: devices=2 bar=1048576 moved=2 ",
         "vm config: starts after probe",
         "dma verdict: config-fuzz ok: seed=1 ",
-        "dma verdict: its-flood ok: seed=1 ops=10000 .*strange=0",
-        "dma verdict: forge ok: forged=57 written=47",
-        "dma verdict: storm ok: devices=2 transfers=80 messages=20000 arrived=[1-9]",
-        "dma verdict: watch ok: beats=2000 latest_us=",
+        "dma verdict: its-flood ok: seed=1 ops=5000 .*strange=0",
+        "dma verdict: forge ok: forged=57 written=15",
+        "dma verdict: storm ok: devices=2 transfers=40 messages=20000 arrived=[1-9]",
+        "dma verdict: watch ok: beats=1000 latest_us=",
     ]);
     attacks.check = Check::Judged(refusals::judge_neighbour);
 
