@@ -1,11 +1,13 @@
 //! What guests' devices reach through guests' tables, and what they do not.
 
+use std::cell::RefCell;
+
 use bulkhead_smmuv3::spec::{SteConfig, regs};
 use iommu::{Endpoint, UnitId};
 use vsmmuv3::{Delivery, Width};
 
 use crate::board::Model;
-use crate::engine::{Access, Fault};
+use crate::engine::{Access, Engine, Fault};
 use crate::nested::{CDS, DATA, DISK, NET, Part, RAM, RAM_BYTES, TABLES, World, leaf};
 
 /// Where the guests' drivers map a page.
@@ -270,6 +272,35 @@ fn a_stream_that_the_guest_stops_reaches_nothing_and_the_other_goes_on() {
     world.ste(0, DISK, [1 | 5 << 1 | CDS, 0]);
     world.send(0, &[cfgi_ste(DISK)]);
     assert_eq!(world.dma(0, DISK, AT), Ok(world.pa(0, DATA)));
+}
+
+#[test]
+fn a_live_stream_goes_from_bypass_to_stage_1_and_back_without_a_lost_access() {
+    let mut world = World::new();
+    // Without stage 1 the data is at its own address, with it in page 5.
+    for _ in 0..3 {
+        for (ste, to) in [(1 | 4 << 1, DATA), (1 | 5 << 1 | CDS, AT)] {
+            let accesses = [AT, DATA].map(|at| world.access(0, DISK, at));
+            let seen: &RefCell<Vec<[Result<u64, Fault>; 2]>> = Box::leak(Box::default());
+            *world.board.hardware.watch.borrow_mut() = Some(Box::new(move |hardware| {
+                let cached =
+                    accesses.map(|access| hardware.look(access, &mut hardware.engine.borrow_mut()));
+                let fresh = accesses.map(|access| hardware.look(access, &mut Engine::default()));
+                seen.borrow_mut().extend([cached, fresh]);
+            }));
+            world.ste(0, DISK, [ste, 0]);
+            world.send(0, &[cfgi_ste(DISK)]);
+            *world.board.hardware.watch.borrow_mut() = None;
+            assert!(seen.borrow().len() >= 4);
+            // At each moment one of the two addresses leads to the data: the one, or the other.
+            let data = Ok(world.pa(0, DATA));
+            for outcome in seen.borrow().iter() {
+                let one = outcome.iter().filter(|outcome| **outcome == data);
+                assert_eq!(one.count(), 1, "{outcome:?}");
+            }
+            assert_eq!(world.dma(0, DISK, to), data);
+        }
+    }
 }
 
 #[test]
