@@ -12,6 +12,40 @@ pub struct NotGuestMemory {
     pub bytes: usize,
 }
 
+/// What a service came to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Served {
+    /// The status. [LoPAPR §7.2.8]
+    pub status: i32,
+    values: [u32; Self::MOST],
+    count: usize,
+}
+
+impl Served {
+    /// The most results beside the status.
+    pub const MOST: usize = 7;
+
+    /// A status, and the results behind it; of more than [`Self::MOST`] the first ones.
+    #[must_use]
+    pub fn new(status: i32, results: &[u32]) -> Self {
+        let mut served = Self {
+            status,
+            ..Self::default()
+        };
+        for (to, value) in served.values.iter_mut().zip(results) {
+            *to = *value;
+            served.count = served.count.saturating_add(1);
+        }
+        served
+    }
+
+    /// The results behind the status.
+    #[must_use]
+    pub fn values(&self) -> &[u32] {
+        self.values.get(..self.count).unwrap_or_default()
+    }
+}
+
 /// The surroundings of one VM.
 ///
 /// Other vCPUs may change any byte of the memory at any moment, so what is judged is a copy, and no
@@ -58,6 +92,20 @@ pub trait Environment {
     /// [Power ISA 3.1B Book III §6.7.5] No vCPU uses the old one any more when this returns. False
     /// when it cannot be done.
     fn set_process_table(&self, entry: u64) -> bool;
+
+    /// Serves a hypercall of the guest's devices: what goes to r3, and to r4 where it has a result.
+    /// `None` for a number that nobody serves.
+    fn device_hypercall(&self, number: u64, arguments: [u64; 4]) -> Option<(u64, Option<u64>)> {
+        let _ = (number, arguments);
+        None
+    }
+
+    /// Serves a run-time service of the guest's devices, with as many arguments as the guest gave, and
+    /// room for as many results as it has, the status included. `None` for a token that nobody serves.
+    fn device_service(&self, token: u32, arguments: &[u32], results: usize) -> Option<Served> {
+        let _ = (token, arguments, results);
+        None
+    }
 
     /// Whether all of a range is the guest's memory.
     fn is_memory(&self, at: u64, bytes: u64) -> bool {

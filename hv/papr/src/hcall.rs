@@ -166,7 +166,17 @@ impl Platform {
                 answer(gpr, status);
                 return after;
             }
-            _ => Status::FUNCTION,
+            _ => match env.device_hypercall(number, arguments) {
+                Some((status, value)) => {
+                    let [_, _, _, r3, r4, ..] = gpr;
+                    *r3 = status;
+                    if let Some(value) = value {
+                        *r4 = value;
+                    }
+                    return After::Resume;
+                }
+                None => Status::FUNCTION,
+            },
         };
         answer(gpr, status);
         After::Resume

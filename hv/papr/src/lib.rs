@@ -45,7 +45,7 @@ mod tests;
 mod xics;
 
 pub use clock::Date;
-pub use environment::{Environment, NotGuestMemory};
+pub use environment::{Environment, NotGuestMemory, Served};
 pub use hcall::{After, End, Text};
 pub use platform::{Characteristics, Config, Platform, Wake};
 pub use rtas::{ENTRY_CODE, TOKENS};

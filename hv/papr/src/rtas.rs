@@ -236,6 +236,16 @@ pub(crate) fn call(platform: &Platform, vcpu: usize, at: u64, env: &impl Environ
             SUCCESS
         }
         (unknown, ..) => {
+            let room = usize::try_from(block.outputs).unwrap_or(0);
+            let given = usize::try_from(block.inputs).unwrap_or(0);
+            let given = block.arguments.get(..given).unwrap_or_default();
+            if let Some(served) = env.device_service(unknown, given, room) {
+                block.answer(served.status, served.values(), env);
+                return Outcome {
+                    status: Status::SUCCESS,
+                    after,
+                };
+            }
             block.answer(PARAMETER, &[], env);
             // As QEMU: only what is known at all has been called.
             let known = TOKENS.iter().any(|(_, token)| *token == unknown);

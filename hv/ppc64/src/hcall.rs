@@ -7,6 +7,7 @@ use core::arch::asm;
 #[repr(u64)]
 pub(crate) enum Hcall {
     GetTce = 0x1c,
+    PutTce = 0x20,
     GetTermChar = 0x54,
     PutTermChar = 0x58,
     Eoi = 0x64,
@@ -15,6 +16,7 @@ pub(crate) enum Hcall {
     Xirr = 0x74,
     Cede = 0xe0,
     StuffTce = 0x138,
+    PutTceIndirect = 0x13c,
     GetCpuCharacteristics = 0x1c8,
     SetMode = 0x31c,
     Rtas = 0xf000,

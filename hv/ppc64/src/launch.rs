@@ -8,7 +8,8 @@ use bundle::{Bundle, Start};
 use dtoolkit::model::DeviceTreeNode;
 use papr::Characteristics;
 
-use crate::guest::{self, Core, Handover, Machine, Vm};
+use crate::guest::{self, Core, Devices, Handover, Machine, Vm};
+use crate::hardware::Hardware;
 use crate::hcall::{self, Hcall, SUCCESS};
 use crate::memory::Ram;
 use crate::nested::{self, LostSlice, PartitionTable};
@@ -22,6 +23,7 @@ pub(crate) fn vms(tree: &'static DeviceTreeNode, bundle: Bundle<'static>, holdin
         ram,
         rtas,
         windows,
+        bridges,
         ..
     } = holdings;
     let frames: &'static Frames<Ram> = Box::leak(Box::new(frames));
@@ -33,12 +35,21 @@ pub(crate) fn vms(tree: &'static DeviceTreeNode, bundle: Bundle<'static>, holdin
             panic::end(Verdict::Fatal("the platform cannot run VMs for us"));
         }
     };
+    let rtas = rtas.map(|rtas| &*Box::leak(Box::new(rtas)));
+    let hardware = rtas.and_then(|rtas| match Hardware::new(bridges, rtas) {
+        Ok(hardware) => Some(&*Box::leak(Box::new(hardware))),
+        Err(error) => {
+            log::error!("pci: no device can be given to a VM: {error}");
+            None
+        }
+    });
     let machine = Machine {
         tree,
         bundle: Box::leak(Box::new(bundle)),
         ram,
         frames,
-        rtas: rtas.map(|rtas| &*Box::leak(Box::new(rtas))),
+        rtas,
+        hardware,
         partitions,
         characteristics: characteristics(),
     };
@@ -46,13 +57,6 @@ pub(crate) fn vms(tree: &'static DeviceTreeNode, bundle: Bundle<'static>, holdin
     let mut vms = Vec::new();
     let mut next_core = 0;
     for config in machine.bundle.manifest().vms() {
-        if !config.devices.is_empty() {
-            log::error!(
-                "vm {}: left out: devices cannot be given to VMs on this machine yet",
-                config.name
-            );
-            continue;
-        }
         let number = vms.len();
         let place = |vcpu: usize| {
             let core = match config.pin.get(vcpu) {
@@ -75,6 +79,9 @@ pub(crate) fn vms(tree: &'static DeviceTreeNode, bundle: Bundle<'static>, holdin
                     config.cpus,
                     frames.free_frames()
                 );
+                for line in vm.devices.iter().flat_map(Devices::describe) {
+                    log::info!("vm {}: {line}", vm.name);
+                }
                 if config.start != Start::Boot {
                     log::info!("vm {}: not started at boot", vm.name);
                 }
@@ -92,6 +99,7 @@ pub(crate) fn vms(tree: &'static DeviceTreeNode, bundle: Bundle<'static>, holdin
         panic::end(Verdict::Fatal("no VM of the bundle can be run"));
     }
     guest::start(Handover {
+        hardware,
         vms,
         cores,
         windows,

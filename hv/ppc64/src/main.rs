@@ -21,6 +21,7 @@ mod cpu;
 mod entry;
 mod flatten;
 mod guest;
+mod hardware;
 mod hcall;
 mod heap;
 mod launch;
@@ -34,6 +35,7 @@ mod self_test;
 mod smp;
 mod spr;
 mod survey;
+mod tables;
 mod vectors;
 mod windows;
 

@@ -31,19 +31,22 @@ pub(crate) fn kick(server: u64) {
     let _ = unsafe { hcall::call(Hcall::Ipi, [server, MOST, 0, 0]) };
 }
 
-/// Takes back what made this CPU, `server`, leave its guest or wake.
-pub(crate) fn acknowledge(server: u64) {
+/// Takes back what made this CPU, `server`, leave its guest or wake. Gives the source of a device, if it
+/// was one.
+pub(crate) fn acknowledge(server: u64) -> Option<u32> {
     // SAFETY: accepts what is pending for this CPU, which is done with below.
     let outcome = unsafe { hcall::call(Hcall::Xirr, [0; 4]) };
     let [accepted, ..] = outcome.values;
     match accepted & 0x00ff_ffff {
-        0 => return,
+        0 => return None,
         IPI => {
             // SAFETY: as above.
             let _ = unsafe { hcall::call(Hcall::Ipi, [server, LEAST, 0, 0]) };
         }
-        source => log::warn!("interrupt {source:#x} came unasked"),
+        _ => {}
     }
     // SAFETY: as above.
     let _ = unsafe { hcall::call(Hcall::Eoi, [accepted, 0, 0, 0]) };
+    let source = accepted & 0x00ff_ffff;
+    u32::try_from(source).ok().filter(|_| source != IPI)
 }

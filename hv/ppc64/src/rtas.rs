@@ -107,6 +107,14 @@ pub(crate) struct Rtas {
     time_of_day: Service,
     read_config: Service,
     write_config: Service,
+    query_windows: Service,
+    create_window: Service,
+    remove_window: Service,
+    reset_windows: Service,
+    change_msi: Service,
+    source_of_msi: Service,
+    set_source: Service,
+    source_off: Service,
 }
 
 impl Rtas {
@@ -124,6 +132,14 @@ impl Rtas {
             time_of_day: service("get-time-of-day"),
             read_config: service("ibm,read-pci-config"),
             write_config: service("ibm,write-pci-config"),
+            query_windows: service("ibm,query-pe-dma-window"),
+            create_window: service("ibm,create-pe-dma-window"),
+            remove_window: service("ibm,remove-pe-dma-window"),
+            reset_windows: service("ibm,reset-pe-dma-window"),
+            change_msi: service("ibm,change-msi"),
+            source_of_msi: service("ibm,query-interrupt-source-number"),
+            set_source: service("ibm,set-xive"),
+            source_off: service("ibm,int-off"),
         }
     }
 
@@ -181,6 +197,93 @@ impl Rtas {
         let arguments = [address, high, low, bytes, value];
         // SAFETY: passed on to the caller.
         let [] = unsafe { self.write_config.call(&arguments) }?;
+        Ok(())
+    }
+}
+
+impl Rtas {
+    /// Windows that can be created, the most entries of one (64 bits), page sizes as bits of LoPAPR's
+    /// own, of the host bridge `buid`.
+    pub(crate) fn query_windows(&self, buid: u64, config: u32) -> Result<[u32; 5], Error> {
+        let [high, low] = halves(buid);
+        // SAFETY: reads.
+        unsafe { self.query_windows.call(&[config, high, low]) }
+    }
+
+    /// Makes a window onto memory, with nothing mapped: its table, and its address.
+    pub(crate) fn create_window(
+        &self,
+        buid: u64,
+        config: u32,
+        page_shift: u32,
+        window_shift: u32,
+    ) -> Result<[u32; 3], Error> {
+        let [high, low] = halves(buid);
+        let arguments = [config, high, low, page_shift, window_shift];
+        // SAFETY: an empty window lets nothing through.
+        unsafe { self.create_window.call(&arguments) }
+    }
+
+    /// Removes a window.
+    pub(crate) fn remove_window(&self, liobn: u32) -> Result<(), Error> {
+        // SAFETY: takes memory away from devices and gives none.
+        let [] = unsafe { self.remove_window.call(&[liobn]) }?;
+        Ok(())
+    }
+
+    /// The default window again, empty, and no other.
+    pub(crate) fn reset_windows(&self, buid: u64, config: u32) -> Result<(), Error> {
+        let [high, low] = halves(buid);
+        // SAFETY: as above.
+        let [] = unsafe { self.reset_windows.call(&[config, high, low]) }?;
+        Ok(())
+    }
+
+    /// Gives a device so many message interrupts, of the kind that `function` says: how many it has
+    /// then, and the next sequence number. [LoPAPR §7.3.10.5.1]
+    ///
+    /// # Safety
+    /// The device must be the caller's.
+    pub(crate) unsafe fn change_msi(
+        &self,
+        buid: u64,
+        config: u32,
+        [function, count, sequence]: [u32; 3],
+    ) -> Result<[u32; 3], Error> {
+        let [high, low] = halves(buid);
+        let arguments = [config, high, low, function, count, sequence];
+        // SAFETY: passed on to the caller.
+        unsafe { self.change_msi.call(&arguments) }
+    }
+
+    /// The interrupt source of a device's message, and whether it is an edge.
+    pub(crate) fn source_of_msi(
+        &self,
+        buid: u64,
+        config: u32,
+        number: u32,
+    ) -> Result<[u32; 2], Error> {
+        let [high, low] = halves(buid);
+        // SAFETY: reads.
+        unsafe { self.source_of_msi.call(&[config, high, low, number]) }
+    }
+
+    /// Directs an interrupt source to a CPU, at a priority, and lets it through.
+    pub(crate) fn direct_source(
+        &self,
+        source: u32,
+        server: u32,
+        priority: u32,
+    ) -> Result<(), Error> {
+        // SAFETY: interrupts of devices make CPUs leave guests, which is expected.
+        let [] = unsafe { self.set_source.call(&[source, server, priority]) }?;
+        Ok(())
+    }
+
+    /// Lets an interrupt source through no more.
+    pub(crate) fn silence_source(&self, source: u32) -> Result<(), Error> {
+        // SAFETY: as above.
+        let [] = unsafe { self.source_off.call(&[source]) }?;
         Ok(())
     }
 }

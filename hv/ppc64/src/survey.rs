@@ -11,6 +11,7 @@ use machine::{CpuStatus, Machine};
 use pci::Topology;
 use types::{Pa, Span};
 
+use crate::hardware::{self, Found};
 use crate::memory::{self, Ram};
 use crate::nested::{self, LostSlice, Nested};
 use crate::rtas::Rtas;
@@ -28,6 +29,8 @@ pub(crate) struct Holdings {
     pub(crate) windows: Vec<vm::Iommu>,
     /// What is behind each host bridge, none of it mastering the bus.
     pub(crate) devices: Vec<Topology>,
+    /// Those of which devices can be given to VMs.
+    pub(crate) bridges: Vec<Found>,
     /// The platform's run-time services.
     pub(crate) rtas: Option<Rtas>,
     /// Whether guests can be run.
@@ -58,7 +61,8 @@ pub(crate) fn take(machine: &Machine) -> Holdings {
         // SAFETY: the machine is ours, and no guest exists yet.
         unsafe { bus::take(bridge, rtas.as_ref()) }
     });
-    let devices = devices.collect();
+    let devices: Vec<Topology> = devices.collect();
+    let bridges = found(machine, &devices);
     if machine.host_bridges.is_empty() {
         log::info!("pci: no device");
     }
@@ -74,9 +78,23 @@ pub(crate) fn take(machine: &Machine) -> Holdings {
         open_windows,
         windows,
         devices,
+        bridges,
         nested,
         rtas,
     }
+}
+
+/// The bridges whose windows are known.
+fn found(machine: &Machine, devices: &[Topology]) -> Vec<Found> {
+    let bridges = devices.iter().filter_map(|topology| {
+        let mut all = machine.host_bridges.iter();
+        let bridge = all.find(|bridge| bridge.segment == topology.segment())?;
+        Some(Found {
+            topology: topology.clone(),
+            tables: hardware::tables(bridge, machine.rtas.as_ref()?)?,
+        })
+    });
+    bridges.collect()
 }
 
 /// The boot bundle, if the boot loader brought one that can be read.

@@ -43,8 +43,6 @@ pub struct BridgeOptions {
     pub number: u8,
     /// The unique id that the guest knows it by.
     pub buid: u64,
-    /// The configuration address that names it to the services for windows.
-    pub config_address: u32,
     /// The core's address space of the devices behind it, which nobody else maps anything in.
     pub ioas: IoasId,
     /// The domain that they are attached to.

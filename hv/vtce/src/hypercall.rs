@@ -49,7 +49,8 @@ impl Dma {
     /// Serves a hypercall with the guest's r4 to r7; `None` for a number that is not one of
     /// [`HYPERCALLS`].
     ///
-    /// A call that fails has changed nothing: also of a list, every entry or none is written.
+    /// A call that fails has changed nothing: also of a list, every entry or none is written. Where the
+    /// hypervisor has not even the memory to go back, an entry that was to change is empty.
     pub fn hypercall<B: Backend>(
         &mut self,
         core: &mut Iommu<B>,

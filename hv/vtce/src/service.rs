@@ -60,6 +60,9 @@ pub struct Outcome {
     count: usize,
 }
 
+/// The bits of a configuration address that name a device: bus, device, function.
+const DEVICE: u32 = 0x00ff_ff00;
+
 /// Statuses. [LoPAPR §7.2.8]
 const HARDWARE: i32 = -1;
 const BUSY: i32 = -2;
@@ -156,11 +159,13 @@ impl Dma {
 
     fn bridge_of(&self, [config, high, low]: [u32; 3]) -> Result<usize, i32> {
         let buid = u64::from(high) << 32 | u64::from(low);
+        // Any device's will do: all of them share the windows.
+        if config & !DEVICE != 0 {
+            return Err(PARAMETER);
+        }
         let mut bridges = self.bridges.iter();
         bridges
-            .position(|bridge| {
-                bridge.options.buid == buid && bridge.options.config_address == config
-            })
+            .position(|bridge| bridge.options.buid == buid)
             .ok_or(PARAMETER)
     }
 

@@ -160,7 +160,16 @@ impl Control for &Guests {
     }
 
     fn devices(&self, vm: usize) -> Result<Vec<String>, Refusal> {
-        self.vm(vm).map(|_| Vec::new())
+        let vm = self.vm(vm)?;
+        let Some(devices) = &vm.devices else {
+            return Ok(Vec::new());
+        };
+        let mut lines = devices.describe();
+        let (looked, wrong) = devices.audit();
+        lines.push(alloc::format!(
+            "audit: {looked} entries looked at, {wrong} wrong"
+        ));
+        Ok(lines)
     }
 
     fn stream(&self, vm: usize, _: Bdf, _: u64) -> Result<Vec<String>, Refusal> {

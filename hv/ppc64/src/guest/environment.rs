@@ -2,7 +2,7 @@
 
 use core::sync::atomic::{Ordering, fence};
 
-use papr::{Date, Environment, NotGuestMemory, Servers};
+use papr::{Date, Environment, NotGuestMemory, Served, Servers};
 
 use super::run::{self, Guests};
 use super::vm::Vm;
@@ -69,6 +69,19 @@ impl Environment for Surroundings<'_> {
 
     fn kick(&self, vcpus: Servers) {
         run::kick(self.guests, self.vm, vcpus, self.core);
+    }
+
+    fn device_hypercall(&self, number: u64, arguments: [u64; 4]) -> Option<(u64, Option<u64>)> {
+        let devices = self.vm.devices.as_ref()?;
+        devices.hypercall(&self.vm.memory, number, arguments)
+    }
+
+    fn device_service(&self, token: u32, arguments: &[u32], results: usize) -> Option<Served> {
+        let devices = self.vm.devices.as_ref()?;
+        let core = self.vm.slots.first().map_or(0, |slot| slot.core);
+        let server = self.guests.cores.get(core)?.cpu.server();
+        let server = u32::try_from(server).ok()?;
+        devices.service(server, token, arguments, results)
     }
 
     fn set_process_table(&self, entry: u64) -> bool {

@@ -1,7 +1,7 @@
 //! A guest's memory: frames, the tree that maps them, and bytes by guest real address.
 //!
 //! The tree is made once, before a vCPU runs, and never changed: no CPU can hold a translation of it
-//! that is out of date.
+//! that is out of date. Registers of devices are part of it.
 
 use alloc::vec::Vec;
 
@@ -88,6 +88,25 @@ impl<'f, M: PhysMemory + Copy, F: FrameAllocator> GuestMemory<'f, M, F> {
             at += piece.bytes();
         }
         Ok(guest)
+    }
+
+    /// Shows registers of a device, at the addresses that they have. No vCPU has run yet.
+    pub(crate) fn map_registers(&mut self, pa: Pa, bytes: u64) -> Result<(), NoRoom> {
+        let no_room = NoRoom { bytes };
+        let at = Ipa::new(pa.bits()).map_err(|_| no_room)?;
+        let span = Span::from_len(at, bytes).ok_or(no_room)?;
+        if pa.bits() < self.bytes {
+            return Err(no_room);
+        }
+        self.tree
+            .map(span, pa, RadixAttributes::DEVICE, &mut NotLive)
+            .map_err(|_| no_room)
+    }
+
+    /// The pieces: where for the guest, where in the machine, how many bytes.
+    pub(crate) fn pieces(&self) -> impl Iterator<Item = (u64, Pa, u64)> {
+        let pieces = self.pieces.iter();
+        pieces.map(|piece| (piece.at, piece.frames, piece.bytes()))
     }
 
     /// Zeroes all of it. No vCPU may be running.

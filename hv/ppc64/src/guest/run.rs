@@ -13,6 +13,7 @@ use vm::{Ended, Ending, Monitor, Next, State, Turns, Typed};
 use super::environment::Surroundings;
 use super::vm::{Activity, Slot, Vm};
 use crate::cpu::{self, Cpu};
+use crate::hardware::Hardware;
 use crate::memory::Ram;
 use crate::nested::{
     self, Exit, GuestThread, Loaded, Location, MACHINE_CHECK, MSR_EE, Order, Vcpu,
@@ -49,6 +50,8 @@ impl Core {
 pub(crate) struct Handover {
     pub(crate) vms: Vec<Vm>,
     pub(crate) cores: Vec<Core>,
+    /// The machine's host bridges.
+    pub(crate) hardware: Option<&'static Hardware>,
     /// What of the machine's windows onto memory there is to tell.
     pub(crate) windows: Vec<vm::Iommu>,
     pub(crate) frames: &'static Frames<Ram>,
@@ -56,6 +59,7 @@ pub(crate) struct Handover {
 
 /// All VMs and cores.
 pub(super) struct Guests {
+    hardware: Option<&'static Hardware>,
     pub(super) vms: Vec<Vm>,
     pub(super) cores: Vec<Core>,
     pub(super) windows: Vec<vm::Iommu>,
@@ -79,6 +83,7 @@ static GUESTS: spin::Once<Guests> = spin::Once::new();
 /// Starts the VMs that are to start at boot, and hands all to the cores, which come to [`serve`].
 pub(crate) fn start(handover: Handover) {
     let Handover {
+        hardware,
         vms,
         cores,
         windows,
@@ -101,6 +106,7 @@ pub(crate) fn start(handover: Handover) {
         }
     }
     GUESTS.call_once(|| Guests {
+        hardware,
         vms,
         cores,
         windows,
@@ -176,16 +182,34 @@ fn idle(guests: &Guests, thread: &GuestThread, core: &Core) {
     // A vCPU may have become ready since it was looked for; then its core has been called, and does
     // not sleep.
     nested::sleep(thread, due.map_or(look, |due| due.min(look)));
-    answer(core);
+    answer(guests, core);
     watch(guests, core);
 }
 
 /// Takes back what called this core, which looks at everything after this.
-fn answer(core: &Core) {
-    presentation::acknowledge(core.cpu.server());
+fn answer(guests: &Guests, core: &Core) {
+    if let Some(source) = presentation::acknowledge(core.cpu.server()) {
+        deliver(guests, core, source);
+    }
     // Whoever finds this still set has done what this core is to see before.
     core.called.store(false, Ordering::SeqCst);
     fence(Ordering::SeqCst);
+}
+
+/// Passes the interrupt of a device on to the VM that owns it.
+fn deliver(guests: &Guests, core: &Core, source: u32) {
+    let owner = guests
+        .hardware
+        .and_then(|hardware| hardware.owner_of(source));
+    let Some(vm) = owner.and_then(|vm| guests.vms.get(vm)) else {
+        log::warn!("interrupt {source:#x} came unasked");
+        return;
+    };
+    if let Ok(told) = vm.platform.signal(source) {
+        let mut cores = guests.cores.iter();
+        let here = cores.position(|other| core::ptr::eq(other, core));
+        kick(guests, vm, told, here.unwrap_or(usize::MAX));
+    }
 }
 
 /// Makes cores leave guests that have lost the ends of their slices.
@@ -297,6 +321,11 @@ fn leave(guests: &Guests, vm: &Vm) {
 /// A VM has ended: no vCPU of it is on a core.
 fn conclude(guests: &Guests, vm: &Vm, ended: Ended) {
     console::vm_ended(vm.number);
+    if let Some(devices) = &vm.devices
+        && !devices.quiesce()
+    {
+        log::error!("vm {}: a device of its may still be at work", vm.name);
+    }
     if vm::is_notable(vm.lifecycle.starts()) {
         log::info!("vm {}: {}", vm.name, ended.ending);
     }
@@ -557,7 +586,7 @@ impl Residency<'_> {
             }
             Exit::SliceEnd | Exit::Doorbell => {}
             Exit::Interrupt => {
-                answer(self.core);
+                answer(self.guests, self.core);
                 self.show();
             }
             Exit::Emulation | Exit::Facility => self.loaded.vcpu.interrupt(PROGRAM, ILLEGAL),
@@ -656,7 +685,7 @@ impl Residency<'_> {
             }
             let look = spr::timebase() + Vm::ticks(LOOK_US);
             self.loaded.sleep(due.min(look));
-            answer(self.core);
+            answer(self.guests, self.core);
             self.show();
             self.look();
         }

@@ -6,6 +6,8 @@ use dtoolkit::memreserve::MemoryReservation;
 use dtoolkit::model::{DeviceTree, DeviceTreeNode, DeviceTreeProperty};
 use dtoolkit::{Node as _, Property as _};
 
+use super::devices::Devices;
+
 /// Where the run-time services are, and what is set apart for them.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Services {
@@ -26,6 +28,8 @@ pub(crate) struct Facts<'a> {
     pub(crate) services: Services,
     /// The interrupt of the terminal, by edge.
     pub(crate) terminal: u32,
+    /// The devices it owns.
+    pub(crate) devices: Option<&'a Devices>,
 }
 
 const TERMINAL_PATH: &str = "/vdevice/vty@71000000";
@@ -62,6 +66,13 @@ pub(crate) fn build(machine: &DeviceTreeNode, facts: &Facts<'_>) -> Vec<u8> {
         node.add_property(property("ibm,interrupt-server-ranges", servers));
         root.add_child(node);
     }
+    for node in facts
+        .devices
+        .iter()
+        .flat_map(|devices| devices.nodes(machine))
+    {
+        root.add_child(node);
+    }
     tree.to_dtb()
 }
 
@@ -77,6 +88,10 @@ fn chosen(facts: &Facts<'_>) -> DeviceTreeNode {
     if let Some((start, end)) = facts.initrd {
         node.add_property(property("linux,initrd-start", start));
         node.add_property(property("linux,initrd-end", end));
+    }
+    // BARs are where they are.
+    if facts.devices.is_some() {
+        node.add_property(property("linux,pci-probe-only", 1_u32));
     }
     node.add_property(property(
         "ibm,architecture-vec-5",
@@ -158,7 +173,22 @@ fn rtas_node(facts: &Facts<'_>) -> DeviceTreeNode {
     node.add_property(property("rtas-size", facts.services.bytes));
     node.add_property(property("linux,rtas-base", facts.services.base));
     node.add_property(property("linux,rtas-entry", facts.services.base));
-    node.add_property(property("ibm,hypertas-functions", papr::HYPERTAS));
+    let mut groups = papr::HYPERTAS.to_vec();
+    if facts.devices.is_some() {
+        groups.extend(vtce::HYPERTAS);
+        for (name, token) in Devices::services() {
+            node.add_property(property(name, token));
+        }
+        // The most memory there will ever be (what a window onto all of it has to hold), in units of
+        // 256 MiB, and the most CPUs. Linux sizes its direct window by it.
+        let capacity: Vec<u8> = [facts.bytes, 0x1000_0000]
+            .iter()
+            .flat_map(|cells| cells.to_be_bytes())
+            .chain(u32::try_from(facts.cpus).unwrap_or(0).to_be_bytes())
+            .collect();
+        node.add_property(property("ibm,lrdr-capacity", capacity));
+    }
+    node.add_property(property("ibm,hypertas-functions", groups.as_slice()));
     node
 }
 

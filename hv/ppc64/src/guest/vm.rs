@@ -15,10 +15,12 @@ use papr::{Characteristics, Config, Kind, Platform, Source};
 use spin::Mutex;
 use vm::{Ending, Lifecycle, RunClock};
 
+use super::devices::{Devices, Refusal};
 use super::kernel;
 use super::memory::{GuestMemory, NoRoom, Outside};
 use super::tree::{self, Facts, Services};
 use crate::console::TimeBase;
+use crate::hardware::{FIRST_MESSAGE, Hardware, MESSAGES};
 use crate::memory::Ram;
 use crate::nested::{PartitionTable, Vcpu};
 use crate::rtas::Rtas;
@@ -53,6 +55,12 @@ pub(crate) enum BuildError {
     Format,
     #[error("it is more than there are partitions for")]
     Partitions,
+    #[error("this machine has no devices to give")]
+    NoDevices,
+    #[error("{0}")]
+    Devices(#[from] Refusal),
+    #[error("a device of its may still be at work")]
+    Busy,
     #[error("{0}")]
     NoRoom(#[from] NoRoom),
     #[error("{0}")]
@@ -145,9 +153,22 @@ pub(crate) struct Machine {
     pub(crate) frames: &'static Frames<Ram>,
     /// Its run-time services.
     pub(crate) rtas: Option<&'static Rtas>,
+    /// Its host bridges, when their devices can be given away.
+    pub(crate) hardware: Option<&'static Hardware>,
     pub(crate) partitions: &'static PartitionTable<Ram>,
     /// How its CPUs withstand speculation attacks.
     pub(crate) characteristics: Option<Characteristics>,
+}
+
+/// The interrupt sources of a VM: its terminal's, and those of messages where it has devices.
+fn sources(devices: Option<&Devices>) -> Vec<Source> {
+    let messages = match devices {
+        Some(_) => FIRST_MESSAGE..FIRST_MESSAGE + MESSAGES,
+        None => 0..0,
+    };
+    let numbers = messages.chain([TERMINAL_SOURCE]);
+    let kind = Kind::Edge;
+    numbers.map(|number| Source { number, kind }).collect()
 }
 
 /// A VM.
@@ -162,6 +183,8 @@ pub(crate) struct Vm {
     pub(crate) machine: Machine,
     pub(crate) memory: GuestMemory<'static, Ram, Frames<Ram>>,
     pub(crate) platform: Platform,
+    /// The devices it owns.
+    pub(crate) devices: Option<Devices>,
     pub(crate) slots: Box<[Slot]>,
     pub(crate) input: Mutex<VecDeque<u8>>,
     /// What its time base is ahead of ours.
@@ -193,14 +216,16 @@ impl Vm {
         let lpid = lpid
             .filter(|lpid| lpid.get() < crate::nested::PARTITIONS)
             .ok_or(BuildError::Partitions)?;
-        let memory = GuestMemory::new(machine.ram, machine.frames, config.memory)?;
+        let mut memory = GuestMemory::new(machine.ram, machine.frames, config.memory)?;
+        let devices = match machine.hardware {
+            Some(hardware) => Devices::claim(hardware, number, config, &mut memory)?,
+            None if config.devices.is_empty() => None,
+            None => return Err(BuildError::NoDevices),
+        };
         machine.partitions.set(lpid, memory.partition_entry(), 0)?;
         let platform = Platform::new(Config {
             cpus,
-            sources: Vec::from([Source {
-                number: TERMINAL_SOURCE,
-                kind: Kind::Edge,
-            }]),
+            sources: sources(devices.as_ref()),
             characteristics: machine.characteristics,
         });
         Ok(Self {
@@ -213,6 +238,7 @@ impl Vm {
             machine,
             memory,
             platform,
+            devices,
             slots: (0..cpus).map(|vcpu| Slot::new(place(vcpu), lpid)).collect(),
             input: Mutex::new(VecDeque::new()),
             timebase_offset: AtomicI64::new(0),
@@ -263,6 +289,13 @@ impl Vm {
 
     /// Back to the beginning. No vCPU is on a core.
     fn clear(&self) -> Result<(), BuildError> {
+        if self
+            .devices
+            .as_ref()
+            .is_some_and(|devices| !devices.quiesce())
+        {
+            return Err(BuildError::Busy);
+        }
         self.memory.clear()?;
         self.platform.reset();
         self.input.lock().clear();
@@ -320,6 +353,7 @@ impl Vm {
                 bytes: SERVICES,
             },
             terminal: TERMINAL_SOURCE,
+            devices: self.devices.as_ref(),
         };
         let tree = tree::build(self.machine.tree, &facts);
         if tree.len() as u64 > TREE_MOST {

@@ -130,7 +130,6 @@ pub(super) fn options(number: u8, ioas: IoasId, domain: DomainId) -> BridgeOptio
     BridgeOptions {
         number,
         buid: BUID + u64::from(number),
-        config_address: 0,
         ioas,
         domain,
         policy: Policy::usual(),

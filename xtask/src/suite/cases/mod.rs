@@ -1,5 +1,6 @@
 //! The board tests: what is started, what the console must and must not show.
 
+mod bridges;
 mod dma;
 mod guests;
 mod linux;
@@ -242,7 +243,7 @@ pub(super) fn of_board(board: &str, extent: Extent) -> Vec<Case> {
             tool::cases(),
         ]
         .concat(),
-        "pseries" => [pseries::cases(), power::cases()].concat(),
+        "pseries" => [pseries::cases(), bridges::cases(), power::cases()].concat(),
         _ => Vec::new(),
     };
     cases.retain(|case| extent == Extent::Full || !case.only_full);

@@ -1,0 +1,143 @@
+//! The machine's host bridges and what is behind them, as the VMs share them out.
+
+use alloc::vec::Vec;
+
+use iommu::{
+    Ats, Coherence, DeviceDescription, DeviceId, Error, Iommu, MsiRoute, Path, Residence, UnitId,
+};
+use machine::{ConfigAccess, DmaWindow};
+use pci::Topology;
+use spin::Mutex;
+use tce::{Broken, Ddw, HostBridge, Multi, PaprBackend};
+use types::{Bdf, Iova, PageSize};
+
+use crate::rtas::Rtas;
+use crate::tables::Calls;
+
+/// The IOMMU core of this machine.
+pub(crate) type Core = Iommu<PaprBackend<Calls>>;
+
+/// The first interrupt source that messages get, and how many are taken: what QEMU's platform gives.
+pub(crate) const FIRST_MESSAGE: u32 = 0x1300;
+/// How many sources of messages a guest is shown.
+pub(crate) const MESSAGES: u32 = 256;
+
+/// A host bridge whose windows are known, before anybody has it.
+#[derive(Clone, Debug)]
+pub(crate) struct Found {
+    pub(crate) topology: Topology,
+    pub(crate) tables: HostBridge,
+}
+
+/// What the device tree says of a host bridge's windows.
+pub(crate) fn tables(bridge: &machine::HostBridge, rtas: &machine::Rtas) -> Option<HostBridge> {
+    let ConfigAccess::Rtas { buid } = bridge.config else {
+        return None;
+    };
+    let DmaWindow { liobn, base, bytes } = *bridge.dma_window.as_ref()?;
+    Some(HostBridge {
+        buid,
+        config_address: 0,
+        liobn,
+        base: Iova::truncated(base),
+        bytes,
+        page: PageSize::SIZE_4K,
+        ddw: match &bridge.ddw {
+            None => Ddw::None,
+            Some(ddw) if ddw.reset.is_some() => Ddw::CreateAndReset,
+            Some(_) => Ddw::Create,
+        },
+        multi: if rtas.has_hypertas("hcall-multi-tce") {
+            Multi::Yes
+        } else {
+            Multi::No
+        },
+        entries: HostBridge::SENSIBLE_ENTRIES,
+    })
+}
+
+/// A host bridge: one group, which a VM has whole or not at all.
+#[derive(Debug)]
+pub(crate) struct Bridge {
+    pub(crate) buid: u64,
+    pub(crate) topology: Topology,
+    pub(crate) devices: Vec<(Bdf, DeviceId)>,
+}
+
+/// Which VM an interrupt source of a device belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Route {
+    pub(crate) source: u32,
+    pub(crate) vm: usize,
+    pub(crate) buid: u64,
+    /// The device, as a configuration address.
+    pub(crate) device: u32,
+}
+
+/// All host bridges, and the core that says who may reach what.
+#[derive(Debug)]
+pub(crate) struct Hardware {
+    pub(crate) core: Mutex<Core>,
+    pub(crate) bridges: Vec<Bridge>,
+    pub(crate) rtas: &'static Rtas,
+    pub(crate) routes: Mutex<Vec<Route>>,
+}
+
+/// Devices cannot be given to VMs.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Failure {
+    #[error("{0}")]
+    Broken(#[from] Broken),
+    #[error("{0}")]
+    Core(#[from] Error),
+}
+
+impl Hardware {
+    /// Takes the host bridges into the core. Their windows are empty, and the default ones.
+    pub(crate) fn new(found: Vec<Found>, rtas: &'static Rtas) -> Result<Self, Failure> {
+        let described: Vec<HostBridge> = found.iter().map(|found| found.tables).collect();
+        // SAFETY: entries are written by the core only, for memory of the VM that has the device.
+        let calls = unsafe { Calls::new(rtas) };
+        let mut core = Iommu::new(PaprBackend::new(calls, &described)?);
+        let mut bridges = Vec::new();
+        for (unit, found) in (0..).zip(found) {
+            let group = core.add_group(UnitId::new(unit), Residence::Free)?;
+            let mut devices = Vec::new();
+            for function in found.topology.functions() {
+                if function.bridge().is_some() {
+                    continue;
+                }
+                // The host bridge does not tell its devices apart: all of them are its one source.
+                let device = core.add_device(&DeviceDescription {
+                    group,
+                    sources: &[],
+                    aliases: &[0],
+                    reserved: &[],
+                    path: Path::Redirected,
+                    msi: MsiRoute::Checked,
+                    coherence: Coherence::Coherent,
+                    ats: Ats::Off,
+                })?;
+                devices.push((function.bdf, device));
+            }
+            bridges.push(Bridge {
+                buid: found.tables.buid,
+                topology: found.topology,
+                devices,
+            });
+        }
+        Ok(Self {
+            core: Mutex::new(core),
+            bridges,
+            rtas,
+            routes: Mutex::new(Vec::new()),
+        })
+    }
+
+    /// The VM that a device's interrupt is for.
+    pub(crate) fn owner_of(&self, source: u32) -> Option<usize> {
+        let routes = self.routes.lock();
+        let mut found = routes.iter();
+        Some(found.find(|route| route.source == source)?.vm)
+    }
+}
