@@ -152,7 +152,19 @@ fn guarded() -> Vec<Case> {
     .until_expected();
     restart.forbids.push("linger: too late".to_owned());
 
-    vec![sweep, attacks, noticed, restart, reassigned()]
+    // More records at once than one interrupt has looked at.
+    let at_once = guarded_case(
+        "refusals of three devices at once are all told, although nobody does anything after",
+        Bundle::Manifest(vm!("a", "storm rounds=1 messages=1", [0], [1, 2, 3], "")),
+    )
+    .expect(&[
+        r"F_TRANSLATION sid 0x100 read of 0x2000000000, stage 2, 01:00\.0 of VM 1",
+        r"F_TRANSLATION sid 0x200 read of 0x2000001000, stage 2, 02:00\.0 of VM 1",
+        r"F_TRANSLATION sid 0x300 read of 0x2000002000, stage 2, 03:00\.0 of VM 1",
+        "dma verdict: storm ok: devices=3 transfers=3 ",
+    ]);
+
+    vec![sweep, attacks, at_once, noticed, restart, reassigned()]
 }
 
 /// How often the device changes hands.
