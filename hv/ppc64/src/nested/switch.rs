@@ -79,6 +79,7 @@ struct Vsx([u128; 66]);
 pub(crate) struct Unswitched {
     vsx: Vsx,
     sprs: [u64; SPRS],
+    control: u64,
     /// The time base at which the decrementer becomes negative.
     pub(super) decrementer_expires: u64,
 }
@@ -99,7 +100,7 @@ macro_rules! sprs {
                 unsafe {
                     asm!(
                         concat!("mfspr {}, ", $number, " # ", stringify!($name)),
-                        out(reg) value,
+                        inout(reg) 0_u64 => value,
                         options(nomem, nostack),
                     );
                 }
@@ -126,12 +127,30 @@ macro_rules! sprs {
     };
 }
 
-// FSCR stands last: while the others are read and written, every facility is on.
+// FSCR stands last: while the others are read and written, every facility is on. The second line but one
+// is of POWER9, the last but one of POWER10: to privileged code the others' do nothing, and read as what
+// the target register held, which is zero here.
 sprs! { SPRS:
     dscr 17 dsisr 18 dar 19 amr 29 iamr 61 uamor 157 pspb 159 vrsave 256
     mmcr2 785 mmcra 786 pmc1 787 pmc2 788 pmc3 789 pmc4 790 pmc5 791 pmc6 792
     mmcr0 795 siar 796 sdar 797 mmcr1 798
-    ebbhr 804 ebbrr 805 bescr 806 tar 815 fscr 153
+    ebbhr 804 ebbrr 805 bescr 806 tar 815
+    tidr 144 sier 784 psscr 823
+    mmcr3 754 sier2 752 sier3 753 hashkeyr 468
+    fscr 153
+}
+
+/// The control register: read by one number, written by another. Of its bits only RUN can be written.
+fn control() -> u64 {
+    let value: u64;
+    // SAFETY: reading the register has no side effect.
+    unsafe { asm!("mfspr {}, 136", out(reg) value, options(nomem, nostack)) };
+    value
+}
+
+fn set_control(value: u64) {
+    // SAFETY: says whether the thread does something of use; nothing depends on it.
+    unsafe { asm!("mtspr 152, {}", in(reg) value, options(nomem, nostack)) };
 }
 
 fn set_fscr(value: u64) {
@@ -151,6 +170,8 @@ impl Default for Unswitched {
         Self {
             vsx: Vsx([0; 66]),
             sprs: [0; SPRS],
+            // RUN.
+            control: 1,
             decrementer_expires: u64::MAX >> 9,
         }
     }
@@ -163,6 +184,7 @@ impl Unswitched {
         unsafe { load_vsx(&raw const self.vsx) };
         set_fscr(ALL_FACILITIES);
         write(&self.sprs);
+        set_control(self.control);
     }
 
     /// Takes the guest's values from the CPU.
@@ -172,6 +194,7 @@ impl Unswitched {
         let guest_fscr = fscr();
         set_fscr(ALL_FACILITIES);
         self.sprs = read();
+        self.control = control();
         if let Some(last) = self.sprs.last_mut() {
             *last = guest_fscr;
         }
