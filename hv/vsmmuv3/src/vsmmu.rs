@@ -635,9 +635,13 @@ impl VSmmu {
                     self.batch.push(Invalidation::All);
                     self.flush(run);
                 }
-                self.registers.cr0ack = self.registers.cr0;
-                self.registers.gbpa &= !UPDATE;
+                if self.health == Health::Good {
+                    self.registers.cr0ack = self.registers.cr0;
+                    self.registers.gbpa &= !UPDATE;
+                }
             }
+            // What was not confirmed is never said to be done.
+            Cause::Command if self.health == Health::Broken => {}
             Cause::Command => self.advance(),
         }
     }

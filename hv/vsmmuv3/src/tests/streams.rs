@@ -662,6 +662,32 @@ fn a_stream_that_cannot_even_abort_breaks_the_smmu() {
 }
 
 #[test]
+fn a_switch_that_is_not_confirmed_is_never_said_to_be_done() {
+    // By a command, however far the budget goes.
+    let mut guest = many();
+    guest.linear();
+    guest.w32(regs::CR0, 0xd);
+    guest.hardware.refusals = std::vec![Err(Refusal::Failed)];
+    for stream in 0..0x200 {
+        guest.ram.put(LINEAR + stream * 64, &[BYPASS]);
+    }
+    guest.put(&[CFGI_ALL, SYNC]);
+    let outcome = guest.write_once(regs::CMDQ_PROD, Width::Word, 2);
+    assert_eq!(guest.finish(outcome), Health::Broken);
+    assert_eq!((guest.cons(), guest.smmu.counters().commands), (0, 0));
+    // By an enable.
+    let mut guest = Guest::nested();
+    guest.hardware.refusals = std::vec![Err(Refusal::Failed)];
+    let outcome = guest.write_once(regs::CR0, Width::Word, 0xc);
+    assert_eq!(guest.finish(outcome), Health::Broken);
+    assert_eq!((guest.r32(regs::CR0), guest.r32(regs::CR0ACK)), (0xc, 0xd));
+    // The negative control: hardware that confirms.
+    let mut guest = Guest::nested();
+    guest.w32(regs::CR0, 0xc);
+    assert_eq!(guest.r32(regs::CR0ACK), 0xc);
+}
+
+#[test]
 fn streams_are_added_once_and_within_bounds() {
     let mut guest = Guest::new();
     let mut add = |stream| {

@@ -531,7 +531,12 @@ fn come_to_rest(mut rig: Rig, promise: Promise) {
         rig.finish();
         rig.write(0x44, Width::Word, 1 << 31 | u64::from(abort) << 20);
         rig.finish();
-        assert_eq!((rig.read(0x24), rig.read(0x44) >> 31), (cr0, 0));
+        let broken = rig.smmu.health() == Health::Broken;
+        assert!(broken || (rig.read(0x24), rig.read(0x44) >> 31) == (cr0, 0));
+        if broken {
+            // Nothing that is asked for now is acknowledged, and nobody knows what is live.
+            return;
+        }
         let table = (rig.smmu.read(0x80, Width::Double), rig.read(0x88));
         let memory = rig.ram.memory.borrow();
         for stream in rig.smmu.streams() {
@@ -546,12 +551,7 @@ fn come_to_rest(mut rig: Rig, promise: Promise) {
             let refused = matches!(wanted, Does::Translate { base, .. } if base & REFUSED != 0);
             let wanted = if refused { Does::Abort } else { wanted };
             assert_eq!(does(&stream.live()), wanted, "stream {id:#x}");
-            // Of hardware that did not confirm a switch nobody knows what it does.
-            let known = rig.smmu.health() == Health::Good;
-            assert!(
-                !known || rig.hardware.told[&id] == stream.live(),
-                "stream {id:#x}"
-            );
+            assert_eq!(rig.hardware.told[&id], stream.live(), "stream {id:#x}");
         }
     }
 }
