@@ -419,7 +419,10 @@ fn reside(
             vm,
             core: number,
         };
-        vm.platform.woken(index);
+        // A prod that comes to one that does not wait is for its next wait.
+        if slot.waited.swap(false, Ordering::AcqRel) {
+            vm.platform.woken(index);
+        }
         vm.platform.comes(index, &surroundings);
         let mut residency = Residency {
             guests,
@@ -452,16 +455,26 @@ fn reside(
 
 /// Lets a vCPU wait, unless something has come for it meanwhile.
 fn settle(vm: &Vm, index: usize, slot: &Slot, vcpu: &Vcpu) {
-    let deadline = if vm.platform.has_joined(index) {
-        u64::MAX
-    } else {
-        vcpu.decrementer_expires()
-    };
+    let deadline = due(vm, index, vcpu.decrementer_expires());
+    slot.waited.store(true, Ordering::Release);
     slot.deadline.store(deadline, Ordering::Release);
     slot.set_activity(Activity::Waiting);
     fence(Ordering::SeqCst);
     if vm.platform.wake(index) == Wake::Due || deadline <= spr::timebase() {
         slot.wake();
+    }
+}
+
+/// The time base at which a vCPU that waits goes on, whose decrementer is negative from `expires` on.
+fn due(vm: &Vm, index: usize, expires: u64) -> u64 {
+    let now = spr::timebase();
+    if vm.platform.has_joined(index) {
+        u64::MAX
+    } else if expires.wrapping_sub(now).cast_signed() <= 0 {
+        // However long ago.
+        now
+    } else {
+        expires
     }
 }
 
@@ -664,16 +677,10 @@ impl Residency<'_> {
     fn wait(&mut self) -> bool {
         let platform = &self.vm.platform;
         platform.goes(self.index, self.surroundings);
-        let joined = platform.has_joined(self.index);
-        let due = if joined {
-            u64::MAX
-        } else {
-            self.loaded.decrementer_expires()
-        };
+        let due = due(self.vm, self.index, self.loaded.decrementer_expires());
         loop {
             if platform.wake(self.index) == Wake::Due
                 || due <= spr::timebase()
-                || due > i64::MAX.cast_unsigned()
                 || !self.vm.lifecycle.is_running()
             {
                 platform.woken(self.index);

@@ -88,6 +88,8 @@ pub(crate) struct Slot {
     activity: AtomicU8,
     /// The time base at which a waiting vCPU goes on.
     pub(crate) deadline: AtomicU64,
+    /// It has left its core to wait.
+    pub(crate) waited: AtomicBool,
     /// It is the VM's first, and starts from the beginning.
     pub(crate) begins: AtomicBool,
     /// Held by the core it is on.
@@ -110,6 +112,7 @@ impl Slot {
             core,
             activity: AtomicU8::new(Activity::Off as u8),
             deadline: AtomicU64::new(u64::MAX),
+            waited: AtomicBool::new(false),
             begins: AtomicBool::new(false),
             vcpu: Mutex::new(Vcpu::new(lpid, 0, 0)),
             exits: AtomicU64::new(0),
@@ -305,6 +308,7 @@ impl Vm {
         for slot in &self.slots {
             slot.set_activity(Activity::Off);
             slot.begins.store(false, Ordering::Release);
+            slot.waited.store(false, Ordering::Release);
         }
         Ok(())
     }
