@@ -2,6 +2,12 @@
 
 use core::arch::asm;
 
+/// Writes a DMA translation.
+pub const PUT_TCE: u64 = 0x20;
+/// Writes the same DMA translation to several entries.
+pub const STUFF_TCE: u64 = 0x138;
+/// Writes a list of DMA translations.
+pub const PUT_TCE_INDIRECT: u64 = 0x13c;
 /// The end of an interrupt.
 pub const EOI: u64 = 0x64;
 /// The priority that interrupts must be above.

@@ -78,6 +78,8 @@ pub(crate) struct Xics {
     servers: Vec<Server>,
     /// By ascending number.
     lines: Vec<Line>,
+    /// Lines with an event, or that are high: without any, none is looked at.
+    raised: usize,
 }
 
 /// What a vCPU is to be given.
@@ -112,7 +114,26 @@ impl Xics {
         Self {
             servers: alloc::vec![server; cpus],
             lines,
+            raised: 0,
         }
+    }
+
+    /// Changes what a source asks for.
+    fn raise(
+        &mut self,
+        number: u32,
+        change: impl FnOnce(&mut Line),
+    ) -> Result<usize, UnknownSource> {
+        let line = self.line(number)?;
+        let asked = line.event || line.high;
+        change(line);
+        let asks = line.event || line.high;
+        let server = line.server;
+        self.raised = self
+            .raised
+            .saturating_add(asks.into())
+            .saturating_sub(asked.into());
+        Ok(server)
     }
 
     fn line(&mut self, number: u32) -> Result<&mut Line, UnknownSource> {
@@ -131,7 +152,12 @@ impl Xics {
             priority: this.request,
             number: IPI,
         };
-        for line in &self.lines {
+        let lines = if self.raised == 0 {
+            &[]
+        } else {
+            self.lines.as_slice()
+        };
+        for line in lines {
             if line.server == server && line.priority < best.priority && line.is_pending() {
                 best = Best {
                     priority: line.priority,
@@ -180,10 +206,11 @@ impl Xics {
             return before;
         };
         this.priority = best.priority;
-        if let Ok(line) = self.line(best.number) {
+        // The interprocessor interrupt is no line.
+        let _ = self.raise(best.number, |line| {
             line.event = false;
             line.in_service = line.source.kind == Kind::Level;
-        }
+        });
         before | best.number
     }
 
@@ -246,17 +273,13 @@ impl Xics {
 
     /// An event of an edge source.
     pub(crate) fn signal(&mut self, number: u32) -> Result<Servers, UnknownSource> {
-        let line = self.line(number)?;
-        line.event = true;
-        let server = line.server;
+        let server = self.raise(number, |line| line.event = true)?;
         Ok(self.told(server))
     }
 
     /// The line of a level source.
     pub(crate) fn set_line(&mut self, number: u32, high: bool) -> Result<Servers, UnknownSource> {
-        let line = self.line(number)?;
-        line.high = high;
-        let server = line.server;
+        let server = self.raise(number, |line| line.high = high)?;
         Ok(self.told(server))
     }
 }

@@ -20,7 +20,7 @@ pub(crate) type Core = Iommu<PaprBackend<Calls>>;
 /// The first interrupt source that messages get, and how many are taken: what QEMU's platform gives.
 pub(crate) const FIRST_MESSAGE: u32 = 0x1300;
 /// How many sources of messages a guest is shown.
-pub(crate) const MESSAGES: u32 = 256;
+pub(crate) const MESSAGES: u32 = 128;
 
 /// A host bridge whose windows are known, before anybody has it.
 #[derive(Clone, Debug)]

@@ -273,6 +273,28 @@ impl Entries {
         }
     }
 
+    /// The first of `count` entries from `first` on that is not empty, by number. It looks at these
+    /// entries only, however large the window is.
+    #[must_use]
+    pub fn live_in(&self, first: u64, count: u64) -> Option<u64> {
+        let end = first.saturating_add(count);
+        let mut index = first;
+        while index < end {
+            let (here, run) = self.run(index, end.saturating_sub(index));
+            if here == 0 {
+                return None;
+            }
+            if let Some(run) = run {
+                let mut entries = run.iter();
+                if let Some(found) = entries.position(|entry| !entry.is_empty()) {
+                    return u64::try_from(found).ok()?.checked_add(index);
+                }
+            }
+            index = index.saturating_add(here);
+        }
+        None
+    }
+
     /// The entries from `first` on that lie in one chunk, at most `count`; `None` where all of the
     /// chunk is empty. With it, how many these are.
     #[must_use]
@@ -282,6 +304,7 @@ impl Entries {
             .saturating_sub(u64::try_from(within).unwrap_or(0))
             .min(count);
         let run = match self.chunks.get(at) {
+            Some(Some(chunk)) if chunk.live == 0 => None,
             Some(Some(chunk)) => {
                 let end = within.saturating_add(usize::try_from(here).unwrap_or(0));
                 chunk.entries.get(within..end)
@@ -388,6 +411,10 @@ mod tests {
                 prop_assert_eq!(
                     entries.first_live(first),
                     model.range(first..).next().map(|(at, _)| *at)
+                );
+                prop_assert_eq!(
+                    entries.live_in(first, count),
+                    model.range(first..first + count).next().map(|(at, _)| *at)
                 );
             }
         }

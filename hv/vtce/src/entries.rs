@@ -52,7 +52,7 @@ impl GuestWindow {
         count: u64,
     ) -> Result<(), Status> {
         let end = index.saturating_add(count);
-        let Some(first) = self.entries.first_live(index).filter(|first| *first < end) else {
+        let Some(first) = self.entries.live_in(index, count) else {
             return Ok(());
         };
         let from = self.at(first);
@@ -129,7 +129,8 @@ impl GuestWindow {
         let end = index.saturating_add(count);
         let mut at = index;
         while at < end {
-            let live = self.entries.first_live(at).unwrap_or(end).min(end);
+            let left = end.saturating_sub(at);
+            let live = self.entries.live_in(at, left).unwrap_or(end);
             let skip = self.bytes(at.saturating_sub(index));
             let tce = Tce::from_bits(first.bits().wrapping_add(skip));
             let here = Place {

@@ -109,11 +109,7 @@ fn remember(scratch: &mut Scratch, window: &GuestWindow, index: u64) {
     let count = u64::try_from(scratch.list.len()).unwrap_or(0);
     let end = index.saturating_add(count);
     scratch.old.clear();
-    if window
-        .entries
-        .first_live(index)
-        .is_none_or(|live| live >= end)
-    {
+    if window.entries.live_in(index, count).is_none() {
         // The usual case: everything was empty.
         return;
     }

@@ -71,7 +71,7 @@ pub(super) const BOARDS: [Measured; 2] = [
     },
 ];
 
-const POWER_ROWS: [Wanted; 9] = [
+const POWER_ROWS: [Wanted; 16] = [
     ("hcall-unknown", "an unknown hypercall", Some(400)),
     ("hcall-cppr", "H_CPPR", None),
     ("hcall-xirr", "H_XIRR, nothing pending", None),
@@ -79,6 +79,21 @@ const POWER_ROWS: [Wanted; 9] = [
     ("rtas-unknown", "a service that is not there", None),
     ("rtas-query-cpu", "query-cpu-stopped-state", None),
     ("prod-and-cede", "H_PROD, H_CEDE that does not wait", None),
+    ("tce-put", "H_PUT_TCE, an empty entry", Some(600)),
+    ("tce-clear", "H_PUT_TCE, an entry emptied", None),
+    ("tce-exchange", "H_PUT_TCE, a live entry replaced", None),
+    (
+        "tce-list",
+        "H_PUT_TCE_INDIRECT, 512 pages in a row",
+        Some(60 * 512),
+    ),
+    ("tce-stuff", "H_STUFF_TCE, these 512", Some(10 * 512)),
+    (
+        "tce-list-scattered",
+        "H_PUT_TCE_INDIRECT, 512 pages anywhere",
+        None,
+    ),
+    ("tce-stuff-scattered", "H_STUFF_TCE, these 512", None),
     (
         "machine-check",
         "load from nothing, to the guest's vector",

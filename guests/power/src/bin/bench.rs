@@ -6,6 +6,8 @@
 #![no_std]
 #![no_main]
 
+use core::sync::atomic::{AtomicU64, Ordering};
+
 use power_guests::cage::{self, Left};
 use power_guests::options::Options;
 use power_guests::{cpu, guest, hcall, println, rtas};
@@ -55,6 +57,7 @@ fn main(_: Options) -> ! {
         "machine-check",
         sample(empty, || ignore(cage::run(nowhere, 1 << 40, 0))),
     );
+    translations(empty);
     timer();
     println!("bench end");
     rtas::power_off()
@@ -81,6 +84,89 @@ extern "C" fn nowhere(at: u64, _: u64) {
     #[expect(unsafe_code, reason = "a load that is meant to fail")]
     // SAFETY: nothing is there, and the cage brings the CPU back.
     let _ = unsafe { at.read_volatile() };
+}
+
+/// The default window's table of the VM's one host bridge.
+const LIOBN: u64 = 0x8000_0000;
+/// Entries of a list.
+const LIST: usize = 512;
+/// Memory that translations lead to.
+const MEMORY: u64 = 0x10_0000;
+
+#[repr(C, align(4096))]
+struct List([AtomicU64; LIST]);
+
+static IN_A_ROW: List = List([const { AtomicU64::new(0) }; LIST]);
+static SCATTERED: List = List([const { AtomicU64::new(0) }; LIST]);
+
+/// What entries of DMA windows cost, by each call. What writes is measured with what takes it back.
+fn translations(empty: u64) {
+    let tce = |page: u64| MEMORY + (page << 12) | 3;
+    let mut page = 0;
+    for (row, scattered) in IN_A_ROW.0.iter().zip(&SCATTERED.0) {
+        row.store(tce(page).to_be(), Ordering::Relaxed);
+        scattered.store(tce(page * 7 % 512).to_be(), Ordering::Relaxed);
+        page += 1;
+    }
+    let put = |at: u64, tce: u64| done(hcall::call(hcall::PUT_TCE, [LIOBN, at << 12, tce, 0]));
+    let list = |at: u64, list: &'static List| {
+        let address = core::ptr::from_ref(list).expose_provenance() as u64;
+        done(hcall::call(
+            hcall::PUT_TCE_INDIRECT,
+            [LIOBN, at << 21, address, LIST as u64],
+        ));
+    };
+    let stuff = |at: u64| {
+        done(hcall::call(
+            hcall::STUFF_TCE,
+            [LIOBN, at << 21, 0, LIST as u64],
+        ));
+    };
+    let [write, clear] = turns(empty, |n| put(n, tce(n * 7 % 512)), |n| put(n, 0));
+    report("tce-put", write);
+    report("tce-clear", clear);
+    (0..BATCH).for_each(|n| put(n, tce(n)));
+    let [exchange, _] = turns(empty, |n| put(n, tce(n + 1)), |n| put(n, tce(n)));
+    report("tce-exchange", exchange);
+    (0..BATCH).for_each(|n| put(n, 0));
+    let [write, clear] = turns(empty, |n| list(n, &IN_A_ROW), stuff);
+    report("tce-list", write);
+    report("tce-stuff", clear);
+    let [write, clear] = turns(empty, |n| list(n, &SCATTERED), stuff);
+    report("tce-list-scattered", write);
+    report("tce-stuff-scattered", clear);
+}
+
+fn done((status, _): (i64, u64)) {
+    assert!(status == 0, "a call answers {status}");
+}
+
+/// Median, least and most of two operations that take turns, each with the number of the operation.
+fn turns(empty: u64, one: impl Fn(u64), other: impl Fn(u64)) -> [[u64; 3]; 2] {
+    let mut figures = [[0; RUNS]; 2];
+    for run in 0..RUNS + WARM_UP {
+        let times = [timed(empty, &one), timed(empty, &other)];
+        let Some(at) = run.checked_sub(WARM_UP) else {
+            continue;
+        };
+        for (figures, time) in figures.iter_mut().zip(times) {
+            figures[at] = time;
+        }
+    }
+    figures.map(|mut figures| {
+        figures.sort_unstable();
+        [figures[RUNS / 2], figures[0], figures[RUNS - 1]]
+    })
+}
+
+/// Nanoseconds of an operation.
+fn timed(empty: u64, operation: impl Fn(u64)) -> u64 {
+    let before = cpu::now();
+    for number in 0..BATCH {
+        operation(number);
+    }
+    let ticks = cpu::now() - before;
+    (ticks * 1_000_000_000 / cpu::FREQUENCY / BATCH).saturating_sub(empty)
 }
 
 /// How late the decrementer's interrupt comes, 250 times a second: in nanoseconds.
