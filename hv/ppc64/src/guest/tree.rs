@@ -166,6 +166,8 @@ fn rtas_node(facts: &Facts<'_>) -> DeviceTreeNode {
             node.add_property(property(name, *token));
         }
     }
+    // `ibm,os-term` does not come back.
+    node.add_property(property("ibm,extended-os-term", ""));
     // How often `event-scan` wants to be called: once a minute is the least. [LoPAPR §7.3.3]
     node.add_property(property("rtas-event-scan-rate", 1_u32));
     node.add_property(property("rtas-error-log-max", 2048_u32));

@@ -178,7 +178,27 @@ fn guests() -> Vec<Case> {
             ..smp("6.12", smp!("6.12"), 4, None)
         },
         slof(),
+        panic(),
     ]
+}
+
+/// The run ends well: the hypervisor is not at fault.
+fn panic() -> Case {
+    let mut case = Case::new(
+        BOARD,
+        "a Linux that panics fails its VM, with its last words in the log",
+    )
+    .bundle(Bundle::OfBoard)
+    .expect(&["/ # "])
+    .types("echo c > /proc/sysrq-trigger\r")
+    .expect(&[
+        "sysrq triggered crash",
+        "ERROR .*vm linux: .*its operating system gave up: .*: the VM is stopped",
+        "vm linux: failed",
+        "verdict 0: all VMs are off",
+    ]);
+    case.forbids.clear();
+    case
 }
 
 /// The other firmware leaves the machine in another state.
