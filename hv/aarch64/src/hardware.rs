@@ -91,7 +91,10 @@ pub(crate) struct Function {
     /// Its stream, at that unit.
     pub(crate) stream: u32,
     its: usize,
+    /// Who its messages come from, as its ITS sees it: others behind the same bridge may have the same.
     device_id: u32,
+    /// The number of its first message among those of that DeviceID.
+    pub(crate) first_event: u32,
     /// Messages it may send, numbered from 0.
     pub(crate) events: u32,
     /// The first of its LPIs, counted from the first of all.
@@ -386,7 +389,12 @@ impl Hardware {
             .copied()
             .flatten()
             .ok_or("its SMMU is not in use")?;
-        let (its, device_id) = machine.msi_of(segment, bdf).ok_or("it is behind no ITS")?;
+        // A bridge to conventional PCI puts itself in the place of what is behind it.
+        let requesters = pci::requesters(&below.topology, bdf);
+        let (its, device_id) = requesters
+            .last()
+            .and_then(|last| machine.msi_of(segment, *last))
+            .ok_or("it is behind no ITS")?;
         if self.itss.len() <= its {
             return Err("its ITS is not in use".to_string());
         }
@@ -408,6 +416,12 @@ impl Hardware {
             .msi
             .map_or(0, |msi| msi.vectors.into());
         let events = u32::max(msix, msi).min(MOST_EVENTS);
+        // The vectors of MSI are the low bits of what it sends: a boundary of 32.
+        let alike = self.alike(its, device_id);
+        let first_event = alike
+            .map(|(_, other)| other.first_event.saturating_add(other.events))
+            .max()
+            .map_or(0, |end| end.next_multiple_of(32));
         let reset_by = reset_of(below, function);
         if reset_by == ResetBy::Nothing {
             log::warn!(
@@ -419,7 +433,7 @@ impl Hardware {
             .host_bridge(segment)
             .ok_or("there is no such segment")?;
         let below = self.bridges.get(bridge).ok_or("there is no such segment")?;
-        let mut ids = pci::requesters(&below.topology, bdf).into_iter();
+        let mut ids = requesters.into_iter();
         let stream = |requester: Bdf| {
             let (_, stream) = machine.iommu_of(segment, requester)?;
             Some(stream.bits())
@@ -458,6 +472,7 @@ impl Hardware {
             stream: sources.first().copied().unwrap_or(u32::MAX),
             its,
             device_id,
+            first_event,
             events,
             first,
             reset_by,
@@ -768,6 +783,21 @@ impl Hardware {
         Ok(())
     }
 
+    /// The functions whose messages have the same DeviceID, with their places.
+    fn alike(&self, its: usize, device_id: u32) -> impl Iterator<Item = (usize, &Function)> {
+        let functions = self.functions.iter().enumerate();
+        functions.filter(move |(_, other)| other.its == its && other.device_id == device_id)
+    }
+
+    /// Whether an ITS has messages of a function's DeviceID: a VM has one with it.
+    fn has_messages(&self, function: &Function) -> bool {
+        self.alike(function.its, function.device_id)
+            .any(|(index, other)| {
+                let owner = self.owners.get(index);
+                other.events > 0 && owner.is_some_and(|owner| owner.load(Ordering::Relaxed) != 0)
+            })
+    }
+
     fn map_events(
         &self,
         function: &Function,
@@ -780,12 +810,16 @@ impl Hardware {
             return Ok(());
         }
         let mut its = its.lock();
-        its.map_device(function.device_id, function.events)?;
+        if !self.has_messages(function) {
+            let alike = self.alike(function.its, function.device_id);
+            let ends = alike.map(|(_, other)| other.first_event.saturating_add(other.events));
+            its.map_device(function.device_id, ends.max().unwrap_or(0))?;
+        }
         let events: Vec<(u32, u32, u16)> = (0..function.events)
             .map(|event| {
                 let lpi = u32::try_from(function.first).unwrap_or(0) + event;
                 let cpu = u16::try_from(cpu_of(event)).unwrap_or(0);
-                (event, gic::FIRST_LPI + lpi, cpu)
+                (function.first_event + event, gic::FIRST_LPI + lpi, cpu)
             })
             .collect();
         its.map_events(function.device_id, &events)
@@ -800,19 +834,24 @@ impl Hardware {
         for vector in 0..function.events {
             self.set_route(function, vector, None);
         }
-        if let Some(its) = self.itss.get(function.its) {
+        if let Some(slot) = self.owners.get(index) {
+            slot.store(0, Ordering::Relaxed);
+        }
+        // Whoever has the same DeviceID goes to the same VM, and comes back with it.
+        if let Some(its) = self.itss.get(function.its)
+            && !self.has_messages(function)
+        {
             let mut its = its.lock();
+            let alike = self.alike(function.its, function.device_id);
+            let ends = alike.map(|(_, other)| other.first_event.saturating_add(other.events));
             // A message that waits at a CPU outlives its mapping: it must not reach the next owner.
-            let cleared = its.clear(function.device_id, function.events);
+            let cleared = its.clear(function.device_id, ends.max().unwrap_or(0));
             if let Err(error) = cleared.and_then(|()| its.unmap_device(function.device_id)) {
                 log::error!("pci {}: its ITS: {error}", function.bdf);
             }
         }
         if let Err(error) = self.iommu.lock().unbind(function.device) {
             log::error!("pci {}: {error}", function.bdf);
-        }
-        if let Some(slot) = self.owners.get(index) {
-            slot.store(0, Ordering::Relaxed);
         }
         self.begin_reset(function);
     }

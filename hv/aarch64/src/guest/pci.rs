@@ -642,7 +642,7 @@ impl GuestPci {
             .set_route(function, vector_number, Some(route));
         let message = Message {
             address,
-            data: vector_number,
+            data: function.first_event.saturating_add(vector_number),
         };
         msix.write_vector(&table, vector, Some(message));
     }
@@ -682,7 +682,10 @@ impl GuestPci {
             self.hardware
                 .set_route(function, vector.into(), Some(route));
         }
-        let message = Message { address, data: 0 };
+        let message = Message {
+            address,
+            data: function.first_event,
+        };
         let log2 = vectors.trailing_zeros().to_le_bytes()[0];
         if let Err(error) = msi.enable(&bridge.space, function.bdf, message, log2) {
             log::error!("pci {}: {error}", function.bdf);

@@ -164,7 +164,37 @@ fn guarded() -> Vec<Case> {
         "dma verdict: storm ok: devices=3 transfers=3 ",
     ]);
 
-    vec![sweep, attacks, at_once, noticed, restart, reassigned()]
+    // Neither the SMMU nor the ITS can tell what is behind such a bridge apart.
+    let name =
+        "devices behind a bridge to conventional PCI do DMA and interrupt, by an ID they share";
+    let mut alike = Case::new(BOARD, name)
+        .bundle(Bundle::Manifest(concat!(
+            "[[vm]]\nname = \"a\"\nmemory = \"80M\"\nkernel = \"guest:dma\"\nkernel_format = \"flat\"\n",
+            "restart = \"never\"\niommu = \"stage2\"\nappend = \"probe\"\n",
+            "devices = [ { host = \"0000:02:01.0\" }, { host = \"0000:02:02.0\" } ]\n"
+        )))
+        .args(&["-device", "pcie-root-port,id=port1,chassis=1,addr=2"])
+        .args(&["-device", "pcie-pci-bridge,id=bridge,bus=port1"])
+        .expect(&[
+            "0000:02:01.0: it cannot be reset: only the VM that gets it first can have it",
+            "dma verdict: probe ok: devices=2 bar=1048576 moved=2 lpis=6 ",
+        ]);
+    for slot in 1..=2 {
+        let edu = format!("edu,dma_mask=0xffffffffffffffff,bus=bridge,addr={slot}");
+        alike = alike.args(&["-device", &edu]);
+    }
+    alike.vary.time = Time::Instructions;
+    alike.forbids = vec![r"\] ERROR ".to_owned(), "FAILED".to_owned()];
+
+    vec![
+        sweep,
+        attacks,
+        at_once,
+        alike,
+        noticed,
+        restart,
+        reassigned(),
+    ]
 }
 
 /// How often the device changes hands.
