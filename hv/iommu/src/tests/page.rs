@@ -156,7 +156,10 @@ fn counts_on_the_page_are_right() {
         };
         let module = rest.rsplit('`').next().unwrap();
         // The last of the list is the source.
-        assert_eq!(tests[module].len() - 1, count, "{module}");
+        let Some(list) = tests.get(module) else {
+            continue;
+        };
+        assert_eq!(list.len() - 1, count, "{module}");
         checked += 1;
     }
     assert!(checked >= 5, "{checked}");

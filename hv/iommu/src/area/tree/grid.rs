@@ -29,6 +29,8 @@ pub(super) struct Grid {
     flags: Flags,
     /// Whether what the areas show is as far apart as they are; then `places` means nothing.
     linear: bool,
+    /// Whether an area may be stale.
+    any_stale: bool,
     len: u16,
     memory: u32,
     /// The address of slot 0.
@@ -67,6 +69,7 @@ impl Grid {
             shift: u8::try_from(shift).ok()?,
             flags: more.flags,
             linear: true,
+            any_stale: false,
             len: 0,
             memory: more.memory,
             base,
@@ -94,13 +97,18 @@ impl Grid {
         usize::from(self.len)
     }
 
+    #[inline(always)]
     fn is_used(&self, slot: usize) -> bool {
-        self.used[slot / 64] >> (slot % 64) & 1 != 0
+        // A full grid says so in the cache line that every lookup reads.
+        self.len() == SLOTS || self.used[slot / 64] >> (slot % 64) & 1 != 0
     }
 
     /// The first slot from `from` on that is used.
     #[inline(always)]
     fn next(&self, from: usize) -> Option<usize> {
+        if self.len() == SLOTS {
+            return (from < SLOTS).then_some(from);
+        }
         let mut word = from / 64;
         let mut bits = self.used.get(word)? & (u64::MAX << (from % 64));
         while bits == 0 {
@@ -120,7 +128,7 @@ impl Grid {
         let into = (slot as u64) << self.shift;
         let start = self.base + into;
         let mut flags = self.flags;
-        if self.stale[slot / 64] >> (slot % 64) & 1 != 0 {
+        if self.any_stale && self.stale[slot / 64] >> (slot % 64) & 1 != 0 {
             flags = flags.stale();
         }
         Area {
@@ -283,6 +291,7 @@ impl Grid {
             && flags.is_stale()
         {
             self.stale[slot / 64] |= 1 << (slot % 64);
+            self.any_stale = true;
         }
     }
 
