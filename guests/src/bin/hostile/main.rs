@@ -37,7 +37,7 @@ guest! { main: main, secondary: secondary, exception: exception }
 
 const CPUS: usize = 4;
 /// Ticks that a piece of code may run before the timer ends it.
-const WATCHDOG: u64 = 50_000;
+const WATCHDOG: u64 = 10_000;
 /// Operations of CPU 2 each time that it is on.
 const SHORT_LIFE: u64 = 200;
 /// Operations between two repairs of the interrupt controller.

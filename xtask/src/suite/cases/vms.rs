@@ -39,7 +39,7 @@ macro_rules! clock {
     () => {
         concat!(
             "[[vm]]\nname = \"clock\"\nmemory = \"32M\"\npin = [1]\nkernel = \"guest:heartbeat\"\n",
-            "kernel_format = \"flat\"\nrestart = \"never\"\nappend = \"beats=300 period_us=10000\"\n"
+            "kernel_format = \"flat\"\nrestart = \"never\"\nappend = \"beats=150 period_us=10000\"\n"
         )
     };
 }
@@ -56,15 +56,6 @@ pub(super) fn cases() -> Vec<Case> {
         serial(),
         costs(),
         starts(),
-        shares(
-            "two busy VMs on one CPU have half of it each",
-            Bundle::Manifest(concat!(
-                tiny!("a", "spin", 0, ""),
-                tiny!("b", "spin", 0, ""),
-                clock!()
-            )),
-            |console| judge_shares(console, [45..=55, 45..=55]),
-        ),
         shares(
             "a VM with a slice three times as long has three times the CPU",
             Bundle::Manifest(concat!(
@@ -366,14 +357,14 @@ fn starts() -> Case {
     .asks("focus", &["verdict 0: all VMs are off"])
 }
 
-/// Two seconds by the clock between two lists.
+/// A second by the clock between two lists.
 fn shares(name: &str, bundle: Bundle, judge: fn(&str) -> Result<()>) -> Case {
     let mut case = case(name, bundle)
         .expect(&["vm clock: 32 MiB"])
         .types(MONITOR)
-        .expect(&[PROMPT, r"\[clock\] beat 50"])
+        .expect(&[PROMPT, r"\[clock\] beat 20"])
         .types("list\r")
-        .expect(&[" b +running ", r"\[clock\] beat 250"])
+        .expect(&[" b +running ", r"\[clock\] beat 120"])
         .types("list\r")
         .expect(&[" b +running ", "vm clock: powered off"])
         .types("quit\r")
