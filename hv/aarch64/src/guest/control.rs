@@ -56,7 +56,7 @@ impl Guests {
         if !run::stop(self, vm, ending, cpu::index()) {
             return Err(Refusal::NotRunning);
         }
-        let gone = || !matches!(vm.lifecycle.state(), State::Ending(_));
+        let gone = || !matches!(vm.lifecycle.state(), State::Ending(_)) && !vm.is_giving_back();
         if wait(STOP_TIMEOUT_US, gone) {
             Ok(vm)
         } else {
@@ -113,6 +113,8 @@ impl Control for &Guests {
     }
 
     fn start(&mut self, vm: usize) -> Result<(), Refusal> {
+        // One that has just gone off by itself may have devices that this one wants.
+        wait(STOP_TIMEOUT_US, || !self.vms.iter().any(Vm::is_giving_back));
         let vm = self.vm(vm)?;
         if !vm.lifecycle.claim() {
             return Err(Refusal::Running);

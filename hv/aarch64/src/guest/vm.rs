@@ -181,6 +181,8 @@ pub(crate) struct Vm {
     /// Typed bytes that its UART has no room for yet, and whether there are any.
     pub(crate) input: Mutex<VecDeque<u8>>,
     pub(crate) has_input: AtomicBool,
+    /// It has its devices: from before it runs until after it is off.
+    has_devices: AtomicBool,
 }
 
 /// Where a VM's devices come from.
@@ -369,6 +371,7 @@ impl Vm {
             slots: slots.collect(),
             input: Mutex::new(VecDeque::new()),
             has_input: AtomicBool::new(false),
+            has_devices: AtomicBool::new(false),
             platform,
         })
     }
@@ -403,6 +406,8 @@ impl Vm {
             self.lifecycle.failed();
             return Err(BuildError::Device(why));
         }
+        self.has_devices
+            .store(self.pci.is_some(), Ordering::Release);
         let claimed = SystemCounter.ticks();
         let loaded = if self.fresh.swap(false, Ordering::AcqRel) {
             self.load()
@@ -451,7 +456,17 @@ impl Vm {
     pub(crate) fn give_back_devices(&self) {
         if let Some(pci) = &self.pci {
             pci.release(self);
+            self.has_devices.store(false, Ordering::Release);
         }
+    }
+
+    /// Whether it is off, but its devices are still on their way back: nobody else can have them yet.
+    pub(crate) fn is_giving_back(&self) -> bool {
+        let is_off = matches!(
+            self.lifecycle.state(),
+            vm::State::Stopped | vm::State::Failed
+        );
+        is_off && self.has_devices.load(Ordering::Acquire)
     }
 
     /// When to look again at resets of its devices, in ticks; `None` when none is under way.
