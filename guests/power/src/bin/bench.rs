@@ -101,12 +101,10 @@ static SCATTERED: List = List([const { AtomicU64::new(0) }; LIST]);
 
 /// What entries of DMA windows cost, by each call. What writes is measured with what takes it back.
 fn translations(empty: u64) {
-    let tce = |page: u64| MEMORY + (page << 12) | 3;
-    let mut page = 0;
-    for (row, scattered) in IN_A_ROW.0.iter().zip(&SCATTERED.0) {
+    let tce = |page: u64| (MEMORY + (page << 12)) | 3;
+    for (page, (row, scattered)) in (0..).zip(IN_A_ROW.0.iter().zip(&SCATTERED.0)) {
         row.store(tce(page).to_be(), Ordering::Relaxed);
         scattered.store(tce(page * 7 % 512).to_be(), Ordering::Relaxed);
-        page += 1;
     }
     let put = |at: u64, tce: u64| done(hcall::call(hcall::PUT_TCE, [LIOBN, at << 12, tce, 0]));
     let list = |at: u64, list: &'static List| {
