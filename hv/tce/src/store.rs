@@ -204,18 +204,23 @@ impl Entries {
                 return;
             };
             let rest = chunk.entries.get_mut(within..).unwrap_or_default();
-            let mut gone: u16 = 0;
-            let mut come: u16 = 0;
-            for entry in rest {
-                if done == count {
-                    break;
-                }
-                let tce = f(done);
-                gone = gone.saturating_add((!entry.is_empty()).into());
-                come = come.saturating_add((!tce.is_empty()).into());
+            let here = usize::try_from(count.saturating_sub(done)).unwrap_or(usize::MAX);
+            let here = here.min(rest.len());
+            let rest = rest.get_mut(..here).unwrap_or_default();
+            let gone = if chunk.live == 0 {
+                0
+            } else {
+                rest.iter().filter(|entry| !entry.is_empty()).count()
+            };
+            let mut come = 0_usize;
+            for (number, entry) in (done..).zip(rest) {
+                let tce = f(number);
+                come = come.wrapping_add(usize::from(!tce.is_empty()));
                 *entry = tce;
-                done = done.saturating_add(1);
             }
+            done = done.saturating_add(u64::try_from(here).unwrap_or(u64::MAX));
+            let gone = u16::try_from(gone).unwrap_or(u16::MAX);
+            let come = u16::try_from(come).unwrap_or(u16::MAX);
             chunk.live = chunk.live.saturating_add(come).saturating_sub(gone);
             self.live = self
                 .live
@@ -237,11 +242,15 @@ impl Entries {
             };
             if let Some(chunk) = slot {
                 let end = within.saturating_add(usize::try_from(here).unwrap_or(0));
-                let mut gone: u16 = 0;
-                for entry in chunk.entries.get_mut(within..end).unwrap_or_default() {
-                    gone = gone.saturating_add((!entry.is_empty()).into());
-                    *entry = Tce::EMPTY;
-                }
+                let entries = chunk.entries.get_mut(within..end).unwrap_or_default();
+                let gone = if here == CHUNK {
+                    // All of it: nothing has to be counted.
+                    chunk.live
+                } else {
+                    let live = entries.iter().filter(|entry| !entry.is_empty());
+                    u16::try_from(live.count()).unwrap_or(u16::MAX)
+                };
+                entries.fill(Tce::EMPTY);
                 chunk.live = chunk.live.saturating_sub(gone);
                 self.live = self.live.saturating_sub(gone.into());
                 if chunk.live == 0 {

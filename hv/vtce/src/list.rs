@@ -28,17 +28,18 @@ pub(crate) fn judge(
     let mut open: Option<Piece> = None;
     // What the next entry must be to go on with the open piece.
     let mut next = Tce::EMPTY;
+    // How many pages of its slot are behind it.
+    let mut after = 0_u64;
     for tce in &scratch.list {
         if let Some(piece) = &mut open {
             let goes_on = match piece.place {
-                Some(_) => {
-                    *tce == next
-                        && slot.is_some_and(|s: &crate::Slot| s.place(*tce, page).is_some())
-                }
+                // What follows a page of the slot is one too, as long as there are any.
+                Some(_) => *tce == next && after > 0,
                 None => tce.is_empty(),
             };
             if goes_on {
                 piece.count = piece.count.saturating_add(1);
+                after = after.saturating_sub(1);
                 next = Tce::from_bits(next.bits().wrapping_add(page.bytes()));
                 continue;
             }
@@ -55,6 +56,7 @@ pub(crate) fn judge(
             push(&mut scratch.pieces, piece)?;
         }
         next = Tce::from_bits(tce.bits().wrapping_add(page.bytes()));
+        after = slot.map_or(0, |slot| slot.pages_after(*tce, page));
         open = Some(Piece {
             count: 1,
             first: *tce,

@@ -103,6 +103,13 @@ impl Slots {
 }
 
 impl Slot {
+    /// How many pages of the slot, all of each, follow the page of an entry that leads there.
+    pub(crate) fn pages_after(&self, tce: Tce, page: PageSize) -> u64 {
+        let last = self.span.last().bits();
+        let bytes = last.saturating_sub(tce.address()).saturating_add(1);
+        (bytes >> page.shift()).saturating_sub(1)
+    }
+
     /// Where an entry leads, if that is in this slot.
     #[inline]
     pub(crate) fn place(&self, tce: Tce, page: PageSize) -> Option<Place> {

@@ -130,6 +130,42 @@ fn one_wrong_entry_spoils_the_whole_list() {
 }
 
 #[test]
+fn a_row_ends_with_its_slot() {
+    let mut rig = Rig::new();
+    // A slot that ends in the middle of a page, with more memory behind it in the machine.
+    let memory = rig
+        .core
+        .add_ram(
+            VM,
+            &[Extent {
+                pa: Pa::new(0x50_0000_0000).unwrap(),
+                bytes: MEG,
+            }],
+        )
+        .unwrap();
+    let page = PageSize::SIZE_4K;
+    let at = 512 * MEG;
+    let odd = slot(memory, at, 3 * 4096 + 2048, Permissions::ReadWrite, page);
+    rig.dma.add_slot(odd).unwrap();
+    for pages in 1..6 {
+        let list: Vec<u64> = (0..pages).map(|n| (at + n * 4096) | 3).collect();
+        let status = rig.indirect(LIOBN, 0, &list);
+        assert_eq!(status == Status::SUCCESS, pages <= 3, "{pages}");
+        assert_eq!(rig.real(0).len() as u64, pages.min(3));
+    }
+    // The usual ones end with a page.
+    let last = (64 * MEG - 4096) | 3;
+    for (list, good) in [
+        ([last, (64 * MEG) | 3], true),
+        ([(288 * MEG - 4096) | 1, (288 * MEG) | 1], false),
+    ] {
+        let status = rig.indirect(LIOBN, 0, &list);
+        assert_eq!(status == Status::SUCCESS, good);
+    }
+    rig.audit();
+}
+
+#[test]
 fn lists_have_bounds() {
     let mut rig = Rig::new();
     rig.ram.put_list(LIST, &[0x5003; 512]);
