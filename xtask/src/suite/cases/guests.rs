@@ -76,7 +76,7 @@ pub(super) fn cases() -> Vec<Case> {
         // The control: the same judge, and a neighbour that oversleeps.
         hostile(
             "a neighbour that misses beats is noticed",
-            manifest!(3, 2_000, "1", "beats=20 period_us=10000 stall=10"),
+            manifest!(3, 10_000, "1", "beats=20 period_us=10000 stall=10"),
             neighbours::judge_must_refuse,
         ),
     ];
