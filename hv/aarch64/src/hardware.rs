@@ -55,6 +55,14 @@ pub(crate) struct Bridge {
     intx_lock: Mutex<()>,
 }
 
+impl Bridge {
+    /// Whether a function is alone in its isolation group.
+    fn isolates(&self, bdf: Bdf) -> bool {
+        let mut groups = self.groups.iter();
+        groups.any(|group| group.contains(bdf) && group.members.len() == 1)
+    }
+}
+
 /// How a function is brought back to its beginning.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum ResetBy {
@@ -440,10 +448,7 @@ impl Hardware {
         };
         let sources: Vec<u32> = ids.next().and_then(stream).into_iter().collect();
         let aliases: Vec<u32> = ids.filter_map(stream).collect();
-        let isolated = below
-            .groups
-            .iter()
-            .any(|group| group.contains(bdf) && group.members.len() == 1);
+        let isolated = below.isolates(bdf);
         let description = DeviceDescription {
             group,
             sources: &sources,
@@ -953,10 +958,7 @@ impl Hardware {
     /// Whether a function is alone in its isolation group.
     pub(crate) fn is_alone(&self, function: &Function) -> bool {
         let bridge = self.bridges.get(function.bridge);
-        bridge.is_some_and(|bridge| {
-            let group = bridge.groups.iter().find(|g| g.contains(function.bdf));
-            group.is_some_and(|group| group.members.len() == 1)
-        })
+        bridge.is_some_and(|bridge| bridge.isolates(function.bdf))
     }
 
     /// Whether an invalidation of one address forgets only 4 KiB.
@@ -982,63 +984,21 @@ impl Hardware {
 
     /// Where stage 2 takes an address of a function's, by the tables in memory; `None` when the function
     /// has no stage 2.
-    pub(crate) fn stage_two(&self, function: &Function, at: Iova) -> Option<StageTwo> {
+    pub(crate) fn stage_two(&self, function: &Function, at: Iova) -> Option<vm::Walk> {
         let iommu = self.iommu.lock();
         let group = iommu.device(function.device).ok()?.group();
         let domain = iommu.group(group).ok()?.domain()?;
         let paging = iommu.paging_below(domain)?;
         let table = iommu.domain(paging).ok()?.table()?;
         Some(match iommu.backend().walk(table, at)? {
-            Ok(leaf) => StageTwo::Mapped {
-                pa: leaf.pa,
-                level: leaf.level,
+            Ok(leaf) => vm::Walk::Mapped {
+                pa: leaf.pa.bits(),
                 bytes: leaf.size.bytes(),
+                level: leaf.level,
                 descriptor: leaf.descriptor,
             },
-            Err(fault) => StageTwo::Unmapped { level: fault.level },
+            Err(fault) => vm::Walk::Unmapped { level: fault.level },
         })
-    }
-}
-
-/// Where stage 2 takes an address.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum StageTwo {
-    /// There.
-    Mapped {
-        pa: Pa,
-        level: u8,
-        bytes: u64,
-        descriptor: u64,
-    },
-    /// Nowhere.
-    Unmapped { level: u8 },
-}
-
-impl StageTwo {
-    /// The physical address.
-    pub(crate) fn pa(self) -> Option<Pa> {
-        match self {
-            Self::Mapped { pa, .. } => Some(pa),
-            Self::Unmapped { .. } => None,
-        }
-    }
-
-    /// A line for the monitor.
-    pub(crate) fn line(self, at: Iova) -> String {
-        match self {
-            Self::Mapped {
-                pa,
-                level,
-                bytes,
-                descriptor,
-            } => format!(
-                "stage 2: {at:#x} -> {:#x}, level {level}, block of {bytes:#x} bytes, descriptor {descriptor:#018x}",
-                pa.bits()
-            ),
-            Self::Unmapped { level } => {
-                format!("stage 2: {at:#x} is not mapped: the walk ends at level {level}")
-            }
-        }
     }
 }
 

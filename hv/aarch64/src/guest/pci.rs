@@ -24,6 +24,7 @@ use types::{Address, Bdf, Iova, Ipa, Pa, PageSize, Span};
 use vdev::Width;
 use vgic::Kicks;
 use vgic::its::{DeviceEvents, ItsConfig, TRANSLATER, Vits};
+use vm::Walk;
 use vsmmuv3::Delivery;
 
 use super::smmu::{Broken, GuestSmmu};
@@ -813,16 +814,19 @@ impl GuestPci {
                 at,
                 |ipa| {
                     let at = Iova::truncated(ipa.bits());
-                    self.hardware.stage_two(function, at)?.pa()
+                    match self.hardware.stage_two(function, at)? {
+                        Walk::Mapped { pa, .. } => Pa::new(pa).ok(),
+                        Walk::Unmapped { .. } => None,
+                    }
                 },
                 |ipa| {
                     let at = Iova::truncated(ipa);
-                    Some(self.hardware.stage_two(function, at)?.line(at))
+                    Some(stage_two_line(&self.hardware.stage_two(function, at)?, at))
                 },
             )),
             None => {
                 let stage_two = self.hardware.stage_two(function, at);
-                lines.extend(stage_two.map(|stage_two| stage_two.line(at)));
+                lines.extend(stage_two.map(|walk| stage_two_line(&walk, at)));
             }
         }
         Some(lines)
@@ -855,6 +859,11 @@ impl GuestPci {
         }
         Ok(kicks)
     }
+}
+
+/// The walk of a device's address through stage 2, for the monitor.
+fn stage_two_line(walk: &Walk, at: Iova) -> String {
+    format!("stage 2: {}", walk.line(at.bits()))
 }
 
 /// Ports that lead to the buses the guest's devices are on: where each is, and its bus.

@@ -83,6 +83,27 @@ pub enum Walk {
     },
 }
 
+impl Walk {
+    /// The walk of `address` as a line.
+    #[must_use]
+    pub fn line(&self, address: u64) -> String {
+        match self {
+            Self::Mapped {
+                pa,
+                bytes,
+                level,
+                descriptor,
+            } => format!(
+                "{address:#x} -> {pa:#x}, level {level}, block of {bytes:#x} bytes, descriptor \
+                 {descriptor:#018x}"
+            ),
+            Self::Unmapped { level } => {
+                format!("{address:#x} is not mapped: the walk ends at level {level}")
+            }
+        }
+    }
+}
+
 /// An IOMMU, for `smmu`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Iommu {
@@ -446,22 +467,7 @@ fn lines(answer: Result<Vec<String>, Refusal>, text: &mut String) {
 
 fn walk(control: &dyn Control, vm: usize, address: u64, text: &mut String) {
     match control.walk(vm, address) {
-        Ok(Walk::Mapped {
-            pa,
-            bytes,
-            level,
-            descriptor,
-        }) => put(
-            text,
-            format_args!(
-                "{address:#x} -> {pa:#x}, level {level}, block of {bytes:#x} bytes, descriptor \
-                 {descriptor:#018x}\n"
-            ),
-        ),
-        Ok(Walk::Unmapped { level }) => put(
-            text,
-            format_args!("{address:#x} is not mapped: the walk ends at level {level}\n"),
-        ),
+        Ok(walk) => put(text, format_args!("{}\n", walk.line(address))),
         Err(refusal) => put(text, format_args!("{refusal}\n")),
     }
 }
