@@ -1,0 +1,215 @@
+//! The VM takes its devices, all or none, and gives them back.
+
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+
+use iommu::{DomainOptions, Extent, Map, Permissions, Placement, Target};
+use types::{Iova, PageSize};
+
+use super::bars::unmap;
+use super::{Dma, GuestPci, Held, State};
+use crate::guest::vm::Vm;
+use crate::hardware;
+
+impl GuestPci {
+    /// Takes the devices for the VM: each in the VM's DMA domain, out of reset, silent. All or none.
+    ///
+    /// # Errors
+    /// What is in the way, for the log.
+    pub(crate) fn claim(&self, vm: &Vm) -> Result<(), String> {
+        let mut state = self.state.lock();
+        let mut taken = 0;
+        let mut outcome = Ok(());
+        for held in &state.held {
+            let cpu_of = |vector: u32| {
+                let slot = vm.slots.get(vector as usize % vm.slots.len().max(1));
+                slot.map_or(0, |slot| slot.core)
+            };
+            outcome = self
+                .hardware
+                .take(held.function, vm.number, cpu_of)
+                .map_err(|error| format!("device {}: {error}", self.name(held)));
+            if outcome.is_err() {
+                break;
+            }
+            taken += 1;
+        }
+        let mut attached = 0;
+        if outcome.is_ok() {
+            let mut dma = self.dma.lock();
+            if let Some(smmu) = &self.smmu {
+                smmu.restart();
+            }
+            for held in &mut state.held {
+                outcome = self
+                    .attach(vm, &mut dma, held)
+                    .map_err(|error| format!("device {}: {error}", self.name(held)));
+                if outcome.is_err() {
+                    break;
+                }
+                attached += 1;
+            }
+        }
+        if outcome.is_err() {
+            for (position, held) in state.held.iter().enumerate().take(taken) {
+                if position < attached {
+                    self.detach(held);
+                }
+                self.hardware.give_back(held.function);
+            }
+            return outcome;
+        }
+        let State { segment, held } = &mut *state;
+        for held in held {
+            if let Some(function) = segment.function_mut(held.guest) {
+                function.reset();
+            }
+            if let Some(table) = &mut held.msix {
+                table.reset();
+            }
+            held.resetting = false;
+        }
+        Ok(())
+    }
+
+    pub(super) fn name(&self, held: &Held) -> String {
+        match self.hardware.functions.get(held.function) {
+            Some(function) => format!("{:04x}:{}", function.segment, function.bdf),
+            None => String::new(),
+        }
+    }
+
+    /// Gives the devices back: nothing of them reaches the VM's memory or its vCPUs when this returns. No
+    /// vCPU of the VM is on a core.
+    pub(crate) fn release(&self, vm: &Vm) {
+        let mut state = self.state.lock();
+        for held in &mut state.held {
+            if let Some(function) = self.hardware.functions.get(held.function) {
+                self.hardware.quiet(function);
+            }
+            for mapped in held.mapped.drain(..) {
+                unmap(vm, &mapped);
+            }
+            self.detach(held);
+            self.hardware.give_back(held.function);
+        }
+    }
+
+    fn attach(&self, vm: &Vm, dma: &mut Dma, held: &mut Held) -> Result<(), String> {
+        let hardware = self.hardware;
+        let function = hardware
+            .functions
+            .get(held.function)
+            .ok_or("no such function")?;
+        let mut core = hardware.iommu.lock();
+        let owner = hardware::owner(vm.number);
+        let say = |error: iommu::Error| error.to_string();
+        let (ioas, memory) = match dma.ioas {
+            Some(known) => known,
+            None => {
+                let extents = vm.ram().iter().map(|(span, pa)| Extent {
+                    pa: *pa,
+                    bytes: span.len().unwrap_or(0),
+                });
+                let extents: Vec<Extent> = extents.collect();
+                let made = (
+                    core.create_ioas(owner).map_err(say)?,
+                    core.add_ram(owner, &extents).map_err(say)?,
+                );
+                dma.ioas = Some(made);
+                made
+            }
+        };
+        if let Some(window) = self.msi_window {
+            core.set_msi_start(function.device, window.start)
+                .map_err(say)?;
+            let mebibytes = window.bytes >> 20;
+            core.set_msi_size(function.device, mebibytes).map_err(say)?;
+        }
+        let known = dma.domains.iter().find(|(unit, _)| *unit == function.unit);
+        let domain = match known {
+            Some((_, domain)) => *domain,
+            None => {
+                let options = DomainOptions {
+                    nest_parent: self.smmu.is_some(),
+                    dirty_tracking: false,
+                };
+                let domain = core
+                    .create_domain(function.device, ioas, options)
+                    .map_err(say)?;
+                dma.domains.push((function.unit, domain));
+                let table = core.domain(domain).map_err(say)?.table();
+                if let Some(table) = table {
+                    vm.lend(core.backend_mut(), table);
+                }
+                domain
+            }
+        };
+        if core.ioas(ioas).map_err(say)?.is_empty() {
+            let mut offset = 0;
+            for span in &vm.platform().memory {
+                let bytes = span.len().unwrap_or(0);
+                let request = Map {
+                    placement: Placement::Fixed(Iova::truncated(span.start().bits())),
+                    memory,
+                    offset,
+                    bytes,
+                    permissions: Permissions::ReadWrite,
+                };
+                core.map(ioas, &request).map_err(say)?;
+                offset += bytes;
+            }
+        }
+        core.attach(function.device, Target::Domain(domain))
+            .map_err(say)?;
+        let doorbell = hardware.doorbell(function).ok_or("it has no ITS")?;
+        let page = Iova::truncated(self.doorbell & !PageSize::SIZE_4K.mask());
+        let shown = core.map_doorbell(function.device, doorbell);
+        let shown = shown.and_then(|window| {
+            core.map_doorbell_at(function.device, page, doorbell)?;
+            Ok(window)
+        });
+        match shown {
+            Ok(window) => held.window_doorbell = window.bits(),
+            Err(error) => {
+                let _ = core.detach(function.device);
+                return Err(error.to_string());
+            }
+        }
+        drop(core);
+        if let Some(smmu) = &self.smmu
+            && let Err(error) = smmu.link(vm, held.guest, function.device, domain)
+        {
+            self.detach(held);
+            return Err(error);
+        }
+        Ok(())
+    }
+
+    fn detach(&self, held: &Held) {
+        if let Some(smmu) = &self.smmu
+            && smmu.unlink(held.guest)
+        {
+            return;
+        }
+        let Some(function) = self.hardware.functions.get(held.function) else {
+            return;
+        };
+        if let Err(error) = self.hardware.iommu.lock().detach(function.device) {
+            log::error!("pci {}: {error}", function.bdf);
+        }
+    }
+
+    /// When resets that are under way are to be looked at again, in ticks; `None` when none is.
+    pub(crate) fn resets(&self) -> Option<u64> {
+        let state = self.state.lock();
+        let functions = state
+            .held
+            .iter()
+            .filter_map(|held| self.hardware.functions.get(held.function));
+        functions
+            .filter_map(|function| self.hardware.poll_reset(function))
+            .min()
+    }
+}

@@ -1,0 +1,273 @@
+//! A VM's PCI segment: what its guest's accesses mean for the devices it was given.
+//!
+//! The guest's configuration space is `pci::vconfig`'s; this module carries out what a write there asks
+//! for. The device's own configuration space, MSI-X table and doorbell are the hypervisor's: a guest's
+//! message is a shadow, told to the guest's ITS when the device's real message has come in.
+
+mod bars;
+mod claim;
+mod config;
+mod messages;
+mod ports;
+mod registers;
+
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+
+use firmware::GuestPlatform;
+use iommu::{DomainId, IoasId, MemoryId, UnitId};
+use pci::BusRange;
+use pci::vconfig::{GuestSegment, MsixTable, Pin, Seat, Siblings, Upstream, VirtualFunction};
+use smmuv3::spec::Event;
+use spin::Mutex;
+use types::{Bdf, Iova, Ipa, Pa, PageSize, Span};
+use vgic::Kicks;
+use vgic::its::{DeviceEvents, ItsConfig, TRANSLATER, Vits};
+use vm::Walk;
+use vsmmuv3::Delivery;
+
+use super::smmu::{Broken, GuestSmmu};
+use super::vm::Vm;
+use crate::hardware::Hardware;
+use ports::add_ports;
+
+pub(super) use ports::paths;
+
+/// A device of a VM: which it is of the hardware's, and where the guest finds it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Assigned {
+    pub(crate) function: usize,
+    pub(crate) guest: Bdf,
+}
+
+/// A BAR that the guest sees.
+struct Mapped {
+    bar: u8,
+    at: u64,
+    bytes: u64,
+    pa: Pa,
+    /// What of it the guest reaches without a trap.
+    pieces: Vec<(Span<Ipa>, Pa)>,
+}
+
+/// A device while its VM has it.
+struct Held {
+    function: usize,
+    guest: Bdf,
+    msix: Option<MsixTable>,
+    mapped: Vec<Mapped>,
+    /// The guest has asked for a reset, which is not over.
+    resetting: bool,
+    /// Where the core's MSI window shows the doorbell.
+    window_doorbell: u64,
+}
+
+struct State {
+    segment: GuestSegment,
+    held: Vec<Held>,
+}
+
+/// What the VM has in the IOMMU core.
+#[derive(Default)]
+struct Dma {
+    ioas: Option<(IoasId, MemoryId)>,
+    domains: Vec<(UnitId, DomainId)>,
+}
+
+/// A VM's PCI segment.
+pub(crate) struct GuestPci {
+    hardware: &'static Hardware,
+    pub(crate) vits: Arc<Vits>,
+    /// Where devices write their messages to, as the guest knows it.
+    doorbell: u64,
+    windows: Vec<Span<Ipa>>,
+    msi_window: Option<bundle::MsiWindow>,
+    /// The SMMU that the guest sees, if it sees one.
+    pub(crate) smmu: Option<GuestSmmu>,
+    msi: bundle::MsiPolicy,
+    /// The devices, as the manifest has them.
+    seats: Vec<Assigned>,
+    state: Mutex<State>,
+    dma: Mutex<Dma>,
+}
+
+impl GuestPci {
+    /// The segment of a VM with these devices.
+    ///
+    /// # Errors
+    /// What is in the way, for the log.
+    pub(crate) fn new(
+        hardware: &'static Hardware,
+        platform: &GuestPlatform,
+        vcpus: usize,
+        assigned: &[Assigned],
+        config: &bundle::VmConfig,
+        smmu: Option<GuestSmmu>,
+    ) -> Result<Self, String> {
+        let host = platform.pci.as_ref().ok_or("the platform has no PCI")?;
+        let its = platform.gic.its.ok_or("the platform has no ITS")?;
+        let buses = BusRange::new(*host.buses.start(), *host.buses.end());
+        let buses = buses.map_err(|error| error.to_string())?;
+        let mut segment = GuestSegment::new(buses);
+        add_ports(&mut segment, assigned)?;
+        let mut held = Vec::new();
+        let mut events = Vec::new();
+        for seat in assigned {
+            let function = hardware
+                .functions
+                .get(seat.function)
+                .ok_or("no such function")?;
+            let described = hardware.described(function).ok_or("no such function")?;
+            let bridge = hardware
+                .bridges
+                .get(function.bridge)
+                .ok_or("no such bridge")?;
+            let same_device = |other: &&Assigned| other.guest.bits() >> 3 == seat.guest.bits() >> 3;
+            let siblings = match assigned.iter().filter(same_device).count() {
+                1 => Siblings::None,
+                _ => Siblings::Several,
+            };
+            let upstream = match seat.guest.bus() == buses.first() {
+                true => Upstream::RootBus,
+                false => Upstream::Port,
+            };
+            let page = PageSize::SIZE_4K;
+            let seen = Seat {
+                siblings,
+                upstream,
+                page,
+                pin: Pin::Hidden,
+            };
+            let virtual_function = VirtualFunction::new(&bridge.space, described, seen)
+                .map_err(|error| format!("{}: {error}", function.bdf))?;
+            segment
+                .add(seat.guest, virtual_function)
+                .map_err(|error| error.to_string())?;
+            held.push(Held {
+                function: seat.function,
+                guest: seat.guest,
+                msix: function.msix(hardware).map(|msix| MsixTable::new(&msix)),
+                mapped: Vec::new(),
+                resetting: false,
+                window_doorbell: 0,
+            });
+            events.push(DeviceEvents {
+                device: seat.guest.bits().into(),
+                events: function.events,
+            });
+        }
+        let vits = Vits::new(&ItsConfig {
+            vcpus,
+            devices: &events,
+        })
+        .map_err(|error| error.to_string())?;
+        Ok(Self {
+            hardware,
+            vits: Arc::new(vits),
+            doorbell: its.bits().saturating_add(TRANSLATER),
+            windows: host
+                .windows
+                .iter()
+                .filter_map(firmware::PciWindow::span)
+                .collect(),
+            msi_window: config.msi_window,
+            smmu,
+            msi: super::vm::msi_policy(config),
+            seats: assigned.to_vec(),
+            state: Mutex::new(State { segment, held }),
+            dma: Mutex::new(Dma::default()),
+        })
+    }
+
+    /// The devices, as lines for the monitor: where the guest has each, and which it is.
+    pub(crate) fn lines(&self) -> Vec<String> {
+        let state = self.state.lock();
+        let line = |held: &Held| {
+            let bars: Vec<String> = held
+                .mapped
+                .iter()
+                .map(|mapped| format!(" BAR{} at {:#x}", mapped.bar, mapped.at))
+                .collect();
+            format!("{} is {}{}", held.guest, self.name(held), bars.concat())
+        };
+        state.held.iter().map(line).collect()
+    }
+
+    /// How the guest's devices are translated and signal, as a line.
+    pub(crate) fn summary(&self) -> String {
+        match &self.smmu {
+            None => "its guest sees no SMMU: stage 2 alone translates".to_string(),
+            Some(_) => format!("its guest has an SMMU of its own, messages by {}", self.msi),
+        }
+    }
+
+    /// What the guest's SMMU did, as a line, if it has one.
+    pub(crate) fn smmu_line(&self) -> Option<String> {
+        self.smmu.as_ref().map(GuestSmmu::line)
+    }
+
+    /// Where DMA of a device goes at an address, by the tables in memory, a line for each step.
+    pub(crate) fn walk(&self, vm: &Vm, bdf: Bdf, at: Iova) -> Option<Vec<String>> {
+        let seat = self.seats.iter().find(|seat| seat.guest == bdf)?;
+        let function = self.hardware.functions.get(seat.function)?;
+        let mut lines = Vec::from([self.hardware.entry(function)?]);
+        match &self.smmu {
+            Some(smmu) => lines.extend(smmu.walk(
+                vm,
+                bdf,
+                at,
+                |ipa| {
+                    let at = Iova::truncated(ipa.bits());
+                    match self.hardware.stage_two(function, at)? {
+                        Walk::Mapped { pa, .. } => Pa::new(pa).ok(),
+                        Walk::Unmapped { .. } => None,
+                    }
+                },
+                |ipa| {
+                    let at = Iova::truncated(ipa);
+                    Some(stage_two_line(&self.hardware.stage_two(function, at)?, at))
+                },
+            )),
+            None => {
+                let stage_two = self.hardware.stage_two(function, at);
+                lines.extend(stage_two.map(|walk| stage_two_line(&walk, at)));
+            }
+        }
+        Some(lines)
+    }
+
+    /// Tells the guest of a hardware event of one of its devices; `None` when it is not the guest's to see.
+    pub(crate) fn report(&self, vm: &Vm, function: usize, event: &Event) -> Option<Kicks> {
+        let seat = self.seats.iter().find(|seat| seat.function == function)?;
+        let (delivery, kicks) = self.smmu.as_ref()?.report(vm, seat.guest, event);
+        (delivery == Delivery::Delivered).then_some(kicks)
+    }
+
+    /// Whether something that the guest began is to be gone on with.
+    pub(crate) fn has_work(&self) -> bool {
+        self.vits.has_work() || self.smmu.as_ref().is_some_and(GuestSmmu::has_work)
+    }
+
+    /// Goes on with it, as far as one call may.
+    ///
+    /// # Errors
+    /// [`Broken`]: the VM is to end.
+    pub(crate) fn run(&self, vm: &Vm) -> Result<Kicks, Broken> {
+        let mut kicks = Kicks::NONE;
+        if self.vits.has_work() {
+            let told = self.vits.run(vm).post();
+            kicks = vm.gic.post_lpis_to(told);
+        }
+        if let Some(smmu) = self.smmu.as_ref().filter(|smmu| smmu.has_work()) {
+            kicks = kicks.union(smmu.run(vm)?);
+        }
+        Ok(kicks)
+    }
+}
+
+/// The walk of a device's address through stage 2, for the monitor.
+fn stage_two_line(walk: &Walk, at: Iova) -> String {
+    format!("stage 2: {}", walk.line(at.bits()))
+}

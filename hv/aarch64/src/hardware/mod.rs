@@ -1,0 +1,292 @@
+//! The devices that VMs are given, and what confines them: SMMUs, ITSs, configuration space.
+//!
+//! Made when the manifest gives a device to any VM; without one, every SMMU stays as the survey locked
+//! it. Everything here is the hypervisor's: a guest reaches it through [`guest::pci`](crate::guest)
+//! only, which judges what it asks for.
+
+mod events;
+mod messages;
+mod owners;
+mod start;
+
+use alloc::boxed::Box;
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
+
+use boot::Frames;
+use gic::Its;
+use iommu::{DeviceId, Endpoint, Iommu, OwnerId, UnitId};
+use machine::Interrupt;
+use pci::{Ecam, Msi, MsiX, Obstacle, Reset, Topology};
+use smmuv3::SmmuBackend;
+use smmuv3::spec::Event;
+use spin::Mutex;
+use types::{Bdf, Iova, Pa};
+use vm::{Faults, Records};
+
+use crate::console::SystemCounter;
+use crate::memory::{Ram, Registers};
+
+pub(crate) use events::Told;
+pub(crate) use messages::Route;
+pub(crate) use start::Found;
+
+/// The allocator of frames, shared by all.
+pub(crate) type Pool = &'static Frames<Ram>;
+
+/// The machine's SMMUs as the IOMMU core's hardware.
+pub(crate) type Backend = SmmuBackend<Registers, Ram, Pool, SystemCounter>;
+
+/// The IOMMU core of this machine.
+pub(crate) type Core = Iommu<Backend>;
+
+type PhysicalIts = Its<Registers, Ram, Pool, SystemCounter>;
+
+/// A host bridge.
+pub(crate) struct Bridge {
+    pub(crate) space: Ecam<Registers>,
+    pub(crate) topology: Topology,
+    groups: Vec<pci::Group>,
+    intx_lock: Mutex<()>,
+}
+
+impl Bridge {
+    /// Whether a function is alone in its isolation group.
+    fn isolates(&self, bdf: Bdf) -> bool {
+        let mut groups = self.groups.iter();
+        groups.any(|group| group.contains(bdf) && group.members.len() == 1)
+    }
+}
+
+/// How a function is brought back to its beginning.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum ResetBy {
+    /// By itself.
+    Function,
+    /// With the bus it is alone on, by this bridge.
+    Bus(Bdf),
+    /// Not at all.
+    Nothing,
+}
+
+#[derive(Debug)]
+enum Resetting {
+    /// As enumeration left it.
+    Fresh,
+    /// A VM has it.
+    Used(usize),
+    /// This VM has had it, and there is no reset that would make it forget.
+    Stale(usize),
+    /// On its way.
+    Running(Reset),
+    /// It did not come back.
+    Lost,
+}
+
+/// A function that the manifest names.
+pub(crate) struct Function {
+    pub(crate) segment: u16,
+    pub(crate) bdf: Bdf,
+    /// Its place among the bridges.
+    pub(crate) bridge: usize,
+    pub(crate) device: DeviceId,
+    pub(crate) unit: UnitId,
+    /// Its stream, at that unit.
+    pub(crate) stream: u32,
+    its: usize,
+    /// Who its messages come from, as its ITS sees it: others behind the same bridge may have the same.
+    device_id: u32,
+    /// The number of its first message among those of that DeviceID.
+    pub(crate) first_event: u32,
+    /// Messages it may send, numbered from 0.
+    pub(crate) events: u32,
+    /// The first of its LPIs, counted from the first of all.
+    first: usize,
+    reset_by: ResetBy,
+    reset: Mutex<Resetting>,
+}
+
+impl Function {
+    /// MSI-X of it.
+    pub(crate) fn msix(&self, hardware: &Hardware) -> Option<MsiX> {
+        hardware.described(self)?.capabilities.msix
+    }
+
+    /// MSI of it.
+    pub(crate) fn msi(&self, hardware: &Hardware) -> Option<Msi> {
+        hardware.described(self)?.capabilities.msi
+    }
+}
+
+/// An SMMU that is in use.
+struct Unit {
+    /// Its name in the log.
+    name: String,
+    event: Option<Interrupt>,
+    error: Option<Interrupt>,
+}
+
+/// Devices, SMMUs and ITSs.
+pub(crate) struct Hardware {
+    pub(crate) iommu: Mutex<Core>,
+    units: Vec<Unit>,
+    pub(crate) bridges: Vec<Bridge>,
+    itss: Vec<Mutex<PhysicalIts>>,
+    /// `GITS_TRANSLATER` of each.
+    doorbells: Vec<Pa>,
+    pub(crate) functions: Vec<Function>,
+    /// Where each LPI goes: see [`Route`].
+    routes: Box<[AtomicU64]>,
+    /// What was told of records.
+    faults: Mutex<Faults>,
+    /// Records on their way from an event queue to whom they concern.
+    records: Mutex<Vec<(u32, Event)>>,
+    /// An invalidation of one address forgets 4 KiB only, as QEMU's SMMU does it.
+    forgets_pages_only: bool,
+    /// Records wait in an event queue.
+    waiting: AtomicBool,
+    /// The VM that has each function, counted from 1.
+    owners: Box<[AtomicUsize]>,
+}
+
+impl Hardware {
+    /// What enumeration found of a function.
+    pub(crate) fn described(&self, function: &Function) -> Option<&pci::Function> {
+        self.bridges
+            .get(function.bridge)?
+            .topology
+            .function(function.bdf)
+    }
+
+    /// The function at a place of the machine.
+    pub(crate) fn find(&self, segment: u16, bdf: Bdf) -> Option<usize> {
+        let mut functions = self.functions.iter();
+        functions.position(|function| function.segment == segment && function.bdf == bdf)
+    }
+
+    /// What is in the way of giving these functions to one VM, as lines.
+    pub(crate) fn obstacles(&self, wanted: &[(u16, Bdf)], vm: usize) -> Vec<String> {
+        let vm = u32::try_from(vm).unwrap_or(u32::MAX);
+        let mut lines = Vec::new();
+        for bridge in &self.bridges {
+            let segment = bridge.topology.segment();
+            let wishes: Vec<pci::Wish> = wanted
+                .iter()
+                .filter(|(of, _)| *of == segment)
+                .map(|(_, function)| pci::Wish {
+                    function: *function,
+                    vm,
+                })
+                .collect();
+            let found: Vec<Obstacle> = pci::obstacles(&bridge.topology, &bridge.groups, &wishes);
+            lines.extend(
+                found
+                    .iter()
+                    .map(|obstacle| format!("{segment:04x}:{obstacle}")),
+            );
+        }
+        for (segment, bdf) in wanted {
+            if lines.is_empty() && self.find(*segment, *bdf).is_none() {
+                lines.push(format!(
+                    "{segment:04x}:{bdf}: cannot be given away, see above"
+                ));
+            }
+        }
+        lines
+    }
+
+    /// The state of each SMMU, in words, for the monitor.
+    pub(crate) fn states(&self) -> Vec<(String, String)> {
+        let iommu = self.iommu.lock();
+        let units = iommu.backend().units().iter().zip(&self.units);
+        let faults = self.faults.lock();
+        let mut states: Vec<(String, String)> = units
+            .map(|(smmu, unit)| {
+                let state = if smmu.is_off() {
+                    "OFF: it did not answer; everything aborts".to_string()
+                } else {
+                    format!(
+                        "on, streams of no VM abort; {} events in all",
+                        faults.total()
+                    )
+                };
+                (unit.name.clone(), state)
+            })
+            .collect();
+        for (index, function) in self.functions.iter().enumerate() {
+            let (records, total) = faults.of(index);
+            let muted = match records {
+                Records::Wanted => "",
+                Records::Unwanted => ", a flood: they are not recorded for a second",
+            };
+            if total > 0 {
+                let name = format!("{:04x}:{}", function.segment, function.bdf);
+                states.push((name, format!("{total} events{muted}")));
+            }
+        }
+        states
+    }
+
+    /// The identification of an SMMU over which a guest can have one of its own.
+    pub(crate) fn identity(&self, unit: UnitId) -> Option<smmuv3::Identity> {
+        let iommu = self.iommu.lock();
+        let backend = iommu.backend();
+        let nests = iommu::Backend::capabilities(backend, unit).is_some_and(|c| c.nesting);
+        let unit = usize::try_from(unit.bits()).ok()?;
+        let smmu = backend.units().get(unit).filter(|_| nests)?;
+        Some(*smmu.identity())
+    }
+
+    /// Whether a function is alone in its isolation group.
+    pub(crate) fn is_alone(&self, function: &Function) -> bool {
+        let bridge = self.bridges.get(function.bridge);
+        bridge.is_some_and(|bridge| bridge.isolates(function.bdf))
+    }
+
+    /// Whether an invalidation of one address forgets only 4 KiB.
+    pub(crate) fn forgets_pages_only(&self) -> bool {
+        self.forgets_pages_only
+    }
+
+    /// The doorbell of a function's messages.
+    pub(crate) fn doorbell(&self, function: &Function) -> Option<Pa> {
+        self.doorbells.get(function.its).copied()
+    }
+
+    /// The stream table entry of a function as it stands in memory, in words.
+    pub(crate) fn entry(&self, function: &Function) -> Option<String> {
+        let endpoint = Endpoint {
+            unit: function.unit,
+            source: function.stream,
+        };
+        let iommu = self.iommu.lock();
+        let entry = iommu.backend().read_entry(endpoint).ok()?;
+        Some(format!("stream {:#x}: {entry}", function.stream))
+    }
+
+    /// Where stage 2 takes an address of a function's, by the tables in memory; `None` when the function
+    /// has no stage 2.
+    pub(crate) fn stage_two(&self, function: &Function, at: Iova) -> Option<vm::Walk> {
+        let iommu = self.iommu.lock();
+        let group = iommu.device(function.device).ok()?.group();
+        let domain = iommu.group(group).ok()?.domain()?;
+        let paging = iommu.paging_below(domain)?;
+        let table = iommu.domain(paging).ok()?.table()?;
+        Some(match iommu.backend().walk(table, at)? {
+            Ok(leaf) => vm::Walk::Mapped {
+                pa: leaf.pa.bits(),
+                bytes: leaf.size.bytes(),
+                level: leaf.level,
+                descriptor: leaf.descriptor,
+            },
+            Err(fault) => vm::Walk::Unmapped { level: fault.level },
+        })
+    }
+}
+
+/// How the core names a VM.
+pub(crate) fn owner(vm: usize) -> OwnerId {
+    OwnerId::new(u32::try_from(vm + 1).unwrap_or(u32::MAX))
+}
