@@ -2,6 +2,8 @@
 
 use core::arch::asm;
 
+/// Reads a DMA translation.
+pub const GET_TCE: u64 = 0x1c;
 /// Writes a DMA translation.
 pub const PUT_TCE: u64 = 0x20;
 /// Writes the same DMA translation to several entries.

@@ -14,13 +14,18 @@
 pub mod cage;
 pub mod console;
 pub mod cpu;
+pub mod edu;
 mod entry;
 pub mod hcall;
+pub mod mmio;
 #[path = "../../src/options.rs"]
 pub mod options;
+pub mod pci;
 #[path = "../../src/random.rs"]
 pub mod random;
 pub mod rtas;
+pub mod tce;
+pub mod wait;
 
 /// Names the functions of a guest: `main` for the first CPU, `secondary` for the one that is started.
 #[macro_export]

@@ -11,16 +11,12 @@ use spin::Mutex;
 use tce::{Broken, Ddw, HostBridge, Multi, PaprBackend};
 use types::{Bdf, Iova, PageSize};
 
+use crate::messages::Messages;
 use crate::rtas::Rtas;
 use crate::tables::Calls;
 
 /// The IOMMU core of this machine.
 pub(crate) type Core = Iommu<PaprBackend<Calls>>;
-
-/// The first interrupt source that messages get, and how many are taken: what QEMU's platform gives.
-pub(crate) const FIRST_MESSAGE: u32 = 0x1300;
-/// How many sources of messages a guest is shown.
-pub(crate) const MESSAGES: u32 = 128;
 
 /// A host bridge whose windows are known, before anybody has it.
 #[derive(Clone, Debug)]
@@ -64,23 +60,13 @@ pub(crate) struct Bridge {
     pub(crate) devices: Vec<(Bdf, DeviceId)>,
 }
 
-/// Which VM an interrupt source of a device belongs to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Route {
-    pub(crate) source: u32,
-    pub(crate) vm: usize,
-    pub(crate) buid: u64,
-    /// The device, as a configuration address.
-    pub(crate) device: u32,
-}
-
 /// All host bridges, and the core that says who may reach what.
 #[derive(Debug)]
 pub(crate) struct Hardware {
     pub(crate) core: Mutex<Core>,
     pub(crate) bridges: Vec<Bridge>,
     pub(crate) rtas: &'static Rtas,
-    pub(crate) routes: Mutex<Vec<Route>>,
+    pub(crate) messages: Messages,
 }
 
 /// Devices cannot be given to VMs.
@@ -130,14 +116,7 @@ impl Hardware {
             core: Mutex::new(core),
             bridges,
             rtas,
-            routes: Mutex::new(Vec::new()),
+            messages: Messages::new(rtas),
         })
-    }
-
-    /// The VM that a device's interrupt is for.
-    pub(crate) fn owner_of(&self, source: u32) -> Option<usize> {
-        let routes = self.routes.lock();
-        let mut found = routes.iter();
-        Some(found.find(|route| route.source == source)?.vm)
     }
 }

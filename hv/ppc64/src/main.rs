@@ -26,6 +26,7 @@ mod hcall;
 mod heap;
 mod launch;
 mod memory;
+mod messages;
 mod nested;
 mod of;
 mod panic;

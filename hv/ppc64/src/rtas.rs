@@ -115,6 +115,7 @@ pub(crate) struct Rtas {
     source_of_msi: Service,
     set_source: Service,
     source_off: Service,
+    source_on: Service,
 }
 
 impl Rtas {
@@ -140,6 +141,7 @@ impl Rtas {
             source_of_msi: service("ibm,query-interrupt-source-number"),
             set_source: service("ibm,set-xive"),
             source_off: service("ibm,int-off"),
+            source_on: service("ibm,int-on"),
         }
     }
 
@@ -277,6 +279,13 @@ impl Rtas {
     ) -> Result<(), Error> {
         // SAFETY: interrupts of devices make CPUs leave guests, which is expected.
         let [] = unsafe { self.set_source.call(&[source, server, priority]) }?;
+        Ok(())
+    }
+
+    /// Lets an interrupt source through that was turned off, with what came meanwhile.
+    pub(crate) fn open_source(&self, source: u32) -> Result<(), Error> {
+        // SAFETY: as above.
+        let [] = unsafe { self.source_on.call(&[source]) }?;
         Ok(())
     }
 

@@ -4,7 +4,7 @@
 //! Key types: [`Lifecycle`] (a VM's state, shared by the cores its vCPUs run on), [`Turns`] and
 //! [`RunClock`] (time sharing and its account), [`Lodgers`] (when translations are to be forgotten), [`Terminal`] (the console of all VMs on one line),
 //! [`Monitor`] (commands for whoever sits at it, carried out through [`Control`]), [`Faults`] (what is
-//! told of DMA that was refused). Both binaries use
+//! told of DMA that was refused), [`Moderation`] (how often a device may interrupt). Both binaries use
 //! them; nothing here may know of an architecture, touch hardware or read a clock: times are
 //! arguments.
 //!
@@ -24,11 +24,14 @@
 )]
 
 extern crate alloc;
+#[cfg(test)]
+extern crate std;
 
 mod console;
 mod exits;
 mod faults;
 mod lifecycle;
+mod moderation;
 mod monitor;
 mod schedule;
 
@@ -36,6 +39,7 @@ pub use console::{ESCAPE, LONGEST_LINE, Line, Terminal, Typed};
 pub use exits::{ExitCause, ExitCounts};
 pub use faults::{Faults, Records, RefusedDma, Telling};
 pub use lifecycle::{Ended, Ending, Lifecycle, Next, State, dependents, is_notable, rest_ticks};
+pub use moderation::{Moderated, Moderation, Rate};
 pub use monitor::{
     Activity, Argument, CommandError, Control, Frames, Iommu, Monitor, Refusal, Reply, Then,
     VcpuState, VmStatus, Walk,

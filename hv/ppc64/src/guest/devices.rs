@@ -19,7 +19,7 @@ use types::{Bdf, Ipa, PageSize, Span};
 use vtce::{BridgeOptions, Dma, NotMemory, Policy, Progress, Service, Slot};
 
 use super::memory::GuestMemory;
-use crate::hardware::{Bridge, FIRST_MESSAGE, Hardware, MESSAGES, Route};
+use crate::hardware::{Bridge, Hardware};
 use crate::memory::Ram;
 use boot::Frames;
 
@@ -40,8 +40,6 @@ mod token {
 
 const HARDWARE: i32 = -1;
 const PARAMETER: i32 = -3;
-/// The priority at which devices interrupt the machine's CPUs.
-const PRIORITY: u32 = 5;
 
 /// Devices that a VM cannot have.
 #[derive(Debug, thiserror::Error)]
@@ -257,6 +255,10 @@ impl Devices {
                 ));
             }
         }
+        let (sources, muted) = self.hardware.messages.of_vm(self.vm);
+        if sources > 0 {
+            lines.push(format!("{sources} sources of messages, {muted} muted"));
+        }
         lines
     }
 
@@ -416,24 +418,13 @@ impl Devices {
         }
     }
 
-    /// Takes the interrupts of a device away.
-    fn forget_sources(&self, buid: u64, device: u32) {
-        let mut routes = self.hardware.routes.lock();
-        routes.retain(|route| {
-            let its = (route.buid, route.device) == (buid, device);
-            if its && self.hardware.rtas.silence_source(route.source).is_err() {
-                log::warn!("interrupt {:#x} cannot be silenced", route.source);
-            }
-            !its
-        });
-    }
-
     fn change_msi(&self, server: u32, at: u32, buid: [u32; 2], what: [u32; 3]) -> Served {
         let Some((bridge, function)) = self.function(at, buid) else {
             return Served::new(PARAMETER, &[]);
         };
         let device = address(function.bdf);
-        self.forget_sources(bridge.buid, device);
+        let name = [bridge.buid, device.into()];
+        self.hardware.messages.forget(name);
         let rtas = self.hardware.rtas;
         // SAFETY: the device is the VM's.
         let changed = unsafe { rtas.change_msi(bridge.buid, device, what) };
@@ -447,17 +438,9 @@ impl Devices {
         for number in 0..count {
             let source = rtas.source_of_msi(bridge.buid, device, number);
             let Ok([source, _]) = source else { continue };
-            let known = (FIRST_MESSAGE..FIRST_MESSAGE + MESSAGES).contains(&source);
-            if !known || rtas.direct_source(source, server, PRIORITY).is_err() {
+            if !self.hardware.messages.add(source, self.vm, name, server) {
                 log::warn!("vm {}: interrupt {source:#x} goes nowhere", self.vm);
-                continue;
             }
-            self.hardware.routes.lock().push(Route {
-                source,
-                vm: self.vm,
-                buid: bridge.buid,
-                device,
-            });
         }
         Served::new(0, &[count, sequence, kind])
     }
@@ -481,7 +464,7 @@ impl Devices {
                     write.is_ok()
                 });
                 sure &= off;
-                self.forget_sources(bridge.buid, device);
+                self.hardware.messages.forget([bridge.buid, device.into()]);
                 // SAFETY: takes interrupts away; one that has none answers with an error.
                 let _ = unsafe { rtas.change_msi(bridge.buid, device, [MSIX, 0, 0]) };
             }

@@ -198,11 +198,9 @@ fn answer(guests: &Guests, core: &Core) {
 
 /// Passes the interrupt of a device on to the VM that owns it.
 fn deliver(guests: &Guests, core: &Core, source: u32) {
-    let owner = guests
-        .hardware
-        .and_then(|hardware| hardware.owner_of(source));
+    let messages = guests.hardware.map(|hardware| &hardware.messages);
+    let owner = messages.and_then(|messages| messages.came(source, spr::timebase()));
     let Some(vm) = owner.and_then(|vm| guests.vms.get(vm)) else {
-        log::warn!("interrupt {source:#x} came unasked");
         return;
     };
     if let Ok(told) = vm.platform.signal(source) {
@@ -212,8 +210,12 @@ fn deliver(guests: &Guests, core: &Core, source: u32) {
     }
 }
 
-/// Makes cores leave guests that have lost the ends of their slices.
+/// Makes cores leave guests that have lost the ends of their slices, and hears devices again that
+/// interrupted too often.
 fn watch(guests: &Guests, this: &Core) {
+    if let Some(hardware) = guests.hardware {
+        hardware.messages.look(spr::timebase());
+    }
     for core in &guests.cores {
         if !core::ptr::eq(core.cpu, this.cpu) {
             smp::watch(core.cpu);

@@ -20,8 +20,9 @@ use super::kernel;
 use super::memory::{GuestMemory, NoRoom, Outside};
 use super::tree::{self, Facts, Services};
 use crate::console::TimeBase;
-use crate::hardware::{FIRST_MESSAGE, Hardware, MESSAGES};
+use crate::hardware::Hardware;
 use crate::memory::Ram;
+use crate::messages;
 use crate::nested::{PartitionTable, Vcpu};
 use crate::rtas::Rtas;
 use crate::spr;
@@ -166,7 +167,7 @@ pub(crate) struct Machine {
 /// The interrupt sources of a VM: its terminal's, and those of messages where it has devices.
 fn sources(devices: Option<&Devices>) -> Vec<Source> {
     let messages = match devices {
-        Some(_) => FIRST_MESSAGE..FIRST_MESSAGE + MESSAGES,
+        Some(_) => messages::FIRST..messages::FIRST + messages::COUNT,
         None => 0..0,
     };
     let numbers = messages.chain([TERMINAL_SOURCE]);

@@ -8,6 +8,7 @@ mod linux_smmu;
 mod nested;
 mod passthrough;
 mod power;
+mod power_dma;
 mod pseries;
 mod shares;
 mod tool;
@@ -243,7 +244,13 @@ pub(super) fn of_board(board: &str, extent: Extent) -> Vec<Case> {
             tool::cases(),
         ]
         .concat(),
-        "pseries" => [pseries::cases(), bridges::cases(), power::cases()].concat(),
+        "pseries" => [
+            pseries::cases(),
+            bridges::cases(),
+            power::cases(),
+            power_dma::cases(),
+        ]
+        .concat(),
         _ => Vec::new(),
     };
     cases.retain(|case| extent == Extent::Full || !case.only_full);

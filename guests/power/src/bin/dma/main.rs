@@ -1,0 +1,79 @@
+//! A guest with a device that masters the bus: QEMU's `edu` in slot 0 behind the host bridge `phb=N`. It
+//! uses it, and tries to reach with it what is not its.
+//!
+//! The first word of the command line says what to do; each ends with one line, `dma verdict: NAME ok:
+//! …` or `dma verdict: NAME FAILED: …`.
+//!
+//! | word | what |
+//! |---|---|
+//! | `sweep` | entries for all of the machine, in every kind of call; DMA to and from where no entry is, not for that, not any more, or another's; windows made and removed; `top` (8 GiB) ends the machine |
+//! | `watch` | has memory and a device that others want, for `beats` (100) periods of `period_us` (100000); both must stay as they are |
+//! | `forge` | messages with the numbers of others, by plain DMA, `times` (10) after `wait_us` (1000000) |
+//! | `flood` | messages without a pause for `us` (200000); more than `most` (6000) must not come |
+#![no_std]
+#![no_main]
+#![expect(unsafe_code, reason = "the guest has its memory to itself")]
+
+mod forge;
+mod memory;
+mod sweep;
+mod watch;
+
+use core::fmt;
+
+use power_guests::edu::Edu;
+use power_guests::options::Options;
+use power_guests::{cpu, guest, println, rtas};
+
+guest! { main: main, secondary: secondary }
+
+const NAMES: [&str; 4] = ["sweep", "watch", "forge", "flood"];
+
+/// Why a guest fails: what, and up to two numbers that show it.
+#[derive(Clone, Copy, Debug)]
+struct Failure(&'static str, [u64; 2]);
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [a, b] = self.1;
+        write!(f, "{} ({a:#x} {b:#x})", self.0)
+    }
+}
+
+impl From<&'static str> for Failure {
+    fn from(what: &'static str) -> Self {
+        Self(what, [0; 2])
+    }
+}
+
+fn fail<T>(what: &'static str, numbers: [u64; 2]) -> Result<T, Failure> {
+    Err(Failure(what, numbers))
+}
+
+fn main(options: Options) -> ! {
+    cpu::set_decrementer(i64::from(i32::MAX));
+    let bridge = options.number("phb").unwrap_or(0);
+    // The tree lies in memory that tasks fill.
+    let wanted = options.command();
+    let mut names = NAMES.into_iter();
+    let name = names.find(|name| wanted == Some(name)).unwrap_or("nothing");
+    println!("dma start: {name}");
+    let done = match Edu::open(bridge) {
+        None => Err("there is no edu".into()),
+        Some(edu) => match name {
+            "sweep" => sweep::run(edu, bridge, options),
+            "watch" => watch::run(edu, bridge, options),
+            "forge" => forge::run(edu, bridge, options),
+            "flood" => forge::flood(edu, options),
+            _ => Err("there is no such task".into()),
+        },
+    };
+    if let Err(failure) = done {
+        println!("dma verdict: {name} FAILED: {failure}");
+    }
+    rtas::power_off()
+}
+
+fn secondary(_: usize) -> ! {
+    panic!("this guest has one CPU")
+}

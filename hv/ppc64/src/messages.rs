@@ -1,0 +1,150 @@
+//! Which VM a device's interrupts are for, and how often they may come.
+//!
+//! A message on this platform is a write of a source's number to an address that no table guards: any
+//! device that masters the bus can send any number. What it reaches is bounded here: a source that no
+//! device of a VM was given is masked at its controller, and one that was interrupts so often and no
+//! more. `docs/tce.md` says what remains.
+
+use alloc::vec::Vec;
+use core::sync::atomic::{AtomicUsize, Ordering};
+
+use spin::Mutex;
+use vm::{Moderated, Moderation, Rate};
+
+use crate::rtas::Rtas;
+
+/// The first interrupt source that messages get, and how many are taken: what QEMU's platform gives.
+pub(crate) const FIRST: u32 = 0x1300;
+/// How many sources of messages a guest is shown.
+pub(crate) const COUNT: u32 = 128;
+/// The priority at which devices interrupt the machine's CPUs.
+const PRIORITY: u32 = 5;
+/// Ticks of 10 ms, which is how often a core looks around: 512 MHz on every machine since POWER7.
+const PERIOD: u64 = 5_120_000;
+/// 25,600 a second. A disk here does about 10,000; a neighbour's forged ones cost a CPU less than a
+/// tenth of its time.
+const RATE: Rate = Rate {
+    most: 256,
+    ticks: PERIOD,
+};
+/// Lines about interrupts that nobody was to get.
+const LINES: usize = 8;
+
+/// Which VM an interrupt source of a device belongs to.
+#[derive(Clone, Copy, Debug)]
+struct Route {
+    source: u32,
+    vm: usize,
+    buid: u64,
+    /// The device, as a configuration address.
+    device: u32,
+    account: Moderation,
+}
+
+/// All sources that devices of VMs have.
+#[derive(Debug)]
+pub(crate) struct Messages {
+    rtas: &'static Rtas,
+    routes: Mutex<Vec<Route>>,
+    muted: AtomicUsize,
+    unasked: AtomicUsize,
+}
+
+impl Messages {
+    pub(crate) fn new(rtas: &'static Rtas) -> Self {
+        Self {
+            rtas,
+            routes: Mutex::new(Vec::new()),
+            muted: AtomicUsize::new(0),
+            unasked: AtomicUsize::new(0),
+        }
+    }
+
+    /// Gives a source, which the platform gave to a device, to a VM: it interrupts the CPU `server`.
+    /// False when it cannot.
+    pub(crate) fn add(
+        &self,
+        source: u32,
+        vm: usize,
+        [buid, device]: [u64; 2],
+        server: u32,
+    ) -> bool {
+        if !(FIRST..FIRST + COUNT).contains(&source) {
+            return false;
+        }
+        // The route comes first: an interrupt that comes at once finds it.
+        let device = u32::try_from(device).unwrap_or(u32::MAX);
+        self.routes.lock().push(Route {
+            source,
+            vm,
+            buid,
+            device,
+            account: Moderation::default(),
+        });
+        let directed = self.rtas.direct_source(source, server, PRIORITY);
+        if directed.is_err() {
+            self.routes.lock().retain(|route| route.source != source);
+        }
+        directed.is_ok()
+    }
+
+    /// Takes the sources of a device away.
+    pub(crate) fn forget(&self, [buid, device]: [u64; 2]) {
+        let device = u32::try_from(device).unwrap_or(u32::MAX);
+        self.routes.lock().retain(|route| {
+            let its = (route.buid, route.device) == (buid, device);
+            if its && self.rtas.silence_source(route.source).is_err() {
+                log::warn!("interrupt {:#x} cannot be silenced", route.source);
+            }
+            if its && route.account.is_muted() {
+                self.muted.fetch_sub(1, Ordering::Relaxed);
+            }
+            !its
+        });
+    }
+
+    /// An interrupt came: the VM that it is for, if any.
+    pub(crate) fn came(&self, source: u32, now: u64) -> Option<usize> {
+        let mut routes = self.routes.lock();
+        let mut found = routes.iter_mut();
+        if let Some(route) = found.find(|route| route.source == source) {
+            if route.account.came(now, RATE) == Moderated::Mute {
+                // Its controller keeps one event of a source that is off.
+                let _ = self.rtas.silence_source(source);
+                self.muted.fetch_add(1, Ordering::Relaxed);
+            }
+            return Some(route.vm);
+        }
+        drop(routes);
+        // One that was on its way when its device was taken away; or something unknown, which had
+        // better stay silent.
+        let _ = self.rtas.silence_source(source);
+        if self.unasked.fetch_add(1, Ordering::Relaxed) < LINES {
+            log::info!("interrupt {source:#x} is nobody's");
+        }
+        None
+    }
+
+    /// Lets sources through again whose periods are over.
+    pub(crate) fn look(&self, now: u64) {
+        if self.muted.load(Ordering::Relaxed) == 0 {
+            return;
+        }
+        for route in self.routes.lock().iter_mut() {
+            if route.account.is_due(now, RATE) {
+                self.muted.fetch_sub(1, Ordering::Relaxed);
+                if self.rtas.open_source(route.source).is_err() {
+                    log::warn!("interrupt {:#x} stays silent", route.source);
+                }
+            }
+        }
+    }
+
+    /// How many sources of a VM there are, and how many of them are muted now.
+    pub(crate) fn of_vm(&self, vm: usize) -> (usize, usize) {
+        let routes = self.routes.lock();
+        let its = routes.iter().filter(|route| route.vm == vm);
+        let muted = its.clone().filter(|route| route.account.is_muted());
+        (its.clone().count(), muted.count())
+    }
+}
