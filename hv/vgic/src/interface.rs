@@ -5,7 +5,7 @@ use crate::{
     bank::{AtEnd, Bank, Load, Readback},
     bits::{Bits, bit},
     distributor::{FIRST_SPI, Room},
-    lpi::{Shared, Sources},
+    lpi::{FIRST_LPI, Lpi, Shared, Sources},
     lr::{End, HCR_EN, HCR_LRENPIE, HCR_NPIE, HCR_TDIR, ListRegister},
     priority::{PRIORITY_MASK, level_of},
 };
@@ -94,6 +94,16 @@ impl Loaded {
             load,
             end: at_end.into(),
         }
+    }
+
+    fn lpi(lpi: Lpi) -> Self {
+        let load = Load {
+            pending: true,
+            active: false,
+            from_latch: true,
+        };
+        let priority = lpi.priority & PRIORITY_MASK;
+        Self::shared(lpi.intid, priority, load, AtEnd::Nothing)
     }
 }
 
@@ -449,18 +459,39 @@ impl VcpuInterface {
             Choice::Shared(Shared::Lpi(lpi)) => {
                 self.holds_lpis = true;
                 sources.take_lpi(lpi);
-                let load = Load {
-                    pending: true,
-                    active: false,
-                    from_latch: true,
-                };
-                let priority = lpi.priority & PRIORITY_MASK;
-                Some(Loaded::shared(lpi.intid, priority, load, AtEnd::Nothing))
+                Some(Loaded::lpi(lpi))
             }
         };
         if let Some(loaded) = loaded {
             self.place(index, &loaded, image);
         }
+    }
+
+    /// Puts an LPI into a list register beside what the others hold, if that is all there is to do: see
+    /// [`Vgic::deliver`](crate::Vgic::deliver). Which one, or `None`, in which case nothing has changed.
+    ///
+    /// `empty` has a bit for each list register in use whose interrupt is over. Such a one is used again
+    /// if it held an LPI: of that there is nothing left to take out.
+    #[inline]
+    pub(crate) fn add_lpi(&mut self, lpi: Lpi, empty: u32, image: &mut LrImage) -> Option<usize> {
+        let mut spare = (self.live < self.list_registers).then_some(self.live);
+        for (index, shadow) in self.shadows.iter().take(self.live).enumerate() {
+            if empty & bit(u32::try_from(index).unwrap_or(0)) == 0 {
+                // No two list registers may hold the same interrupt [IHI 0069 §12.4].
+                if shadow.intid == lpi.intid {
+                    return None;
+                }
+            } else if shadow.intid >= FIRST_LPI {
+                spare = Some(index);
+            }
+        }
+        let index = spare?;
+        self.place(index, &Loaded::lpi(lpi), image);
+        self.holds_lpis = true;
+        let live = self.live.max(index.saturating_add(1));
+        self.live = live;
+        image.live = u8::try_from(live).unwrap_or(image.live);
+        Some(index)
     }
 
     #[inline]

@@ -174,6 +174,13 @@ impl LrImage {
         self.registers.get(..self.write.into()).unwrap_or(&[])
     }
 
+    /// One list register.
+    #[must_use]
+    pub fn register(&self, index: usize) -> ListRegister {
+        let register = self.registers.get(index).copied();
+        register.unwrap_or(ListRegister::INVALID)
+    }
+
     /// The value for `ICH_HCR_EL2`: `En`, and what maintenance interrupts and traps are needed.
     /// `EOIcount` in it is zero.
     #[must_use]

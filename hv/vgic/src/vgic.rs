@@ -11,7 +11,9 @@ use crate::{
     bits::low,
     distributor::{Distributor, FIRST_SPI},
     interface::VcpuInterface,
+    its::{Message, Vits},
     lpi::{LpiSource, LpiTables, Sources},
+    lr::HCR_EN,
     mailbox::{LPIS, Mailbox, OWED, REFILL, SPIS},
     redistributor::{Effect, Identity},
     sgi::Sgi,
@@ -384,6 +386,41 @@ impl Vgic {
     /// and [`its::Vits::signal`](crate::its::Vits::signal) name. Takes no lock.
     pub fn post_lpis_to(&self, vcpus: Kicks) -> Kicks {
         self.post(vcpus, LPIS)
+    }
+
+    /// A device's message came in while `vcpu` is on this core and out of the guest for it. When that is
+    /// all there is to do, the LPI goes into a list register, and which one is returned: of the list
+    /// registers that one, [`LrImage::register`], is to be written. Otherwise nothing has changed, and
+    /// [`Vits::signal`] has to be asked.
+    ///
+    /// It is all when the message is for this vCPU, its LPI is enabled and waits nowhere, nothing else
+    /// waits for the vCPU, and a list register is free. `empty` is `ICH_ELRSR_EL2`: a bit for each list
+    /// register whose interrupt the guest has ended. The list registers must hold what the last flush
+    /// gave, so there is no call between a [`Vgic::sync`] and the next flush. `vits` is the source that the
+    /// GIC was made with. Takes the vCPU's lock and those of `vits`.
+    #[inline]
+    pub fn deliver(
+        &self,
+        vits: &Vits,
+        message: Message,
+        vcpu: usize,
+        image: &mut LrImage,
+        empty: u32,
+    ) -> Option<usize> {
+        let this = self.vcpus.get(vcpu)?;
+        let target = u8::try_from(vcpu).ok()?;
+        // Maintenance interrupts are asked for while something waits or is active outside.
+        let quiet = image.hcr == HCR_EN && this.mailbox.is_empty();
+        if !quiet || !self.enabled.load(Ordering::Acquire) {
+            return None;
+        }
+        let mut interface = this.interface.lock();
+        let mut at = None;
+        vits.pass(message, target, |lpi| {
+            at = interface.add_lpi(lpi, empty, image);
+            at.is_some()
+        });
+        at
     }
 
     /// The hardware PPIs whose physical interrupt has to be active on the core while this vCPU is

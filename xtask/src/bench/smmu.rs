@@ -67,13 +67,13 @@ const ROWS: [(&str, Ground, &str, Option<u64>); 6] = [
         "msi-to-handler",
         Ground::Nested,
         "a device's message, to the guest's handler",
-        Some(2_000),
+        Some(450),
     ),
     (
         "msi-to-handler",
         Ground::Stage2,
         "the same with stage 2 alone",
-        Some(2_000),
+        Some(450),
     ),
 ];
 
@@ -258,9 +258,9 @@ mod tests {
 
     #[test]
     fn every_row_is_read_and_held_against_its_limit() {
-        let good = rows(&all(250), &all(2_000), &all(1)).unwrap();
+        let good = rows(&all(250), &all(450), &all(1)).unwrap();
         assert!(!good.iter().any(Row::is_over));
-        let over = rows(&all(250), &all(2_001), &all(1)).unwrap();
+        let over = rows(&all(250), &all(451), &all(1)).unwrap();
         assert_eq!(over.iter().filter(|row| row.is_over()).count(), 1);
         assert!(table(&over).contains("OVER"));
     }

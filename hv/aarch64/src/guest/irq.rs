@@ -59,6 +59,16 @@ pub(crate) fn read_back(image: &mut LrImage) {
     }
 }
 
+/// The list registers whose interrupt the guest has ended, or that were never used: a bit for each.
+pub(crate) fn ended() -> u32 {
+    low(read_register!("ich_elrsr_el2"))
+}
+
+/// Writes one list register.
+pub(crate) fn write_one(index: usize, register: ListRegister) {
+    write_list_register(index, register.bits());
+}
+
 /// Writes what a flush changed.
 pub(crate) fn write_out(image: &LrImage) {
     for (index, register) in image.to_write().iter().enumerate() {

@@ -10,6 +10,7 @@ use hal::Clock;
 use machine::Interrupt;
 use smmuv3::Locked;
 use spin::Mutex;
+use vgic::its::Message;
 use vgic::{Kicks, Level};
 use vm::{Ended, Ending, ExitCause, Lodgers, Monitor, Next, State, Turns, Typed};
 
@@ -23,7 +24,7 @@ use super::trap::Next as After;
 use super::vcpu::{self, TRAP_WFI, Vcpu, Whereabouts};
 use super::vm::{Activity, Slot, Vm};
 use crate::console::{self, SystemCounter};
-use crate::hardware::{Hardware, Told};
+use crate::hardware::{Hardware, Route, Told};
 use crate::memory::{Ram, Registers};
 use crate::serial::Port;
 use crate::{gic, panic};
@@ -110,6 +111,11 @@ impl Guests {
         }
     }
 
+    /// Where a device's message goes.
+    fn route(&self, intid: u32) -> Option<Route> {
+        self.iommus.hardware()?.route(intid)
+    }
+
     /// Takes the records out of the SMMUs' queues; `from` is the core that has a vCPU on it, if one has.
     fn drain(&self, hardware: &Hardware, from: usize) {
         hardware.drain(|vm, function, event| {
@@ -127,11 +133,7 @@ impl Guests {
 }
 
 /// A device's message has come in. An LPI has no active state.
-fn message(guests: &Guests, intid: u32, from: usize) {
-    let hardware = guests.iommus.hardware();
-    let Some(route) = hardware.and_then(|hardware| hardware.route(intid)) else {
-        return;
-    };
+fn message(guests: &Guests, route: Route, from: usize) {
     if let Some(vm) = guests.vms.get(route.vm)
         && let Some(pci) = &vm.pci
     {
@@ -372,7 +374,9 @@ fn idle(guests: &Guests, number: usize, core: &Core) {
             1020..gic::FIRST_LPI => break,
             intid @ gic::FIRST_LPI.. => {
                 gic::drop_priority(intid);
-                message(guests, intid, usize::MAX);
+                if let Some(route) = guests.route(intid) {
+                    message(guests, route, usize::MAX);
+                }
             }
             gic::HYP_TIMER => {
                 set_alarm(None);
@@ -574,8 +578,13 @@ fn settle(vm: &Vm, index: usize, slot: &Slot, vcpu: &Vcpu) {
     }
 }
 
-fn bits(set: u32) -> impl Iterator<Item = u32> {
-    (0..32).filter(move |bit| set >> bit & 1 == 1)
+/// The members of a set, lowest first. Nearly always there are none.
+fn bits(mut set: u32) -> impl Iterator<Item = u32> {
+    core::iter::from_fn(move || {
+        let bit = (set != 0).then(|| set.trailing_zeros())?;
+        set &= set - 1;
+        Some(bit)
+    })
 }
 
 /// A core is done with a VM for now. The last to leave one that ends concludes it.
@@ -761,6 +770,31 @@ impl Residency<'_> {
         }
     }
 
+    /// A device's message has come in: straight into a list register, if it is for the vCPU that is on
+    /// this core and nothing else waits; otherwise as from any core.
+    fn message(&mut self, intid: u32) {
+        let Some(route) = self.guests.route(intid) else {
+            return;
+        };
+        if route.vm == self.vm.number
+            && !self.refill
+            && let Some(pci) = &self.vm.pci
+        {
+            let message = Message {
+                device: route.device.into(),
+                event: route.event.into(),
+            };
+            let image = &mut self.vcpu.image;
+            let empty = irq::ended();
+            let at = (self.vm.gic).deliver(&pci.vits, message, self.index, image, empty);
+            if let Some(index) = at {
+                irq::write_one(index, image.register(index));
+                return;
+            }
+        }
+        message(self.guests, route, self.core);
+    }
+
     /// Takes an interrupt of the hypervisor's.
     fn interrupt(&mut self) -> Option<Departure> {
         let intid = gic::acknowledge();
@@ -768,7 +802,7 @@ impl Residency<'_> {
             if intid >= gic::FIRST_LPI {
                 self.count(ExitCause::Message);
                 gic::drop_priority(intid);
-                message(self.guests, intid, self.core);
+                self.message(intid);
             }
             return None;
         }

@@ -21,6 +21,8 @@
 //! * A physical LPI for device and vector of the VM came in:
 //!   `vgic.post_lpis_to(vits.signal(device_id, event_id))`, with the EventID from the guest's MSI data.
 //!   It takes constant time in the guest's doing (and a binary search in the VM's devices).
+//!   On a core that has a vCPU of the VM, [`Vgic::deliver`](crate::Vgic::deliver) is tried first: where the
+//!   message is for that vCPU and a list register is free, that is all there is to do.
 //! * VM restart: [`Vits::reset`] beside [`Vgic::reset`](crate::Vgic::reset), in any order.
 //!
 //! **Locks**: vCPU interface → distributor (both of [`Vgic`](crate::Vgic)) → mapping → pending. `Vits` has
@@ -129,6 +131,15 @@ pub trait GuestMemory {
 pub struct NotRam {
     /// Where the access started.
     pub at: Ipa,
+}
+
+/// What a device wrote to the doorbell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Message {
+    /// The DeviceID the guest knows the device by.
+    pub device: u32,
+    /// The EventID.
+    pub event: u32,
 }
 
 /// A device whose messages a guest may map.
@@ -410,6 +421,21 @@ impl Vits {
                 ..
             }) => self.pending.open().pend(lpi, vcpu),
             _ => Kicks::NONE,
+        }
+    }
+
+    /// [`Vits::signal`] and [`LpiSource::take`] in one: the LPI goes straight into a list register of
+    /// `vcpu`, if it is for that one, enabled, waits nowhere, and `place` has room. Otherwise nothing
+    /// changes.
+    #[inline]
+    pub(crate) fn pass(&self, message: Message, vcpu: u8, place: impl FnOnce(Lpi) -> bool) -> bool {
+        let state = self.state.lock();
+        if !state.registers.is_enabled() {
+            return false;
+        }
+        match state.tables.target(message.device, message.event) {
+            Some((lpi, target)) if target == vcpu => self.pending.open().pass(lpi, vcpu, place),
+            _ => false,
         }
     }
 

@@ -161,6 +161,30 @@ impl Open<'_> {
         self.join(lpi, vcpu, Join::Last)
     }
 
+    /// The LPI, which waits nowhere, becomes pending for `vcpu` and goes into a list register of it in
+    /// one step, if it is enabled and `place` has room. Otherwise nothing changes.
+    #[inline]
+    pub(super) fn pass(&mut self, lpi: u16, vcpu: u8, place: impl FnOnce(Lpi) -> bool) -> bool {
+        if !self.accepts(vcpu) {
+            return false;
+        }
+        let Some(slot) = self.lists.slots.get_mut(usize::from(lpi)) else {
+            return false;
+        };
+        if slot.pending || slot.config & ENABLED == 0 {
+            return false;
+        }
+        let passed = place(Lpi {
+            intid: FIRST_LPI.wrapping_add(u32::from(lpi)),
+            priority: slot.config & !ENABLED,
+        });
+        if passed {
+            slot.vcpu = vcpu;
+            slot.held = vcpu;
+        }
+        passed
+    }
+
     /// The LPI goes into a list register of `vcpu`.
     pub(super) fn take(&mut self, lpi: u16, vcpu: u8) {
         self.leave(lpi);

@@ -91,6 +91,7 @@ impl Tables {
         })
     }
 
+    #[inline]
     fn device(&self, id: u32) -> Option<&Device> {
         let index = self.devices.binary_search_by_key(&id, |device| device.id);
         self.devices.get(index.ok()?)
@@ -126,7 +127,23 @@ impl Tables {
         })
     }
 
+    /// The LPI and the vCPU of an event that goes somewhere.
+    #[inline]
+    pub(super) fn target(&self, device: u32, event: u32) -> Option<(u16, u8)> {
+        let known = self.device(device)?;
+        if event >= known.mapped {
+            return None;
+        }
+        let place = known.first.wrapping_add(event) as usize;
+        let Event { lpi, collection } = *self.events.get(place)?;
+        if lpi == NO_LPI {
+            return None;
+        }
+        Some((lpi, self.vcpu_of(collection)?))
+    }
+
     /// The vCPU a collection is at.
+    #[inline]
     pub(super) fn vcpu_of(&self, collection: u16) -> Option<u8> {
         let vcpu = *self.collections.get(usize::from(collection))?;
         (vcpu != NOWHERE).then_some(vcpu)

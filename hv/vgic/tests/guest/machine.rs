@@ -112,6 +112,29 @@ impl CpuInterface {
         ended || none_pending || not_present
     }
 
+    /// `ICH_ELRSR_EL2`: list registers without an interrupt, and without the news of an end.
+    pub(crate) fn ended(&self) -> u32 {
+        let ended = |lr: u64| lr >> 62 == 0 && (lr >> 61 & 1 == 1 || lr >> 41 & 1 == 0);
+        let bits = self
+            .lrs
+            .iter()
+            .enumerate()
+            .map(|(index, lr)| u32::from(ended(*lr)) << index);
+        bits.sum()
+    }
+
+    /// Writes one list register, which must be without an interrupt.
+    pub(crate) fn write_one(&mut self, index: usize) {
+        assert_eq!(self.lrs[index] >> 62, 0, "an interrupt is overwritten");
+        let register = self.image.register(index);
+        let other = (0..self.lrs.len()).filter(|other| *other != index);
+        for other in other {
+            let same = self.lrs[other] as u32 == register.intid() && self.lrs[other] >> 62 != 0;
+            assert!(!same, "one interrupt in two list registers");
+        }
+        self.lrs[index] = register.bits();
+    }
+
     fn read_back(&mut self) {
         for (to, from) in self.image.live_mut().iter_mut().zip(&self.lrs) {
             *to = ListRegister::from_bits(*from);
@@ -171,23 +194,28 @@ impl Machine {
     /// priority 0x80, SPIs routed to vCPU 0.
     pub(crate) fn enabled(vcpus: u8, spis: usize, list_registers: usize) -> Self {
         let mut machine = Self::new(vcpus, spis, list_registers);
-        machine.write(0, 0, 2);
+        machine.enable(spis);
+        machine
+    }
+
+    /// What [`Machine::enabled`] does after [`Machine::new`].
+    pub(crate) fn enable(&mut self, spis: usize) {
+        self.write(0, 0, 2);
         for word in 1..=(spis.div_ceil(32) as u64) {
-            machine.write(0, 0x80 + 4 * word, 0xffff_ffff);
-            machine.write(0, 0x100 + 4 * word, 0xffff_ffff);
+            self.write(0, 0x80 + 4 * word, 0xffff_ffff);
+            self.write(0, 0x100 + 4 * word, 0xffff_ffff);
         }
         for intid in 32..32 + spis as u64 {
-            machine.write_at(0, 0x400 + intid, Width::Byte, 0x80);
+            self.write_at(0, 0x400 + intid, Width::Byte, 0x80);
         }
-        for vcpu in 0..vcpus.into() {
-            machine.write_private(vcpu, vcpu, 0x14, 0);
-            machine.write_private(vcpu, vcpu, SGI_FRAME + 0x80, 0xffff_ffff);
-            machine.write_private(vcpu, vcpu, SGI_FRAME + 0x100, 0xffff_ffff);
+        for vcpu in 0..self.cores.len() {
+            self.write_private(vcpu, vcpu, 0x14, 0);
+            self.write_private(vcpu, vcpu, SGI_FRAME + 0x80, 0xffff_ffff);
+            self.write_private(vcpu, vcpu, SGI_FRAME + 0x100, 0xffff_ffff);
             for word in 0..8 {
-                machine.write_private(vcpu, vcpu, SGI_FRAME + 0x400 + 4 * word, 0x8080_8080);
+                self.write_private(vcpu, vcpu, SGI_FRAME + 0x400 + 4 * word, 0x8080_8080);
             }
         }
-        machine
     }
 
     /// Does what a kick does: everybody who has to looks, until nobody has to.

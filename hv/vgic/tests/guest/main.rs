@@ -6,6 +6,7 @@
 
 mod behaviour;
 mod cores;
+mod deliver;
 mod linux;
 mod lpis;
 mod machine;
