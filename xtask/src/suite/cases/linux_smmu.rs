@@ -104,7 +104,7 @@ fn with_devices(name: String, bundle: Bundle) -> Case {
 fn nested(mut case: Case) -> Case {
     case.forbids = [
         r"^\[ *\d+\.\d{6}\] ERROR ",
-        r"^\[ *\d+\.\d{6}\] WARN +([^h ]|hardware: [^p])",
+        r"^\[ *\d+\.\d{6}\] WARN +([^s ]|start: [^p])",
         EVENT,
         "another chip than an ITS",
         "(?i)call trace|timeout, completion polled|kernel panic",
