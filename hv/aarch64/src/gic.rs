@@ -68,6 +68,33 @@ pub(crate) fn enable_spi(interrupt: Interrupt, mpidr: u64) {
     }
 }
 
+/// Routes an SPI to the CPU with this affinity.
+pub(crate) fn route_spi(intid: u32, mpidr: u64) {
+    with_spi(intid, |gicd, spi| {
+        let _ = gicd.set_routing(spi, Some(mpidr));
+    });
+}
+
+/// Turns an SPI off, whose trigger and routing stay.
+pub(crate) fn disable_spi(intid: u32) {
+    with_spi(intid, |gicd, spi| {
+        let _ = gicd.enable_interrupt(spi, false);
+    });
+}
+
+/// Turns it on again.
+pub(crate) fn allow_spi(intid: u32) {
+    with_spi(intid, |gicd, spi| {
+        let _ = gicd.enable_interrupt(spi, true);
+    });
+}
+
+fn with_spi(intid: u32, change: impl FnOnce(&mut GicDistributor<'static>, IntId)) {
+    if let (Some(gicd), Some(number)) = (DISTRIBUTOR.lock().as_mut(), intid.checked_sub(32)) {
+        change(gicd, IntId::spi(number));
+    }
+}
+
 /// A CPU's redistributor.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Frame(usize);

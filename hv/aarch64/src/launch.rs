@@ -8,6 +8,7 @@ use alloc::vec::Vec;
 use boot::{Frames, Verdict};
 use bundle::{Bundle, GuestDevice, HostDevice, PeerToPeer, Start, VmConfig};
 use machine::{InterruptController, Machine};
+use pci::vconfig::Pin;
 use types::Bdf;
 
 use crate::guest::{self, Assigned, Core, GuestPci, Handover, Iommus, Vm};
@@ -99,7 +100,7 @@ pub(crate) fn vms(machine: &Machine, bundle: &Bundle<'static>, holdings: Holding
                 continue;
             }
         };
-        let assigned = match assign(config, &iommus, number) {
+        let assigned = match assign(config, bundle, &iommus, number) {
             Ok(assigned) => assigned,
             Err(lines) => {
                 log::error!(
@@ -194,7 +195,12 @@ fn pci_devices(config: &VmConfig) -> impl Iterator<Item = ((u16, Bdf), Option<Bd
 }
 
 /// The devices of a VM, each with its place in the guest; or what is in the way.
-fn assign(config: &VmConfig, iommus: &Iommus, vm: usize) -> Result<Vec<Assigned>, Vec<String>> {
+fn assign(
+    config: &VmConfig,
+    bundle: &Bundle<'static>,
+    iommus: &Iommus,
+    vm: usize,
+) -> Result<Vec<Assigned>, Vec<String>> {
     if let Some(device) = config
         .devices
         .iter()
@@ -235,7 +241,45 @@ fn assign(config: &VmConfig, iommus: &Iommus, vm: usize) -> Result<Vec<Assigned>
                 "{segment:04x}:{bdf}: no place is free"
             )]));
         };
-        assigned.push(Assigned { function, guest });
+        let pin = pin_of(config, bundle, hardware, function);
+        assigned.push(Assigned {
+            function,
+            guest,
+            pin,
+        });
     }
     Ok(assigned)
+}
+
+/// Whether a VM's guest sees the interrupt pin of a function. A line is one VM's: what others with
+/// functions on it do must not take its time, and the other way round.
+fn pin_of(
+    config: &VmConfig,
+    bundle: &Bundle<'static>,
+    hardware: &Hardware,
+    function: usize,
+) -> Pin {
+    let line = |function: usize| Some(hardware.functions.get(function)?.line?.number);
+    let Some(wanted) = line(function) else {
+        return Pin::Hidden;
+    };
+    let mut others = bundle.manifest().vms().iter();
+    let sharing = others.find(|other| {
+        let mut theirs = pci_devices(other).filter_map(|((s, bdf), _)| hardware.find(s, bdf));
+        other.name != config.name
+            && theirs.any(|other| other != function && line(other) == Some(wanted))
+    });
+    match (sharing, hardware.functions.get(function)) {
+        (Some(other), Some(function)) => {
+            log::info!(
+                "vm {}: {:04x}:{} has no interrupt pin there: its line is also one of vm {}'s",
+                config.name,
+                function.segment,
+                function.bdf,
+                other.name
+            );
+            Pin::Hidden
+        }
+        _ => Pin::Shown,
+    }
 }

@@ -344,6 +344,10 @@ fn pci(platform: &GuestPlatform, host: &PciHost) -> NodeBuilder {
         )
         .reg(&[(base, bytes)])
         .with("ranges", ranges)
+        .with("#interrupt-cells", 1u32)
+        // Devices 0 to 3, whatever the function; four further on it is the same again.
+        .with("interrupt-map-mask", [0x1800u32, 0, 0, 7])
+        .with("interrupt-map", interrupt_map(host))
         .flag("dma-coherent");
     if platform.smmu.is_some() {
         node = node.with("iommu-map", [0, Handle::SMMU, 0, 0x1_0000]);
@@ -352,6 +356,19 @@ fn pci(platform: &GuestPlatform, host: &PciHost) -> NodeBuilder {
         node = node.with("msi-map", [0, Handle::ITS, 0, 0x1_0000]);
     }
     node
+}
+
+/// Which interrupt a device's pins raise: for each the device and its pin, the GIC (whose unit addresses
+/// have two cells), and the interrupt there.
+fn interrupt_map(host: &PciHost) -> Vec<u32> {
+    let mut map = Vec::new();
+    for device in 0..4_u8 {
+        for pin in 1..=4_u8 {
+            map.extend([u32::from(device) << 11, 0, 0, pin.into(), Handle::GIC, 0, 0]);
+            map.extend(spi(host.pin(device, pin), LEVEL_HIGH));
+        }
+    }
+    map
 }
 
 /// One cell list from a number of them.

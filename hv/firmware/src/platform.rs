@@ -171,9 +171,24 @@ pub struct PciHost {
     /// The windows. An I/O window must not start at bus address 0: Linux takes an unset I/O BAR
     /// for one that firmware has placed there.
     pub windows: Vec<PciWindow>,
+    /// The interrupts of INTA to INTD of device 0, level-sensitive. Device n's are moved on by n, as a
+    /// bridge above it would move them.
+    pub intx: [Spi; 4],
 }
 
 impl PciHost {
+    /// The interrupt that a pin (1 is INTA, 4 INTD) of a device on the root bus raises.
+    #[must_use]
+    pub fn pin(&self, device: u8, pin: u8) -> Spi {
+        let [a, b, c, d] = self.intx;
+        match pin.wrapping_sub(1).wrapping_add(device) & 3 {
+            0 => a,
+            1 => b,
+            2 => c,
+            _ => d,
+        }
+    }
+
     /// The configuration space of exactly the buses of this bridge.
     #[must_use]
     pub fn ecam_span(&self) -> Option<Span<Ipa>> {
@@ -401,6 +416,7 @@ impl GuestPlatform {
                     bytes: map::PCI_WINDOW64_BYTES,
                 },
             ]),
+            intx: [Spi(3), Spi(4), Spi(5), Spi(6)],
         });
         self
     }

@@ -170,6 +170,29 @@ fn the_host_bridge_is_one_that_linux_finds_and_lets_do_dma() {
 }
 
 #[test]
+fn pins_are_routed_as_a_bridge_above_them_would_move_them() {
+    let dsdt = find(&write(&with_pci()), b"DSDT");
+    // Device and any function, pin, no link device, interrupt: in AML a package of four.
+    let entry = |device: u32, pin: u8, interrupt: u8| {
+        let mut address = vec![0x0c];
+        address.extend((device << 16 | 0xffff).to_le_bytes());
+        let pin = match pin {
+            0 | 1 => vec![pin],
+            _ => vec![0x0a, pin],
+        };
+        let body = [&[4][..], &address, &pin, &[0, 0x0a, interrupt]].concat();
+        let length = u8::try_from(body.len() + 1).unwrap();
+        [&[0x12, length][..], &body].concat()
+    };
+    // Device 0's address would be a shorter number.
+    for (device, pin, interrupt) in [(4, 0, 35), (1, 0, 36), (1, 3, 35), (6, 2, 35), (31, 3, 37)] {
+        let entry = entry(device, pin, interrupt);
+        assert!(contains(&dsdt, &entry), "device {device} pin {pin}");
+    }
+    assert!(!contains(&dsdt, &entry(1, 0, 35)));
+}
+
+#[test]
 fn an_io_window_is_ports_reached_through_memory() {
     let mut platform = with_pci();
     platform.pci.as_mut().unwrap().windows.push(PciWindow {

@@ -54,6 +54,13 @@ pub fn set_pin(space: &dyn ConfigSpace, bdf: Bdf, permission: Permission) -> Res
     set_command(space, bdf, regs::COMMAND_INTX_OFF, bit)
 }
 
+/// Whether a function has a reason to raise its interrupt pin, whether or not it may
+/// [PCI Express Base 6.0 §7.5.1.1.4].
+#[must_use]
+pub fn wants_pin(space: &dyn ConfigSpace, bdf: Bdf) -> bool {
+    space.read16(bdf, regs::STATUS) & regs::STATUS_INTX != 0
+}
+
 fn set_command(
     space: &dyn ConfigSpace,
     bdf: Bdf,

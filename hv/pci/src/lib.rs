@@ -58,7 +58,7 @@ pub use capability::{
     Msi, MsiX, PortType,
 };
 pub use config::{ConfigSpace, Ecam, Extent};
-pub use control::{Message, MsixMode, Permission, set_mastering, set_pin};
+pub use control::{Message, MsixMode, Permission, set_mastering, set_pin, wants_pin};
 pub use defect::Defect;
 pub use error::Error;
 pub use function::{

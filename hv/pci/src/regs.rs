@@ -17,6 +17,8 @@ pub(crate) const COMMAND_MEMORY: u16 = 1 << 1;
 pub(crate) const COMMAND_MASTER: u16 = 1 << 2;
 pub(crate) const COMMAND_INTX_OFF: u16 = 1 << 10;
 pub(crate) const COMMAND_DECODE: u16 = COMMAND_IO | COMMAND_MEMORY;
+/// The function raises its interrupt pin, or would if it might.
+pub(crate) const STATUS_INTX: u16 = 1 << 3;
 pub(crate) const STATUS_CAPABILITIES: u16 = 1 << 4;
 
 pub(crate) const HEADER_MULTIFUNCTION: u8 = 1 << 7;

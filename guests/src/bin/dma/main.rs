@@ -14,6 +14,7 @@
 //! | `storm` | `rounds` of refused DMA from all devices without a pause, then messages |
 //! | `linger` | goes off (`reset=1`: starts anew) `after_us` into a DMA that is to interrupt; the next life must notice neither. Lives are told apart by nothing, the host counts |
 //! | `watch` | has memory and a device that others want, for `beats` periods; both must stay as they are |
+//! | `wire` | INTx as the interrupt `intid`: turned off, left up for `hold` interrupts, shared by two devices |
 //! | `latency` | from a device's write of a message to the handler, in ticks |
 //! | `smmu` | an SMMU of the guest's own: stage 1, its faults |
 //! | `smmu-hostile` | entries, queues and registers that an SMMU must survive, `ops`, `seed` |
@@ -36,6 +37,7 @@ mod smmu_hostile;
 mod storm;
 mod sweep;
 mod watch;
+mod wire;
 
 use core::fmt;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -80,6 +82,9 @@ static RECEIVED: Received = Received {
 
 /// Aborts are counted instead of being the end.
 static TOLERANT: AtomicBool = AtomicBool::new(false);
+
+/// Shared interrupts are let in again at once until so many have come.
+static TAKEN_IN: AtomicU64 = AtomicU64::new(0);
 
 /// What the second CPU does: it sends messages, or rewrites queues.
 static ROLE: AtomicU64 = AtomicU64::new(ROLE_MESSAGES);
@@ -173,7 +178,7 @@ impl fmt::Display for Summary {
 type Task = fn(&Options) -> Verdict;
 
 /// What there is to do.
-const TASKS: [(&str, Task); 12] = [
+const TASKS: [(&str, Task); 13] = [
     ("probe", probe::run),
     ("sweep", sweep::run),
     ("config-fuzz", config::run),
@@ -182,6 +187,7 @@ const TASKS: [(&str, Task); 12] = [
     ("storm", storm::run),
     ("linger", linger::run),
     ("watch", watch::run),
+    ("wire", wire::run),
     ("latency", latency::run),
     ("smmu", smmu::run),
     ("smmu-hostile", smmu_hostile::run),
@@ -254,7 +260,7 @@ fn interrupt(entered: u64) {
                 RECEIVED.entered.store(entered, Ordering::SeqCst);
                 count.fetch_add(1, Ordering::SeqCst);
                 // A wire that stays up would come again at once: whoever waits for it lets it in again.
-                if intid >= 32 {
+                if intid >= 32 && shared(intid) >= TAKEN_IN.load(Ordering::SeqCst) {
                     gic::disable_shared(intid);
                 }
             }

@@ -24,7 +24,7 @@ use super::trap::Next as After;
 use super::vcpu::{self, TRAP_WFI, Vcpu, Whereabouts};
 use super::vm::{Activity, Slot, Vm};
 use crate::console::{self, SystemCounter};
-use crate::hardware::{Hardware, Route, Told};
+use crate::hardware::{Claim, Hardware, Route, Told};
 use crate::memory::{Ram, Registers};
 use crate::serial::Port;
 use crate::{gic, panic};
@@ -99,6 +99,11 @@ impl Guests {
             }
         }
         if let Some(hardware) = self.iommus.hardware()
+            && hardware.is_line(intid)
+        {
+            self.line_is_up(hardware, intid, from);
+        }
+        if let Some(hardware) = self.iommus.hardware()
             && hardware.is_ours(intid)
         {
             // What is left waits for the next interrupt or the next look around: a flood takes turns.
@@ -114,6 +119,20 @@ impl Guests {
     /// Where a device's message goes.
     fn route(&self, intid: u32) -> Option<Route> {
         self.iommus.hardware()?.route(intid)
+    }
+
+    /// A line that devices' pins raise is up.
+    fn line_is_up(&self, hardware: &Hardware, intid: u32, from: usize) {
+        let mut claim = Claim::Unclaimed;
+        for vm in &self.vms {
+            if let Some(pci) = &vm.pci
+                && let Some(kicks) = pci.line_is_up(vm, intid)
+            {
+                claim = Claim::Claimed;
+                kick(self, vm, kicks, from);
+            }
+        }
+        hardware.count_line(intid, claim);
     }
 
     /// Takes the records out of the SMMUs' queues; `from` is the core that has a vCPU on it, if one has.
@@ -244,6 +263,14 @@ pub(crate) fn serve(core: usize) -> ! {
     {
         for interrupt in hardware.interrupts() {
             gic::enable_spi(interrupt, this.mpidr);
+        }
+        for vm in &guests.vms {
+            let first = vm.slots.first();
+            let near = first.and_then(|slot| guests.cores.get(slot.core));
+            let near = near.map_or(this.mpidr, |core| core.mpidr);
+            for interrupt in vm.pci.iter().flat_map(GuestPci::machine_lines) {
+                gic::enable_spi(interrupt, near);
+            }
         }
         // What came before has left no edge.
         guests.drain(hardware, usize::MAX);
@@ -736,6 +763,11 @@ impl Residency<'_> {
     }
 
     fn flush(&mut self) {
+        if let Some(pci) = &self.vm.pci
+            && pci.has_line_up()
+        {
+            self.look_at_lines(pci);
+        }
         irq::read_back(&mut self.vcpu.image);
         let kicks = self.vm.gic.flush(self.index, &mut self.vcpu.image);
         irq::write_out(&self.vcpu.image);
@@ -743,6 +775,16 @@ impl Residency<'_> {
             gic::deactivate(intid);
         }
         self.refill = false;
+        self.kick(kicks);
+    }
+
+    /// Asks devices whose lines are up whether they still have reason. What the guest has ended must be out
+    /// of the list registers by then.
+    #[cold]
+    fn look_at_lines(&mut self, pci: &GuestPci) {
+        self.sync();
+        let core = self.guests.cores.get(self.core);
+        let kicks = pci.look_at_lines(self.vm, core.map_or(0, |core| core.mpidr));
         self.kick(kicks);
     }
 

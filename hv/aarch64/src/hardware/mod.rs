@@ -7,6 +7,7 @@
 mod events;
 mod messages;
 mod owners;
+mod pins;
 mod start;
 
 use alloc::boxed::Box;
@@ -26,11 +27,14 @@ use spin::Mutex;
 use types::{Bdf, Iova, Pa};
 use vm::{Faults, Records};
 
+use pins::Line;
+
 use crate::console::SystemCounter;
 use crate::memory::{Ram, Registers};
 
 pub(crate) use events::Told;
 pub(crate) use messages::Route;
+pub(crate) use pins::Claim;
 pub(crate) use start::Found;
 
 /// The allocator of frames, shared by all.
@@ -49,7 +53,10 @@ pub(crate) struct Bridge {
     pub(crate) space: Ecam<Registers>,
     pub(crate) topology: Topology,
     groups: Vec<pci::Group>,
-    intx_lock: Mutex<()>,
+    /// Held while a bit of a command register changes.
+    command_lock: Mutex<()>,
+    /// Interrupts that some pin raises that cannot be turned off.
+    loud: Vec<u32>,
 }
 
 impl Bridge {
@@ -102,6 +109,8 @@ pub(crate) struct Function {
     pub(crate) first_event: u32,
     /// Messages it may send, numbered from 0.
     pub(crate) events: u32,
+    /// What its interrupt pin raises, where that can be served.
+    pub(crate) line: Option<Interrupt>,
     /// The first of its LPIs, counted from the first of all.
     first: usize,
     reset_by: ResetBy,
@@ -137,6 +146,7 @@ pub(crate) struct Hardware {
     /// `GITS_TRANSLATER` of each.
     doorbells: Vec<Pa>,
     pub(crate) functions: Vec<Function>,
+    lines: Vec<Line>,
     /// Where each LPI goes: see [`Route`].
     routes: Box<[AtomicU64]>,
     /// What was told of records.

@@ -81,12 +81,7 @@ impl Hardware {
         let Some(bridge) = self.bridges.get(function.bridge) else {
             return;
         };
-        let denied = pci::Permission::Denied;
-        if let Err(error) =
-            pci::set_mastering(&bridge.space, &bridge.topology, function.bdf, denied)
-        {
-            log::error!("pci {}: {error}", function.bdf);
-        }
+        self.set_mastering(function, pci::Permission::Denied);
         if let Some(msix) = function.msix(self) {
             let _ = msix.set_mode(&bridge.space, function.bdf, pci::MsixMode::Off);
         }
@@ -100,7 +95,7 @@ impl Hardware {
         let Some(bridge) = self.bridges.get(function.bridge) else {
             return;
         };
-        let guard = bridge.intx_lock.lock();
+        let guard = bridge.command_lock.lock();
         let set = pci::set_mastering(&bridge.space, &bridge.topology, function.bdf, permission);
         drop(guard);
         if let Err(error) = set {
@@ -145,6 +140,7 @@ impl Hardware {
             Ok(Progress::Wait(until)) => Some(until),
             Ok(Progress::Done) => {
                 *state = Resetting::Fresh;
+                self.set_pin(function, pci::Permission::Denied);
                 None
             }
             Err(error) => {

@@ -92,6 +92,7 @@ impl Hardware {
             itss: Vec::new(),
             doorbells: Vec::new(),
             functions: Vec::new(),
+            lines: Vec::new(),
             routes: Box::default(),
             faults: Mutex::new(Faults::new(0, 0)),
             records: Mutex::new(Vec::with_capacity(MOST_RECORDS)),
@@ -119,6 +120,7 @@ impl Hardware {
             .collect();
         let second = SystemCounter.frequency();
         hardware.faults = Mutex::new(Faults::new(hardware.functions.len(), second));
+        hardware.collect_lines();
         hardware.cores_with_lpis(cores);
         hardware
     }
@@ -144,12 +146,15 @@ impl Hardware {
             };
             // SAFETY: the survey mapped it, and has handed over what it did with it.
             let registers = unsafe { Registers::new(span) };
-            self.bridges.push(Bridge {
+            let mut bridge = Bridge {
                 space: Ecam::new(registers, buses),
                 topology: found.topology,
                 groups: found.groups,
-                intx_lock: Mutex::new(()),
-            });
+                command_lock: Mutex::new(()),
+                loud: Vec::new(),
+            };
+            super::pins::silence(machine, &mut bridge);
+            self.bridges.push(bridge);
         }
     }
 
@@ -275,6 +280,7 @@ impl Hardware {
                 "pci {segment:04x}:{bdf}: it cannot be reset: only the VM that gets it first can have it"
             );
         }
+        let line = super::pins::line_of(machine, below, function);
         let group = self.group_of(machine, bridge, bdf, unit)?;
         let host = machine
             .host_bridge(segment)
@@ -318,6 +324,7 @@ impl Hardware {
             device_id,
             first_event,
             events,
+            line,
             first,
             reset_by,
             reset: Mutex::new(Resetting::Fresh),

@@ -7,7 +7,7 @@ use alloc::vec::Vec;
 
 use acpi_tables::aml::{
     AddressSpace, AddressSpaceCacheable, Arg, BufferData, Device, EISAName, Equal, If, Interrupt,
-    Memory32Fixed, Method, Name, ONE, ResourceTemplate, Return, Scope, Uuid, ZERO,
+    Memory32Fixed, Method, Name, ONE, Package, ResourceTemplate, Return, Scope, Uuid, ZERO,
 };
 use acpi_tables::{Aml, AmlSink};
 use types::{Ipa, Span};
@@ -110,9 +110,27 @@ fn root_bridge(host: &PciHost) -> Raw {
             name("_BBN", &first_bus),
             name("_CCA", &ONE),
             resources(&list),
+            routing(host),
             dsm(),
         ],
     )
+}
+
+/// `_PRT`: which interrupt a device's pins raise. Each entry is a device with any function, a pin from 0
+/// on, no link device, and the interrupt's number [ACPI 6.x §6.2.13].
+fn routing(host: &PciHost) -> Raw {
+    let mut table = Vec::new();
+    for device in 0..32_u8 {
+        for pin in 0..4_u8 {
+            let address = u32::from(device) << 16 | 0xffff;
+            let interrupt = host.pin(device, pin.saturating_add(1)).intid();
+            table.push(Raw::new(&Package::new(vec![
+                &address, &pin, &ZERO, &interrupt,
+            ])));
+        }
+    }
+    let entries = table.iter().map(|entry| entry as &dyn Aml).collect();
+    name("_PRT", &Package::new(entries))
 }
 
 fn window(window: &PciWindow) -> Box<dyn Aml> {

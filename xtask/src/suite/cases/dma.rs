@@ -89,7 +89,7 @@ fn guarded() -> Vec<Case> {
     let mut attacks = guarded_case(
         "configuration space, ITS, messages and events under fire leave a neighbour alone",
         Bundle::Manifest(concat!(
-            vm!("probe", "probe", [0], [1, 2], ""),
+            vm!("probe", "probe intx=36", [0], [1, 2], ""),
             vm!(
                 "config",
                 "config-fuzz ops=100000 seed=1",
@@ -164,6 +164,45 @@ fn guarded() -> Vec<Case> {
         "dma verdict: storm ok: devices=3 transfers=3 ",
     ]);
 
+    // Both on one CPU, in turns. The other device of the attacker's has the same line in its guest.
+    let level = guarded_case(
+        "a pin that is left up for ever costs its own VM's time, not a neighbour's on the same CPU",
+        Bundle::Manifest(concat!(
+            "[[vm]]\nname = \"up\"\nmemory = \"80M\"\npin = [0]\ntime_slice_us = 2000\n",
+            "kernel = \"guest:dma\"\nkernel_format = \"flat\"\nrestart = \"never\"\n",
+            "iommu = \"stage2\"\nappend = \"wire intid=36 hold=300000\"\n",
+            "devices = [ { host = \"0000:01:00.0\", guest = \"00:01.0\" }, ",
+            "{ host = \"0000:02:00.0\", guest = \"00:05.0\" } ]\n",
+            "[[vm]]\nname = \"neighbour\"\nmemory = \"32M\"\npin = [0]\ntime_slice_us = 2000\n",
+            "kernel = \"guest:heartbeat\"\nkernel_format = \"flat\"\nrestart = \"never\"\n",
+            "append = \"beats=50 period_us=10000 limit_us=5000\"\n"
+        )),
+    )
+    .expect(&[
+        r"vm up: 00:01\.0 is 0000:01:00\.0, INTx 36",
+        r"vm up: 00:05\.0 is 0000:02:00\.0, INTx 36",
+        r"dma verdict: wire ok: devices=2 held=300000 both=2",
+        r"heartbeat end: beats=50 .*missed=0",
+    ]);
+
+    // Ports 2 and 6 raise the same line.
+    let shared = guarded_case(
+        "a pin whose line another VM's device has too is not there for either guest",
+        Bundle::Manifest(concat!(
+            vm!("a", "wire", [0], [1], ""),
+            vm!("b", "probe intx=36", [0], [4], "start = \"after:a\"")
+        )),
+    )
+    .args(&["-device", "pcie-root-port,id=port4,chassis=4,addr=6"])
+    .args(&["-device", "edu,dma_mask=0xffffffffffffffff,bus=port4"]);
+    let mut shared = shared.expect(&[
+        "vm a: 0000:01:00.0 has no interrupt pin there: its line is also one of vm b's",
+        "vm b: 0000:04:00.0 has no interrupt pin there: its line is also one of vm a's",
+        "dma verdict: wire FAILED: the device has no pin",
+        "dma verdict: probe FAILED: an interrupt line is described, and the device has no pin",
+    ]);
+    shared.forbids.retain(|pattern| pattern != "FAILED");
+
     // Neither the SMMU nor the ITS can tell what is behind such a bridge apart.
     let name =
         "devices behind a bridge to conventional PCI do DMA and interrupt, by an ID they share";
@@ -191,6 +230,8 @@ fn guarded() -> Vec<Case> {
         attacks,
         at_once,
         alike,
+        level,
+        shared,
         noticed,
         restart,
         reassigned(),

@@ -106,7 +106,7 @@ fn nested(mut case: Case) -> Case {
         r"^\[ *\d+\.\d{6}\] ERROR ",
         r"^\[ *\d+\.\d{6}\] WARN +([^s ]|start: [^p])",
         EVENT,
-        "another chip than an ITS",
+        "by another chip",
         "(?i)call trace|timeout, completion polled|kernel panic",
     ]
     .map(str::to_owned)

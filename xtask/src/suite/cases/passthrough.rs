@@ -93,6 +93,7 @@ pub(super) fn cases() -> Vec<Case> {
             true,
         ),
         two_vms(),
+        by_wires(),
         half_a_group(),
         behind_no_smmu(),
     ]
@@ -205,7 +206,7 @@ fn used(name: String, bundle: Bundle, (nics, disks): (u32, u32)) -> Case {
         [
             EVENT,
             "FAILED",
-            "another chip than an ITS",
+            "by another chip",
             "(?i)call trace|timeout, completion polled",
         ]
         .map(str::to_owned),
@@ -309,6 +310,61 @@ fn two_vms() -> Case {
     ];
     case.timeout = Duration::from_secs(600);
     case
+}
+
+/// Without messages: the disk's and the NIC's pins, told of by a device tree and by ACPI.
+fn by_wires() -> Case {
+    let name = "a disk and a NIC interrupt by their pins, by a device tree and by ACPI";
+    let mut case = Case::new(BOARD, name)
+        .bundle(Bundle::Manifest(concat!(
+            "[[vm]]\nname = \"one\"\nmemory = \"384M\"\npin = [0]\nkernel = \"debian:6.12\"\n",
+            "initrd = \"initramfs\"\niommu = \"stage2\"\nmsi = \"vits\"\nappend = \"console=ttyAMA0 quiet ",
+            "pci=nomsi do=irqs:wires,disk,off\"\ndevices = [ { host = \"0000:02:00.0\" } ]\n",
+            "[[vm]]\nname = \"two\"\nmemory = \"384M\"\npin = [1]\nkernel = \"debian:6.12\"\n",
+            "initrd = \"initramfs\"\niommu = \"stage2\"\nmsi = \"vits\"\nfirmware = \"acpi\"\n",
+            "append = \"console=ttyAMA0 quiet pci=nomsi do=irqs:wires,net,off\"\n",
+            "devices = [ { host = \"0000:01:00.0\", guest = \"01:00.0\" } ]\n"
+        )))
+        .expect(&["guest: Linux .* is up, "; 2])
+        .expect(&["all VMs are off"]);
+    case.check = Check::Judged(both_by_wires);
+    for number in 0..2 {
+        let place = format!("chassis={},addr={:x}", number + 1, number + 2);
+        case = device(case, &format!("pcie-root-port,id=port{number},{place}"));
+    }
+    case = nic(case, 0, "e1000e,bus=port0");
+    // With shadow doorbells its pin may stay up when the driver has long read what it was for, with no
+    // hypervisor either.
+    case.disks = Disks::AndSpare(1);
+    case = device(case, "nvme,serial=spare1,dbcs=off,bus=port1,drive=spare1");
+    case.forbids.extend(
+        [
+            EVENT,
+            "FAILED",
+            "by another chip",
+            "(?i)call trace|nobody cared|completion polled",
+        ]
+        .map(str::to_owned),
+    );
+    case.timeout = Duration::from_secs(600);
+    case
+}
+
+fn both_by_wires(console: &str) -> Result<()> {
+    for (vm, done) in [
+        ("one", "action disk: ok"),
+        ("two", "action net: ok: 1 interfaces"),
+    ] {
+        for wanted in [
+            r"action irqs: .* interrupts by GICv3 +\d+ Level",
+            r"action irqs: ok: [1-9]\d* interrupts by 1 devices",
+            done,
+        ] {
+            let pattern = Regex::new(&format!(r"(?m)^\[{vm}\] {wanted}"))?;
+            ensure!(pattern.is_match(console), "VM {vm} never says `{wanted}`");
+        }
+    }
+    Ok(())
 }
 
 /// Each VM has read its interrupts, pinged and found its files again. A serial number names each disk.

@@ -69,6 +69,7 @@ impl GuestPci {
                 table.reset();
             }
             held.resetting = false;
+            self.arm_pin(segment, held);
         }
         Ok(())
     }
@@ -85,6 +86,7 @@ impl GuestPci {
     pub(crate) fn release(&self, vm: &Vm) {
         let mut state = self.state.lock();
         for held in &mut state.held {
+            self.disarm_pin(vm, held);
             if let Some(function) = self.hardware.functions.get(held.function) {
                 self.hardware.quiet(function);
             }

@@ -49,12 +49,16 @@ impl GuestPci {
 
     /// Whether a device is still in the reset that the guest asked for.
     fn is_resetting(&self, state: &mut State, position: usize) -> bool {
-        let Some(held) = state.held.get_mut(position).filter(|held| held.resetting) else {
+        let State { segment, held } = state;
+        let Some(held) = held.get_mut(position).filter(|held| held.resetting) else {
             return false;
         };
         let function = self.hardware.functions.get(held.function);
         held.resetting =
             function.is_some_and(|function| self.hardware.poll_reset(function).is_some());
+        if !held.resetting {
+            self.arm_pin(segment, held);
+        }
         held.resetting
     }
 
@@ -118,6 +122,7 @@ impl GuestPci {
             return;
         };
         if effects.contains(Effects::RESET) {
+            self.disarm_pin(vm, held);
             self.hardware.quiet(function);
             for mapped in held.mapped.drain(..) {
                 unmap(vm, &mapped);
@@ -134,6 +139,8 @@ impl GuestPci {
             if self.hardware.has_reset(function) {
                 self.hardware.begin_reset(function);
                 held.resetting = true;
+            } else {
+                self.arm_pin(segment, held);
             }
             return;
         }
@@ -143,6 +150,9 @@ impl GuestPci {
         }
         if effects.contains(Effects::MAPPING) {
             self.remap(vm, segment, held);
+        }
+        if effects.contains(Effects::INTX) {
+            self.update_pin(vm, segment, held);
         }
         if effects.intersects(Effects::MSIX | Effects::MASTERING) {
             self.update_msix(vm, segment, held, function);

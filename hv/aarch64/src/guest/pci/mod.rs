@@ -8,6 +8,7 @@ mod bars;
 mod claim;
 mod config;
 mod messages;
+mod pins;
 mod ports;
 mod registers;
 
@@ -31,6 +32,7 @@ use vsmmuv3::Delivery;
 use super::smmu::{Broken, GuestSmmu};
 use super::vm::Vm;
 use crate::hardware::Hardware;
+use pins::Pins;
 use ports::add_ports;
 
 pub(super) use ports::paths;
@@ -40,6 +42,8 @@ pub(super) use ports::paths;
 pub(crate) struct Assigned {
     pub(crate) function: usize,
     pub(crate) guest: Bdf,
+    /// Whether the guest sees its interrupt pin.
+    pub(crate) pin: Pin,
 }
 
 /// A BAR that the guest sees.
@@ -89,6 +93,7 @@ pub(crate) struct GuestPci {
     msi: bundle::MsiPolicy,
     /// The devices, as the manifest has them.
     seats: Vec<Assigned>,
+    pins: Pins,
     state: Mutex<State>,
     dma: Mutex<Dma>,
 }
@@ -138,7 +143,7 @@ impl GuestPci {
                 siblings,
                 upstream,
                 page,
-                pin: Pin::Hidden,
+                pin: seat.pin,
             };
             let virtual_function = VirtualFunction::new(&bridge.space, described, seen)
                 .map_err(|error| format!("{}: {error}", function.bdf))?;
@@ -158,6 +163,7 @@ impl GuestPci {
                 events: function.events,
             });
         }
+        let pins = Pins::new(hardware, host, &segment, assigned);
         let vits = Vits::new(&ItsConfig {
             vcpus,
             devices: &events,
@@ -176,6 +182,7 @@ impl GuestPci {
             smmu,
             msi: super::vm::msi_policy(config),
             seats: assigned.to_vec(),
+            pins,
             state: Mutex::new(State { segment, held }),
             dma: Mutex::new(Dma::default()),
         })
@@ -190,7 +197,14 @@ impl GuestPci {
                 .iter()
                 .map(|mapped| format!(" BAR{} at {:#x}", mapped.bar, mapped.at))
                 .collect();
-            format!("{} is {}{}", held.guest, self.name(held), bars.concat())
+            let pin = self.interrupt_of(held.function);
+            let pin = pin.map_or(String::new(), |intid| format!(", INTx {intid}"));
+            format!(
+                "{} is {}{pin}{}",
+                held.guest,
+                self.name(held),
+                bars.concat()
+            )
         };
         state.held.iter().map(line).collect()
     }
