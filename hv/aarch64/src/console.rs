@@ -1,16 +1,14 @@
 //! The console: a PL011 found by the device tree's `stdout-path`.
 
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicBool, Ordering};
 
 use arm_pl011_uart::{Interrupts, PL011Registers, Uart, UniqueMmioPointer};
 use boot::Guard;
 use dtoolkit::fdt::Fdt;
 use dtoolkit::standard::NodeStandard;
 use hal::{Clock, Console};
-use spin::mutex::TicketMutex;
 use types::Pa;
-use vm::{Line, Reply, Terminal, Typed};
+use vm::SharedTerminal;
 
 /// The counter-timer, which counts from power-on at a fixed rate.
 #[derive(Clone, Copy, Debug)]
@@ -29,19 +27,34 @@ impl Clock for SystemCounter {
     }
 }
 
-/// The UART and who has it.
-struct Shared {
+/// The terminal's wire: the UART, once there is one.
+pub(crate) struct Port {
     uart: Option<Uart<'static>>,
     /// What all that goes to the UART passes, but the last words.
     guard: Guard,
-    terminal: Terminal,
 }
 
-/// A fair lock: a guest that prints without end must not keep the others from it.
-static SHARED: TicketMutex<Shared> = TicketMutex::new(Shared {
+impl vm::Wire for Port {
+    fn write(&mut self, bytes: &[u8]) {
+        if let Some(uart) = &mut self.uart {
+            let bytes = bytes.iter();
+            bytes.for_each(|byte| write_byte(uart, self.guard.pass(*byte)));
+        }
+    }
+
+    fn read(&mut self) -> Option<u8> {
+        self.uart.as_mut()?.read_word().ok().flatten()
+    }
+
+    fn is_at_start(&self) -> bool {
+        self.guard.is_at_start()
+    }
+}
+
+/// The terminal.
+pub(crate) static TERMINAL: SharedTerminal<Port> = SharedTerminal::new(Port {
     uart: None,
     guard: Guard::new(),
-    terminal: Terminal::new(),
 });
 
 /// Where the UART is, for the panic path, which may not wait for the lock.
@@ -53,101 +66,35 @@ pub(crate) struct Pl011;
 
 impl Console for Pl011 {
     fn write(&self, bytes: &[u8]) {
-        with(|terminal, mut out| terminal.log(bytes, &mut out));
+        TERMINAL.log(bytes);
     }
 
     fn read(&self) -> Option<u8> {
-        SHARED.lock().uart.as_mut()?.read_word().ok().flatten()
+        TERMINAL.with_wire(vm::Wire::read)
     }
-}
-
-/// Does something with the terminal.
-fn with<R>(what: impl FnOnce(&mut Terminal, &mut dyn FnMut(&[u8])) -> R) -> R {
-    let shared = &mut *SHARED.lock();
-    let Shared {
-        uart,
-        guard,
-        terminal,
-    } = shared;
-    what(terminal, &mut |bytes| {
-        if let Some(uart) = uart {
-            bytes
-                .iter()
-                .for_each(|byte| write_byte(uart, guard.pass(*byte)));
-        }
-    })
-}
-
-/// Adds a VM to the terminal. They are numbered in this order.
-pub(crate) fn add_vm(name: &str, line: Line) {
-    SHARED.lock().terminal.add(name, line);
 }
 
 /// A byte that a VM prints.
 pub(crate) fn guest(vm: usize, byte: u8) {
     let now = SystemCounter.ticks() / (SystemCounter.frequency() / 1_000_000).max(1);
-    with(|terminal, mut out| terminal.guest(vm, byte, now, &mut out));
+    TERMINAL.guest(vm, &[byte], now);
 }
 
-/// A VM has ended.
-pub(crate) fn vm_ended(vm: usize) {
-    with(|terminal, mut out| terminal.ended(vm, &mut out));
-}
-
-/// The next byte that somebody typed, and what it means.
-pub(crate) fn typed() -> Option<Typed> {
-    let byte = Pl011.read()?;
-    Some(with(|terminal, mut out| terminal.typed(byte, &mut out)))
-}
-
-/// The monitor's answer.
-pub(crate) fn reply(reply: &Reply) {
-    with(|terminal, mut out| terminal.reply(reply, &mut out));
-}
-
-/// Gives the keyboard to the monitor.
-pub(crate) fn open_monitor() {
-    with(|terminal, mut out| terminal.open_monitor(&mut out));
-}
-
-/// Whether the keyboard is the monitor's.
-pub(crate) fn in_monitor() -> bool {
-    SHARED.lock().terminal.in_monitor()
-}
-
-/// Takes the console from everybody for good, for the last words: nothing is printed between them, and
-/// nothing after them. They begin a line.
-///
-/// Its holder may be who failed, so it is not waited for without end.
+/// Takes the console from everybody for good: what is printed from now on are last words, which begin a
+/// line.
 pub(crate) fn close() {
-    /// More than the longest line takes at 115,200 baud.
-    const LOOKS: u32 = 10_000_000;
-    static CLOSED: AtomicBool = AtomicBool::new(false);
-    if CLOSED.load(Ordering::Relaxed) {
-        return;
+    if TERMINAL.close(core::hint::spin_loop) {
+        let _ = core::fmt::Write::write_str(&mut LastWords::new(), "\n");
     }
-    for _ in 0..LOOKS {
-        let Some(mut shared) = SHARED.try_lock() else {
-            core::hint::spin_loop();
-            continue;
-        };
-        CLOSED.store(true, Ordering::Relaxed);
-        if !shared.guard.is_at_start()
-            && let Some(uart) = &mut shared.uart
-        {
-            write(uart, b"\n");
-        }
-        core::mem::forget(shared);
-        return;
-    }
-    let _ = core::fmt::Write::write_str(&mut LastWords::new(), "\n");
 }
 
 /// Lets typed bytes interrupt.
 pub(crate) fn enable_input() {
-    if let Some(uart) = SHARED.lock().uart.as_mut() {
-        uart.set_interrupt_masks(Interrupts::RXI | Interrupts::RTI);
-    }
+    TERMINAL.with_wire(|port| {
+        if let Some(uart) = port.uart.as_mut() {
+            uart.set_interrupt_masks(Interrupts::RXI | Interrupts::RTI);
+        }
+    });
 }
 
 fn write(uart: &mut Uart<'_>, bytes: &[u8]) {
@@ -179,7 +126,7 @@ pub(crate) fn write_byte(uart: &mut Uart<'_>, byte: u8) {
 pub(crate) unsafe fn start(base: Pa) {
     // SAFETY: the caller promises a PL011 of ours there.
     let uart = unsafe { open(base) };
-    SHARED.lock().uart = uart;
+    TERMINAL.with_wire(|port| port.uart = uart);
     BASE.call_once(|| base);
 }
 

@@ -1,11 +1,10 @@
 //! The console: the platform's virtual terminal with all that share it, and the clock for its log.
 
-use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use boot::Guard;
 use hal::{Clock, Console};
-use spin::mutex::TicketMutex;
-use vm::{Reply, Typed};
+use vm::SharedTerminal;
 
 use crate::hcall::{self, Hcall, SUCCESS};
 use crate::spr;
@@ -75,18 +74,57 @@ impl Block {
     }
 }
 
-/// The terminal and what was typed at it and not yet looked at.
-struct Shared {
-    terminal: vm::Terminal,
+/// The terminal's wire: the platform's virtual terminal.
+pub(crate) struct Vty {
     /// What all that is printed passes, but the last words.
     guard: Guard,
+    output: Block,
+    /// What was typed and not yet looked at.
     input: Block,
 }
 
-/// A fair lock: a guest that prints without end must not keep the others from it.
-static SHARED: TicketMutex<Shared> = TicketMutex::new(Shared {
-    terminal: vm::Terminal::new(),
+impl vm::Wire for Vty {
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.output.push(&[self.guard.pass(*byte)]);
+        }
+    }
+
+    fn flush(&mut self) {
+        self.output.flush();
+    }
+
+    fn read(&mut self) -> Option<u8> {
+        let input = &mut self.input;
+        if input.next == input.end {
+            let arguments = [UNIT.load(Ordering::Relaxed), 0, 0, 0];
+            // SAFETY: the call changes registers only.
+            let outcome = unsafe { hcall::call(Hcall::GetTermChar, arguments) };
+            let [count, first, second] = outcome.values;
+            if outcome.status != SUCCESS {
+                return None;
+            }
+            let value = u128::from(first) << 64 | u128::from(second);
+            *input = Block {
+                bytes: value.to_be_bytes(),
+                next: 0,
+                end: usize::try_from(count).map_or(0, |count| count.min(BLOCK)),
+            };
+        }
+        let byte = *input.bytes[..input.end].get(input.next)?;
+        input.next += 1;
+        Some(byte)
+    }
+
+    fn is_at_start(&self) -> bool {
+        self.guard.is_at_start()
+    }
+}
+
+/// The terminal.
+pub(crate) static TERMINAL: SharedTerminal<Vty> = SharedTerminal::new(Vty {
     guard: Guard::new(),
+    output: Block::new(),
     input: Block::new(),
 });
 
@@ -128,115 +166,28 @@ fn halves(block: [u8; BLOCK]) -> [u64; 2] {
     [(value >> 64) as u64, value as u64]
 }
 
-/// Does something with the terminal.
-fn with<R>(what: impl FnOnce(&mut vm::Terminal, &mut dyn FnMut(&[u8])) -> R) -> R {
-    let shared = &mut *SHARED.lock();
-    let Shared {
-        terminal, guard, ..
-    } = shared;
-    let mut block = Block::new();
-    let result = what(terminal, &mut |bytes| {
-        bytes
-            .iter()
-            .for_each(|byte| block.push(&[guard.pass(*byte)]));
-    });
-    block.flush();
-    result
-}
-
 impl Console for Terminal {
     fn write(&self, bytes: &[u8]) {
-        with(|terminal, mut out| terminal.log(bytes, &mut out));
+        TERMINAL.log(bytes);
     }
 
     fn read(&self) -> Option<u8> {
-        let input = &mut SHARED.lock().input;
-        if input.next == input.end {
-            let arguments = [UNIT.load(Ordering::Relaxed), 0, 0, 0];
-            // SAFETY: the call changes registers only.
-            let outcome = unsafe { hcall::call(Hcall::GetTermChar, arguments) };
-            let [count, first, second] = outcome.values;
-            if outcome.status != SUCCESS {
-                return None;
-            }
-            let value = u128::from(first) << 64 | u128::from(second);
-            *input = Block {
-                bytes: value.to_be_bytes(),
-                next: 0,
-                end: usize::try_from(count).map_or(0, |count| count.min(BLOCK)),
-            };
-        }
-        let byte = *input.bytes[..input.end].get(input.next)?;
-        input.next += 1;
-        Some(byte)
+        TERMINAL.with_wire(vm::Wire::read)
     }
-}
-
-/// Adds a VM to the terminal. They are numbered in this order.
-pub(crate) fn add_vm(name: &str) {
-    SHARED.lock().terminal.add(name, vm::Line::Shared);
 }
 
 /// Bytes that a VM prints.
 pub(crate) fn guest(vm: usize, bytes: &[u8]) {
     let now = TimeBase.ticks() / (TimeBase.frequency() / 1_000_000).max(1);
-    with(|terminal, mut out| {
-        for byte in bytes {
-            terminal.guest(vm, *byte, now, &mut out);
-        }
-    });
+    TERMINAL.guest(vm, bytes, now);
 }
 
-/// A VM has ended.
-pub(crate) fn vm_ended(vm: usize) {
-    with(|terminal, mut out| terminal.ended(vm, &mut out));
-}
-
-/// The next byte that somebody typed, and what it means.
-pub(crate) fn typed() -> Option<Typed> {
-    let byte = Terminal.read()?;
-    Some(with(|terminal, mut out| terminal.typed(byte, &mut out)))
-}
-
-/// The monitor's answer.
-pub(crate) fn reply(reply: &Reply) {
-    with(|terminal, mut out| terminal.reply(reply, &mut out));
-}
-
-/// Gives the keyboard to the monitor.
-pub(crate) fn open_monitor() {
-    with(|terminal, mut out| terminal.open_monitor(&mut out));
-}
-
-/// Whether the keyboard is the monitor's.
-pub(crate) fn in_monitor() -> bool {
-    SHARED.lock().terminal.in_monitor()
-}
-
-/// Takes the console from everybody for good, for the last words: nothing is printed between them, and
-/// nothing after them. They begin a line.
-///
-/// Its holder may be who failed, so it is not waited for without end.
+/// Takes the console from everybody for good: what is printed from now on are last words, which begin a
+/// line.
 pub(crate) fn close() {
-    /// More than printing the longest line takes.
-    const LOOKS: u32 = 10_000_000;
-    static CLOSED: AtomicBool = AtomicBool::new(false);
-    if CLOSED.load(Ordering::Relaxed) {
-        return;
+    if TERMINAL.close(spr::relax) {
+        let _ = core::fmt::Write::write_str(&mut LastWords, "\n");
     }
-    for _ in 0..LOOKS {
-        let Some(shared) = SHARED.try_lock() else {
-            spr::relax();
-            continue;
-        };
-        CLOSED.store(true, Ordering::Relaxed);
-        if !shared.guard.is_at_start() {
-            let _ = core::fmt::Write::write_str(&mut LastWords, "\n");
-        }
-        core::mem::forget(shared);
-        return;
-    }
-    let _ = core::fmt::Write::write_str(&mut LastWords, "\n");
 }
 
 /// A console for the last words: a call to the platform is complete in itself, so it needs no lock,

@@ -1,165 +1,145 @@
-//! What the monitor can do here.
+//! What the loop over VMs asks of this machine.
 
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
-use core::sync::atomic::Ordering;
 
+use boot::{Frames, Verdict};
 use hal::Clock;
-use log::LevelFilter;
+use machine::Interrupt;
 use types::{Bdf, Iova, Ipa};
-use vm::{Control, Ending, ExitCause, Iommu, Refusal, State, VcpuState, VmStatus, Walk};
+use vm::{Arrival, Departure, Iommu, Line, Registers, SharedTerminal, Walk};
 
-use super::run::{self, Guests, Iommus};
-use super::vcpu::Whereabouts;
-use super::vm::{Activity, Slot, Vm};
-use crate::console::SystemCounter;
-use crate::{cpu, gic, memory};
+use super::devices;
+use super::run::{self, Core, Guests, Iommus, Thread};
+use super::vcpu::{Vcpu, Whereabouts};
+use super::vm::{BuildError, Slot, Start, Vm};
+use crate::console::{self, Port, SystemCounter};
+use crate::memory::{self, Ram};
+use crate::{cpu, panic};
 
-/// How long vCPUs may take to leave their cores: they leave at their next exit, and are kicked.
-const STOP_TIMEOUT_US: u64 = 1_000_000;
-/// How long a VM may take to be made ready elsewhere before `restart` answers that it is starting.
-const START_TIMEOUT_US: u64 = 10_000_000;
-/// How long a vCPU may take to show its registers.
-const PEEK_TIMEOUT_US: u64 = 100_000;
-
-/// Waits until `done`, not longer than so many microseconds.
-fn wait(us: u64, done: impl Fn() -> bool) -> bool {
-    let deadline = SystemCounter.ticks() + SystemCounter.ticks_of_us(us);
-    loop {
-        if done() {
-            return true;
-        }
-        if SystemCounter.ticks() > deadline {
-            return false;
-        }
-        core::hint::spin_loop();
-    }
+/// What VMs share.
+pub(super) struct Machine {
+    /// The interrupt of the console, if it has one.
+    pub(super) console: Option<Interrupt>,
+    pub(super) iommus: Iommus,
+    pub(super) frames: &'static Frames<Ram>,
 }
 
-fn microseconds(ticks: u64) -> u64 {
-    let us = u128::from(ticks) * 1_000_000 / u128::from(SystemCounter.frequency().max(1));
-    u64::try_from(us).unwrap_or(u64::MAX)
-}
+impl vm::Arch for Machine {
+    type Vcpu = Vcpu;
+    type Beside = Start;
+    type Vm = Vm;
+    type Core = Core;
+    type Thread = Thread;
+    type Wire = Port;
+    type Error = BuildError;
 
-fn ran_us(slot: &Slot) -> u64 {
-    microseconds(slot.clock.total(SystemCounter.ticks()))
-}
-
-impl Guests {
-    fn vm(&self, vm: usize) -> Result<&Vm, Refusal> {
-        self.vms.get(vm).ok_or(Refusal::NotRunning)
+    fn ticks() -> u64 {
+        SystemCounter.ticks()
     }
 
-    fn end(&self, vm: usize, ending: Ending) -> Result<&Vm, Refusal> {
-        let vm = self.vm(vm)?;
-        if !run::stop(self, vm, ending, cpu::index()) {
-            return Err(Refusal::NotRunning);
-        }
-        let gone = || !matches!(vm.lifecycle.state(), State::Ending(_)) && !vm.is_giving_back();
-        if wait(STOP_TIMEOUT_US, gone) {
-            Ok(vm)
-        } else {
-            Err(Refusal::Stuck)
-        }
+    fn frequency() -> u64 {
+        SystemCounter.frequency()
     }
 
-    /// The registers of a vCPU, which its own core is asked for while it is there.
-    fn registers(&self, slot: &Slot) -> Result<Vec<(&'static str, u64)>, Refusal> {
-        *slot.view.lock() = None;
-        let deadline = SystemCounter.ticks() + SystemCounter.ticks_of_us(PEEK_TIMEOUT_US);
-        let mut asked = false;
-        loop {
-            if let Some(vcpu) = slot.vcpu.try_lock() {
-                slot.peek.store(false, Ordering::Release);
-                return Ok(vcpu.view(Whereabouts::OffCore));
-            }
-            if let Some(view) = slot.view.lock().take() {
-                return Ok(view);
-            }
-            if !asked && let Some(core) = self.cores.get(slot.core) {
-                slot.peek.store(true, Ordering::Release);
-                gic::kick(core.mpidr);
-                asked = true;
-            }
-            if SystemCounter.ticks() > deadline {
-                return Err(Refusal::Stuck);
-            }
-            core::hint::spin_loop();
-        }
+    fn this_core(_: &Guests) -> usize {
+        cpu::index()
     }
-}
 
-impl Control for &Guests {
-    fn vms(&self) -> Vec<VmStatus> {
-        let status = |vm: &Vm| VmStatus {
-            name: vm.name.clone(),
-            state: vm.lifecycle.state(),
-            vcpus: vm.slots.len(),
-            memory: vm.bytes,
-            starts: vm.lifecycle.starts(),
-            exits: vm
-                .slots
-                .iter()
-                .map(|slot| slot.exits.load(Ordering::Relaxed))
-                .sum(),
-            ran_us: vm.slots.iter().map(ran_us).sum(),
+    fn terminal() -> &'static SharedTerminal<Port> {
+        &console::TERMINAL
+    }
+
+    fn line(vm: &Vm) -> Line {
+        vm.line()
+    }
+
+    fn power_off(reason: &str) -> ! {
+        panic::end(Verdict::Good(reason))
+    }
+
+    fn nothing_runs() -> ! {
+        panic::end(Verdict::Fatal("no VM of the bundle can be run"))
+    }
+
+    fn park() -> ! {
+        panic::park()
+    }
+
+    fn make_ready(vm: &Vm) -> Result<(), BuildError> {
+        vm.make_ready()
+    }
+
+    fn waits_for_devices(vm: &Vm) -> Option<u64> {
+        vm.waits_for_devices()
+    }
+
+    fn give_back_devices(vm: &Vm) {
+        vm.give_back_devices();
+    }
+
+    fn is_giving_back(vm: &Vm) -> bool {
+        vm.is_giving_back()
+    }
+
+    fn receive(guests: &Guests, vm: &Vm, byte: u8, from: usize) {
+        run::kick(guests, vm, devices::receive(vm, &[byte]), from);
+    }
+
+    fn look_around(guests: &Guests, core: usize) {
+        run::look_around(guests, core);
+    }
+
+    fn next_look(guests: &Guests, core: usize) -> Option<u64> {
+        run::next_hearing(guests, core)
+    }
+
+    fn idle(guests: &Guests, _: usize, _: &mut Thread, due: Option<u64>) {
+        run::idle(guests, due);
+    }
+
+    fn stay(
+        guests: &Guests,
+        thread: &mut Thread,
+        arrival: &Arrival<'_, Self>,
+        vcpu: &mut Vcpu,
+    ) -> Departure {
+        run::stay(guests, thread, arrival, vcpu)
+    }
+
+    fn due(vm: &Vm, _: usize, vcpu: &Vcpu) -> u64 {
+        vcpu.deadline(vm.counter_offset()).unwrap_or(u64::MAX)
+    }
+
+    fn has_come(vm: &Vm, index: usize, vcpu: &Vcpu) -> bool {
+        vm.gic.has_interrupt(index, vcpu.interface())
+    }
+
+    fn starts_again(_: &Vm, _: usize, slot: &Slot) -> bool {
+        slot.beside.lock().is_some()
+    }
+
+    fn view(vcpu: &Vcpu) -> Registers {
+        vcpu.view(Whereabouts::OffCore)
+    }
+
+    fn walk(vm: &Vm, address: Ipa) -> Walk {
+        vm.walk(address)
+    }
+
+    fn devices(vm: &Vm) -> Vec<String> {
+        let Some(pci) = &vm.pci else {
+            return Vec::new();
         };
-        self.vms.iter().map(status).collect()
+        let mut lines = pci.lines();
+        lines.push(pci.summary());
+        lines.extend(pci.smmu_line());
+        lines
     }
 
-    fn now_us(&self) -> u64 {
-        microseconds(SystemCounter.ticks())
-    }
-
-    fn start(&mut self, vm: usize) -> Result<(), Refusal> {
-        // One that has just gone off by itself may have devices that this one wants.
-        wait(STOP_TIMEOUT_US, || !self.vms.iter().any(Vm::is_giving_back));
-        let vm = self.vm(vm)?;
-        if !vm.lifecycle.claim() {
-            return Err(Refusal::Running);
-        }
-        run::begin(self, vm, None);
-        match vm.lifecycle.state() {
-            State::Failed => Err(Refusal::CannotStart),
-            _ => Ok(()),
-        }
-    }
-
-    fn stop(&mut self, vm: usize) -> Result<(), Refusal> {
-        self.end(vm, Ending::Stop).map(|_| ())
-    }
-
-    fn restart(&mut self, vm: usize) -> Result<(), Refusal> {
-        let vm = self.end(vm, Ending::Restart)?;
-        wait(START_TIMEOUT_US, || {
-            run::poll_starts(self, None);
-            vm.lifecycle.state() != State::Starting
-        });
-        match vm.lifecycle.state() {
-            State::Failed => Err(Refusal::CannotStart),
-            _ => Ok(()),
-        }
-    }
-
-    fn vcpu(&self, vm: usize, vcpu: usize) -> Result<VcpuState, Refusal> {
-        let slot = self.vm(vm)?.slots.get(vcpu).ok_or(Refusal::NoVcpu)?;
-        Ok(VcpuState {
-            core: slot.core,
-            activity: match slot.activity() {
-                Activity::Off => vm::Activity::Off,
-                Activity::Ready => vm::Activity::Ready,
-                Activity::Waiting => vm::Activity::Waiting,
-            },
-            exits: slot.exits.load(Ordering::Relaxed),
-            ran_us: ran_us(slot),
-            registers: self.registers(slot)?,
-        })
-    }
-
-    fn walk(&self, vm: usize, address: u64) -> Result<Walk, Refusal> {
-        let address = Ipa::new(address).map_err(|_| Refusal::TooWide)?;
-        Ok(self.vm(vm)?.walk(address))
+    fn stream(vm: &Vm, device: Bdf, address: Iova) -> Option<Vec<String>> {
+        vm.pci.as_ref()?.walk(vm, device, address)
     }
 
     fn iommus(&self) -> Vec<Iommu> {
@@ -192,30 +172,6 @@ impl Control for &Guests {
         }
     }
 
-    fn exits(&self, vm: usize) -> Result<Vec<(ExitCause, u64)>, Refusal> {
-        let slots = &self.vm(vm)?.slots;
-        let sum = |cause| slots.iter().map(|slot| slot.causes.of(cause)).sum();
-        let counts = ExitCause::ALL.map(|cause| (cause, sum(cause)));
-        Ok(counts.into_iter().filter(|(_, count)| *count > 0).collect())
-    }
-
-    fn devices(&self, vm: usize) -> Result<Vec<String>, Refusal> {
-        let Some(pci) = &self.vm(vm)?.pci else {
-            return Ok(Vec::new());
-        };
-        let mut lines = pci.lines();
-        lines.push(pci.summary());
-        lines.extend(pci.smmu_line());
-        Ok(lines)
-    }
-
-    fn stream(&self, vm: usize, device: Bdf, address: u64) -> Result<Vec<String>, Refusal> {
-        let address = Iova::new(address).map_err(|_| Refusal::TooWide)?;
-        let vm = self.vm(vm)?;
-        let pci = vm.pci.as_ref().ok_or(Refusal::NoDevice)?;
-        pci.walk(vm, device, address).ok_or(Refusal::NoDevice)
-    }
-
     fn frames(&self) -> vm::Frames {
         let (heap_used, heap_total) = memory::heap_use();
         vm::Frames {
@@ -224,9 +180,5 @@ impl Control for &Guests {
             heap_used,
             heap_total,
         }
-    }
-
-    fn set_log(&mut self, level: LevelFilter) {
-        log::set_max_level(level);
     }
 }

@@ -1,15 +1,14 @@
 //! A VM: its memory, its devices, its vCPUs.
 
-use alloc::boxed::Box;
 use alloc::collections::VecDeque;
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use armv8::{Psci, Shown};
 use boot::Frames;
-use bundle::{Bundle, Firmware, IommuMode, KernelFormat, MsiPolicy, Restart, Start, VmConfig};
+use bundle::{Bundle, Firmware, IommuMode, KernelFormat, MsiPolicy, VmConfig};
 use firmware::{
     FirmwareError, FirmwareKind, GuestPlatform, Payload, PlatformError, Remapping, Rmr,
 };
@@ -20,7 +19,6 @@ use spin::Mutex;
 use types::{Address, Iova, Ipa, Pa, PageSize, Span};
 use vdev::{Pl011, Pl031};
 use vgic::{Affinity, Vgic};
-use vm::{Ending, ExitCounts, Lifecycle, RunClock};
 
 use super::devices::{self, Bus};
 use super::irq::Interface;
@@ -84,79 +82,15 @@ impl core::fmt::Display for BuildError {
     }
 }
 
-/// What a vCPU does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub(crate) enum Activity {
-    /// Nothing: PSCI says it is off.
-    Off = 0,
-    /// It wants a core, or has one.
-    Ready = 1,
-    /// It waits for an interrupt.
-    Waiting = 2,
-}
-
-/// A vCPU and what others may know of it.
-pub(crate) struct Slot {
-    /// The core it runs on.
-    pub(crate) core: usize,
-    activity: AtomicU8,
-    /// The physical counter at which a timer of a waiting vCPU fires.
-    pub(crate) deadline: AtomicU64,
-    /// Where it starts, when PSCI has turned it on.
-    pub(crate) start: Mutex<Option<(u64, u64)>>,
-    /// Held by the core it is on.
-    pub(crate) vcpu: Mutex<Vcpu>,
-    /// Its exits; counted by the core it is on.
-    pub(crate) exits: AtomicU64,
-    /// The same by cause.
-    pub(crate) causes: ExitCounts,
-    /// How long it has been on its core.
-    pub(crate) clock: RunClock,
-    /// The monitor wants to see the registers of the vCPU, which is on a core.
-    pub(crate) peek: AtomicBool,
-    /// The registers as they were when it did.
-    pub(crate) view: Mutex<Option<Vec<(&'static str, u64)>>>,
-}
-
-impl Slot {
-    pub(crate) fn activity(&self) -> Activity {
-        match self.activity.load(Ordering::Acquire) {
-            0 => Activity::Off,
-            1 => Activity::Ready,
-            _ => Activity::Waiting,
-        }
-    }
-
-    pub(crate) fn set_activity(&self, activity: Activity) {
-        self.activity.store(activity as u8, Ordering::Release);
-    }
-
-    /// A waiting vCPU has something to do; others are left alone.
-    pub(crate) fn wake(&self) {
-        let _ = self.activity.compare_exchange(
-            Activity::Waiting as u8,
-            Activity::Ready as u8,
-            Ordering::AcqRel,
-            Ordering::Acquire,
-        );
-    }
-}
+/// A vCPU's slot: beside it is where it starts, when PSCI has turned it on.
+pub(crate) type Slot = vm::Slot<Vcpu, Start>;
+/// Entry and context.
+pub(crate) type Start = Mutex<Option<(u64, u64)>>;
+type Tenant = vm::Tenant<Vcpu, Start>;
 
 /// A VM.
 pub(crate) struct Vm {
-    /// Its place among the VMs.
-    pub(crate) number: usize,
-    pub(crate) name: String,
-    pub(crate) restart: Restart,
-    pub(crate) start: Start,
-    pub(crate) slice_us: u64,
-    pub(crate) bytes: u64,
-    pub(crate) lifecycle: Lifecycle,
-    /// Nothing has run in it yet: its memory is as it was given out, zero.
-    fresh: AtomicBool,
-    /// When it started last.
-    born: AtomicU64,
+    tenant: Tenant,
     platform: GuestPlatform,
     /// Where its devices are.
     pub(crate) bus: Bus,
@@ -177,7 +111,6 @@ pub(crate) struct Vm {
     pub(crate) port: Option<Port>,
     pub(crate) rtc: Mutex<Pl031>,
     pub(crate) psci: Mutex<Psci>,
-    pub(crate) slots: Box<[Slot]>,
     /// Typed bytes that its UART has no room for yet, and whether there are any.
     pub(crate) input: Mutex<VecDeque<u8>>,
     pub(crate) has_input: AtomicBool,
@@ -276,6 +209,15 @@ fn file(bundle: &Bundle<'static>, name: &str) -> Result<&'static [u8], BuildErro
         .ok_or_else(|| BuildError::File(name.into()))
 }
 
+/// What policy sees of it.
+impl core::ops::Deref for Vm {
+    type Target = Tenant;
+
+    fn deref(&self) -> &Tenant {
+        &self.tenant
+    }
+}
+
 impl Vm {
     /// Makes a VM, stopped. `number` is its place among the VMs; `place` says on which core each vCPU
     /// runs.
@@ -332,29 +274,13 @@ impl Vm {
         if let Some(pci) = &pci {
             gic = gic.with_lpis(pci.vits.clone());
         }
-        let slots = affinities.iter().enumerate().map(|(index, mpidr)| Slot {
-            core: place(index),
-            activity: AtomicU8::new(Activity::Off as u8),
-            deadline: AtomicU64::new(u64::MAX),
-            start: Mutex::new(None),
-            vcpu: Mutex::new(Vcpu::new(*mpidr)),
-            exits: AtomicU64::new(0),
-            causes: ExitCounts::default(),
-            clock: RunClock::default(),
-            peek: AtomicBool::new(false),
-            view: Mutex::new(None),
-        });
+        let slots = affinities
+            .iter()
+            .enumerate()
+            .map(|(index, mpidr)| Slot::new(place(index), Vcpu::new(*mpidr), Mutex::new(None)));
         Ok(Self {
-            number,
-            name: config.name.clone(),
-            restart: config.restart,
+            tenant: Tenant::new(number, config, slots),
             bus: Bus::new(&platform),
-            start: config.start.clone(),
-            slice_us: vm::slice_us(config.time_slice_us),
-            bytes: config.memory,
-            lifecycle: Lifecycle::new(),
-            fresh: AtomicBool::new(true),
-            born: AtomicU64::new(0),
             payload,
             ram,
             memory,
@@ -368,7 +294,6 @@ impl Vm {
             port: None,
             rtc: Mutex::new(Pl031::new(0, 0)),
             psci: Mutex::new(Psci::new(&affinities)),
-            slots: slots.collect(),
             input: Mutex::new(VecDeque::new()),
             has_input: AtomicBool::new(false),
             has_devices: AtomicBool::new(false),
@@ -395,61 +320,30 @@ impl Vm {
         self
     }
 
-    /// Starts the VM, which is claimed for that: zeroed memory, devices at reset, the guest loaded.
-    /// It rests before it runs when it `ended` by itself, so that a loop of resets leaves its core
-    /// to others.
-    pub(crate) fn begin(&self, ended: Option<Ending>) -> Result<(), BuildError> {
+    /// Zeroed memory, devices of its own and at reset, the guest loaded.
+    pub(crate) fn make_ready(&self) -> Result<(), BuildError> {
         let begun = SystemCounter.ticks();
-        if let Some(pci) = &self.pci
-            && let Err(why) = pci.claim(self)
-        {
-            self.lifecycle.failed();
-            return Err(BuildError::Device(why));
+        if let Some(pci) = &self.pci {
+            pci.claim(self).map_err(BuildError::Device)?;
         }
         self.has_devices
             .store(self.pci.is_some(), Ordering::Release);
         let claimed = SystemCounter.ticks();
-        let loaded = if self.fresh.swap(false, Ordering::AcqRel) {
+        let loaded = if self.takes_fresh_memory() {
             self.load()
         } else {
             self.clear().and_then(|()| self.load())
         };
-        let now = SystemCounter.ticks();
+        if loaded.is_err() {
+            self.give_back_devices();
+        }
         log::debug!(
             "vm {}: devices taken in {} ticks, memory zeroed and loaded in {} ticks",
             self.name,
             claimed - begun,
-            now - claimed
+            SystemCounter.ticks() - claimed
         );
-        let lived = begun.saturating_sub(self.born.swap(now, Ordering::AcqRel));
-        match (loaded, self.slots.first()) {
-            (Ok(()), Some(first)) => {
-                let rest = match ended {
-                    Some(Ending::Reset | Ending::PowerOff) => vm::rest_ticks(lived, now - begun),
-                    _ => 0,
-                };
-                first
-                    .deadline
-                    .store(now.saturating_add(rest), Ordering::Release);
-                first.set_activity(if rest > 0 {
-                    Activity::Waiting
-                } else {
-                    Activity::Ready
-                });
-                self.lifecycle.started();
-                Ok(())
-            }
-            (Ok(()), None) => {
-                self.give_back_devices();
-                self.lifecycle.failed();
-                Err(BuildError::Geometry)
-            }
-            (Err(error), _) => {
-                self.give_back_devices();
-                self.lifecycle.failed();
-                Err(error)
-            }
-        }
+        loaded
     }
 
     /// Its devices reach nothing of it any more, and are anyone's. No vCPU is on a core.
@@ -498,7 +392,7 @@ impl Vm {
         let Some(first) = self.slots.first() else {
             return Err(BuildError::Geometry);
         };
-        *first.start.lock() = Some((layout.entry.pc.bits(), layout.entry.x0.bits()));
+        *first.beside.lock() = Some((layout.entry.pc.bits(), layout.entry.x0.bits()));
         Ok(())
     }
 
@@ -528,8 +422,8 @@ impl Vm {
             .collect();
         *self.psci.lock() = Psci::new(&affinities);
         for slot in &self.slots {
-            slot.set_activity(Activity::Off);
-            *slot.start.lock() = None;
+            slot.set_activity(vm::Activity::Off);
+            *slot.beside.lock() = None;
         }
         Ok(())
     }

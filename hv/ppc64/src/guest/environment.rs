@@ -98,12 +98,11 @@ impl Environment for Surroundings<'_> {
             if slot.core == self.core {
                 continue;
             }
-            let exits = slot.exits.load(Ordering::Acquire);
-            if slot.inside.load(Ordering::SeqCst) {
-                run::call(self.guests, slot.core);
+            let exits = slot.exits();
+            if slot.beside.inside.load(Ordering::SeqCst) {
+                self.guests.call(slot.core);
             }
-            while slot.inside.load(Ordering::SeqCst) && slot.exits.load(Ordering::Acquire) == exits
-            {
+            while slot.beside.inside.load(Ordering::SeqCst) && slot.exits() == exits {
                 if spr::timebase() > deadline {
                     return false;
                 }

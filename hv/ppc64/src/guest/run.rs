@@ -1,24 +1,22 @@
 //! Which vCPU a core runs, and for how long.
 
-use alloc::string::String;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, Ordering, fence};
 
-use boot::{Frames, Verdict};
-use bundle::Start;
+use boot::Frames;
 use papr::{After, End, Servers, Wake};
-use spin::Mutex;
-use vm::{Ended, Ending, Monitor, Next, State, Turns, Typed};
+use vm::{Arrival, CONSOLE_CORE, Departure, Ending};
 
+use super::control::Platform;
 use super::environment::Surroundings;
-use super::vm::{Activity, Slot, Vm};
+use super::vm::{Slot, Vm};
 use crate::cpu::{self, Cpu};
 use crate::hardware::Hardware;
 use crate::memory::Ram;
 use crate::nested::{
     self, Exit, GuestThread, Loaded, Location, MACHINE_CHECK, MSR_EE, Order, Vcpu,
 };
-use crate::{console, panic, presentation, smp, spr};
+use crate::{presentation, smp, spr};
 
 /// How often a core looks around while it does something else: at the keyboard, at cores that may
 /// have lost the end of a slice.
@@ -46,6 +44,18 @@ impl Core {
     }
 }
 
+impl vm::Core for Core {
+    fn vcpus(&self) -> &[(usize, usize)] {
+        &self.vcpus
+    }
+
+    fn call(&self) {
+        if !self.called.swap(true, Ordering::SeqCst) {
+            presentation::kick(self.cpu.server());
+        }
+    }
+}
+
 /// What is handed over to run.
 pub(crate) struct Handover {
     pub(crate) vms: Vec<Vm>,
@@ -58,25 +68,7 @@ pub(crate) struct Handover {
 }
 
 /// All VMs and cores.
-pub(super) struct Guests {
-    hardware: Option<&'static Hardware>,
-    pub(super) vms: Vec<Vm>,
-    pub(super) cores: Vec<Core>,
-    pub(super) windows: Vec<vm::Iommu>,
-    pub(super) frames: &'static Frames<Ram>,
-    monitor: Mutex<Monitor>,
-    /// A line for the monitor, which waits until the console's core has no vCPU on it.
-    command: Mutex<Option<String>>,
-    has_command: AtomicBool,
-    /// The end has begun.
-    over: AtomicBool,
-}
-
-/// A turn's rest shorter than this is not worth an entry into a guest.
-const SHORTEST_STAY_US: u64 = 50;
-
-/// The core that has the console.
-const CONSOLE_CORE: usize = 0;
+pub(super) type Guests = vm::Guests<Platform>;
 
 static GUESTS: spin::Once<Guests> = spin::Once::new();
 
@@ -89,33 +81,12 @@ pub(crate) fn start(handover: Handover) {
         windows,
         frames,
     } = handover;
-    for vm in &vms {
-        console::add_vm(&vm.name);
-        if vm.start == Start::Boot
-            && vm.lifecycle.claim()
-            && let Err(error) = vm.begin(None)
-        {
-            log::error!("vm {}: {error}", vm.name);
-        }
-    }
-    if !vms.iter().any(|vm| vm.lifecycle.is_running()) {
-        if vms.iter().all(|vm| vm.start != Start::Boot) {
-            console::open_monitor();
-        } else {
-            panic::end(Verdict::Fatal("no VM of the bundle can be run"));
-        }
-    }
-    GUESTS.call_once(|| Guests {
+    let machine = Platform {
         hardware,
-        vms,
-        cores,
         windows,
         frames,
-        monitor: Mutex::new(Monitor::new()),
-        command: Mutex::new(None),
-        has_command: AtomicBool::new(false),
-        over: AtomicBool::new(false),
-    });
+    };
+    GUESTS.call_once(|| Guests::new(machine, vms, cores));
 }
 
 /// Runs vCPUs on this core for ever, once there are VMs.
@@ -130,54 +101,20 @@ pub(crate) fn serve() {
         smp::park();
     };
     // SAFETY: this thread runs guests here only, from now on.
-    let mut thread = unsafe { GuestThread::claim() };
-    let mut turns = Turns::new(&core.vcpus, Vm::ticks(SHORTEST_STAY_US));
-    loop {
-        assert!(this.guard_is_whole(), "the stack has overflowed");
-        if number == CONSOLE_CORE {
-            read_keys(guests);
-            monitor(guests);
-        }
-        wake_due(guests, core);
-        let ready = |vm: usize, index: usize| {
-            let vm = guests.vms.get(vm)?;
-            let ready = vm.slots.get(index)?.activity() == Activity::Ready;
-            (ready && vm.lifecycle.is_running()).then_some((vm, index))
-        };
-        let slice = |vm: usize| Vm::ticks(guests.vms.get(vm).map_or(0, |vm| vm.slice_us));
-        match turns.pick(ready, slice) {
-            Some((next, ticks)) => {
-                let from = spr::timebase();
-                reside(guests, &mut thread, (number, core), next, from + ticks);
-                turns.used(spr::timebase() - from);
-            }
-            None => idle(guests, &thread, core),
-        }
-    }
+    let thread = unsafe { GuestThread::claim() };
+    guests.serve(number, core, thread)
 }
 
-fn slots<'g>(guests: &'g Guests, core: &'g Core) -> impl Iterator<Item = &'g Slot> {
-    core.vcpus
-        .iter()
-        .filter_map(|(vm, vcpu)| guests.vms.get(*vm).and_then(|vm| vm.slots.get(*vcpu)))
-}
-
-/// Wakes vCPUs of this core whose decrementers have expired while they were off it.
-fn wake_due(guests: &Guests, core: &Core) {
-    let now = spr::timebase();
-    for slot in slots(guests, core) {
-        if slot.activity() == Activity::Waiting && slot.deadline.load(Ordering::Acquire) <= now {
-            slot.wake();
-        }
+/// Between vCPUs.
+pub(super) fn look_around(guests: &Guests, core: usize) {
+    assert!(cpu::this().guard_is_whole(), "the stack has overflowed");
+    if core == CONSOLE_CORE {
+        guests.read_keys(CONSOLE_CORE);
     }
 }
 
 /// Nothing to run: sleeps until it is called, until a vCPU is due, or until the next look around.
-fn idle(guests: &Guests, thread: &GuestThread, core: &Core) {
-    let waiting = slots(guests, core).filter(|slot| slot.activity() == Activity::Waiting);
-    let due = waiting
-        .map(|slot| slot.deadline.load(Ordering::Acquire))
-        .min();
+pub(super) fn idle(guests: &Guests, core: &Core, thread: &GuestThread, due: Option<u64>) {
     let look = spr::timebase() + Vm::ticks(LOOK_US);
     // A vCPU may have become ready since it was looked for; then its core has been called, and does
     // not sleep.
@@ -198,7 +135,8 @@ fn answer(guests: &Guests, core: &Core) {
 
 /// Passes the interrupt of a device on to the VM that owns it.
 fn deliver(guests: &Guests, core: &Core, source: u32) {
-    let messages = guests.hardware.map(|hardware| &hardware.messages);
+    let hardware = guests.machine.hardware;
+    let messages = hardware.map(|hardware| &hardware.messages);
     let owner = messages.and_then(|messages| messages.came(source, spr::timebase()));
     let Some(vm) = owner.and_then(|vm| guests.vms.get(vm)) else {
         return;
@@ -213,7 +151,7 @@ fn deliver(guests: &Guests, core: &Core, source: u32) {
 /// Makes cores leave guests that have lost the ends of their slices, and hears devices again that
 /// interrupted too often.
 fn watch(guests: &Guests, this: &Core) {
-    if let Some(hardware) = guests.hardware {
+    if let Some(hardware) = guests.machine.hardware {
         hardware.messages.look(spr::timebase());
     }
     for core in &guests.cores {
@@ -228,155 +166,18 @@ pub(crate) fn watch_others() {
     smp::watch(&cpu::BOOT_CPU);
 }
 
-/// Calls a core: it leaves its guest, or wakes, and looks.
-pub(super) fn call(guests: &Guests, core: usize) {
-    if let Some(core) = guests.cores.get(core)
-        && !core.called.swap(true, Ordering::SeqCst)
-    {
-        presentation::kick(core.cpu.server());
-    }
-}
-
 /// Makes vCPUs look at what is there for them. `from` is the core that asks.
 pub(super) fn kick(guests: &Guests, vm: &Vm, vcpus: Servers, from: usize) {
+    fence(Ordering::SeqCst);
     for index in vcpus.iter() {
-        let Some(slot) = vm.slots.get(index) else {
-            continue;
-        };
-        fence(Ordering::SeqCst);
-        if slot.activity() == Activity::Off && vm.platform.is_starting(index) {
-            slot.set_activity(Activity::Ready);
-        }
-        slot.wake();
-        if slot.core != from {
-            call(guests, slot.core);
+        if let Some(slot) = vm.slots.get(index)
+            && slot.activity() == vm::Activity::Off
+            && vm.platform.is_starting(index)
+        {
+            slot.set_activity(vm::Activity::Ready);
         }
     }
-}
-
-/// Gives typed bytes to whom they are for, until the monitor has a command to carry out.
-fn read_keys(guests: &Guests) {
-    if guests.has_command.load(Ordering::Acquire) {
-        return;
-    }
-    while let Some(typed) = console::typed() {
-        match typed {
-            Typed::Nothing => {}
-            Typed::Guest { vm, byte } => {
-                if let Some(vm) = guests.vms.get(vm)
-                    && vm.lifecycle.is_running()
-                {
-                    kick(guests, vm, vm.receive(byte), CONSOLE_CORE);
-                }
-            }
-            Typed::Command(line) => {
-                *guests.command.lock() = Some(line);
-                guests.has_command.store(true, Ordering::Release);
-                return;
-            }
-            Typed::LeftMonitor => end_if_all_off(guests),
-        }
-    }
-}
-
-/// Carries out what was asked of the monitor. No vCPU is on this core.
-fn monitor(guests: &Guests) {
-    loop {
-        let Some(line) = guests.command.lock().take() else {
-            return;
-        };
-        let reply = guests.monitor.lock().execute(&line, &mut &*guests);
-        console::reply(&reply);
-        match reply.then {
-            vm::Then::Quit => end(guests, "the monitor was told to quit"),
-            vm::Then::Leave | vm::Then::Focus(_) => end_if_all_off(guests),
-            vm::Then::Stay => {}
-        }
-        guests.has_command.store(false, Ordering::Release);
-        read_keys(guests);
-    }
-}
-
-/// The machine is off when no VM runs and nobody is at the monitor to start one.
-fn end_if_all_off(guests: &Guests) {
-    let off = |vm: &Vm| matches!(vm.lifecycle.state(), State::Stopped | State::Failed);
-    if guests.vms.iter().all(off) && !console::in_monitor() {
-        end(guests, "all VMs are off");
-    }
-}
-
-/// The end of the run, once.
-fn end(guests: &Guests, reason: &str) -> ! {
-    if guests.over.swap(true, Ordering::AcqRel) {
-        smp::park();
-    }
-    panic::end(Verdict::Good(reason))
-}
-
-/// A core is done with a VM. The last one concludes what has ended.
-fn leave(guests: &Guests, vm: &Vm) {
-    if let Some(ended) = vm.lifecycle.leave(vm.restart) {
-        conclude(guests, vm, ended);
-    }
-}
-
-/// A VM has ended: no vCPU of it is on a core.
-fn conclude(guests: &Guests, vm: &Vm, ended: Ended) {
-    console::vm_ended(vm.number);
-    if let Some(devices) = &vm.devices
-        && !devices.quiesce()
-    {
-        log::error!("vm {}: a device of its may still be at work", vm.name);
-    }
-    if vm::is_notable(vm.lifecycle.starts()) {
-        log::info!("vm {}: {}", vm.name, ended.ending);
-    }
-    match ended.next {
-        Next::Start => begin(guests, vm, Some(ended.ending)),
-        Next::Stay => {
-            let starts = guests.vms.iter().map(|vm| &vm.start);
-            for next in vm::dependents(starts, &vm.name) {
-                if let Some(next) = guests.vms.get(next)
-                    && next.lifecycle.claim()
-                {
-                    log::info!("vm {}: starts after {}", next.name, vm.name);
-                    begin(guests, next, None);
-                }
-            }
-        }
-    }
-    end_if_all_off(guests);
-}
-
-/// Starts a VM that is claimed.
-pub(super) fn begin(guests: &Guests, vm: &Vm, ended: Option<Ending>) {
-    match vm.begin(ended) {
-        Ok(()) => {
-            if let Some(first) = vm.slots.first() {
-                call(guests, first.core);
-            }
-        }
-        Err(error) => log::error!("vm {}: does not start: {error}", vm.name),
-    }
-}
-
-/// Ends a running VM from outside; `from` is the core that asks and has no vCPU on it. False when it
-/// is not running.
-pub(super) fn stop(guests: &Guests, vm: &Vm, ending: Ending, from: usize) -> bool {
-    let _ = vm.lifecycle.enter();
-    let ends = vm.lifecycle.end(ending);
-    if ends {
-        call_in(guests, vm, from);
-    }
-    leave(guests, vm);
-    ends
-}
-
-/// Makes all vCPUs of a VM leave their cores, other than the core `from`.
-fn call_in(guests: &Guests, vm: &Vm, from: usize) {
-    for slot in vm.slots.iter().filter(|slot| slot.core != from) {
-        call(guests, slot.core);
-    }
+    guests.kick(vm, vcpus.iter(), from);
 }
 
 /// The core that this thread is.
@@ -389,86 +190,53 @@ pub(super) fn this_core(guests: &Guests) -> usize {
     found.next().map_or(CONSOLE_CORE, |(number, _)| number)
 }
 
-/// Why a vCPU leaves its core.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Departure {
-    /// Its time is over.
-    Preempted,
-    /// It waits.
-    Waits,
-    /// It is off, or its VM ends.
-    Off,
-}
-
-/// Runs a vCPU on this core until it leaves, at `until` if others share the core.
-fn reside(
+/// Runs a vCPU on this core until it leaves.
+pub(super) fn stay(
     guests: &Guests,
     thread: &mut GuestThread,
-    (number, core): (usize, &Core),
-    (vm, index): (&Vm, usize),
-    until: u64,
-) {
-    let Some(slot) = vm.slots.get(index) else {
-        return;
+    arrival: &Arrival<'_, Platform>,
+    vcpu: &mut Vcpu,
+) -> Departure {
+    let Arrival {
+        core: number,
+        vm,
+        index,
+        slot,
+        shared,
+        until,
+    } = *arrival;
+    let Some(core) = guests.cores.get(number) else {
+        return Departure::Off;
     };
-    // It may have been turned off since it was picked, by the end of its VM.
-    if vm.lifecycle.enter() && slot.activity() == Activity::Ready {
-        let mut vcpu = slot.vcpu.lock();
-        vm.reset(index, slot, &mut vcpu);
-        slot.clock.begin(spr::timebase());
-        let surroundings = Surroundings {
-            guests,
-            vm,
-            core: number,
-        };
-        // A prod that comes to one that does not wait is for its next wait.
-        if slot.waited.swap(false, Ordering::AcqRel) {
-            vm.platform.woken(index);
-        }
-        vm.platform.comes(index, &surroundings);
-        let mut residency = Residency {
-            guests,
-            core,
-            vm,
-            index,
-            slot,
-            loaded: vcpu.load(thread),
-            surroundings: &surroundings,
-            slice_end: until,
-        };
-        let departure = residency.run(core.vcpus.len() > 1);
-        drop(residency);
-        vm.platform.goes(index, &surroundings);
-        slot.clock.end(spr::timebase());
-        match departure {
-            Departure::Preempted => {}
-            Departure::Off => slot.set_activity(Activity::Off),
-            Departure::Waits => settle(vm, index, slot, &vcpu),
-        }
-        drop(vcpu);
-        // A vCPU that was started again while it left.
-        fence(Ordering::SeqCst);
-        if departure == Departure::Off && vm.platform.is_starting(index) {
-            slot.set_activity(Activity::Ready);
-        }
+    vm.reset(index, slot, vcpu);
+    let surroundings = Surroundings {
+        guests,
+        vm,
+        core: number,
+    };
+    // A prod that comes to one that does not wait is for its next wait.
+    if slot.beside.waited.swap(false, Ordering::AcqRel) {
+        vm.platform.woken(index);
     }
-    leave(guests, vm);
-}
-
-/// Lets a vCPU wait, unless something has come for it meanwhile.
-fn settle(vm: &Vm, index: usize, slot: &Slot, vcpu: &Vcpu) {
-    let deadline = due(vm, index, vcpu.decrementer_expires());
-    slot.waited.store(true, Ordering::Release);
-    slot.deadline.store(deadline, Ordering::Release);
-    slot.set_activity(Activity::Waiting);
-    fence(Ordering::SeqCst);
-    if vm.platform.wake(index) == Wake::Due || deadline <= spr::timebase() {
-        slot.wake();
-    }
+    vm.platform.comes(index, &surroundings);
+    let mut residency = Residency {
+        guests,
+        core,
+        vm,
+        index,
+        slot,
+        loaded: vcpu.load(thread),
+        surroundings: &surroundings,
+        slice_end: until,
+    };
+    let departure = residency.run(shared);
+    drop(residency);
+    vm.platform.goes(index, &surroundings);
+    departure
 }
 
 /// The time base at which a vCPU that waits goes on, whose decrementer is negative from `expires` on.
-fn due(vm: &Vm, index: usize, expires: u64) -> u64 {
+pub(super) fn due(vm: &Vm, index: usize, expires: u64) -> u64 {
     let now = spr::timebase();
     if vm.platform.has_joined(index) {
         u64::MAX
@@ -548,14 +316,14 @@ impl Residency<'_> {
     /// Between slices.
     fn look(&self) {
         if self.surroundings.core == CONSOLE_CORE {
-            read_keys(self.guests);
+            self.guests.read_keys(CONSOLE_CORE);
         }
         watch(self.guests, self.core);
     }
 
     /// The monitor wants this core.
     fn is_wanted_elsewhere(&self) -> bool {
-        self.surroundings.core == CONSOLE_CORE && self.guests.has_command.load(Ordering::Acquire)
+        self.surroundings.core == CONSOLE_CORE && self.guests.has_command()
     }
 
     /// Runs the vCPU until it leaves by itself, by the end of its slice, or because it was called.
@@ -583,13 +351,12 @@ impl Residency<'_> {
             }
             deadline = deadline.min(now + Vm::ticks(PENDING_US));
         }
-        self.slot.inside.store(true, Ordering::SeqCst);
+        let inside = &self.slot.beside.inside;
+        inside.store(true, Ordering::SeqCst);
         // SAFETY: the tree maps frames that were allocated for this guest.
         let exit = unsafe { self.loaded.run(deadline) };
-        self.slot.inside.store(false, Ordering::SeqCst);
-        // This core alone counts.
-        let exits = &self.slot.exits;
-        exits.store(exits.load(Ordering::Relaxed) + 1, Ordering::Release);
+        inside.store(false, Ordering::SeqCst);
+        self.slot.count_exit();
         exit
     }
 
@@ -661,17 +428,13 @@ impl Residency<'_> {
 
     /// Ends the VM.
     fn end(&self, ending: Ending) -> Then {
-        if self.vm.lifecycle.end(ending) {
-            call_in(self.guests, self.vm, self.surroundings.core);
-        }
+        self.guests.end(self.vm, ending, self.surroundings.core);
         Then::Leave(Departure::Off)
     }
 
     /// Shows the registers to the monitor, if it wants to see them.
     fn show(&self) {
-        if self.slot.peek.swap(false, Ordering::AcqRel) {
-            *self.slot.view.lock() = Some(self.loaded.vcpu.view());
-        }
+        self.slot.show(|| self.loaded.vcpu.view());
     }
 
     /// Sleeps on the core until something is there for the vCPU. No other vCPU wants the core; true

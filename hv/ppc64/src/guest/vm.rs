@@ -1,19 +1,17 @@
 //! A VM: its memory, its platform, its vCPUs.
 
-use alloc::boxed::Box;
 use alloc::collections::VecDeque;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::num::NonZeroU16;
-use core::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 
 use boot::Frames;
-use bundle::{Bundle, KernelFormat, Restart, Start, VmConfig};
+use bundle::{Bundle, KernelFormat, VmConfig};
 use dtoolkit::model::DeviceTreeNode;
 use hal::{Clock, NotMemory};
 use papr::{Characteristics, Config, Kind, Platform, Source};
 use spin::Mutex;
-use vm::{Ending, Lifecycle, RunClock};
 
 use super::devices::{Devices, Refusal};
 use super::kernel;
@@ -70,82 +68,19 @@ pub(crate) enum BuildError {
     Memory(#[from] NotMemory),
 }
 
-/// What a vCPU does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub(crate) enum Activity {
-    /// It is stopped.
-    Off = 0,
-    /// It wants a thread, or has one.
-    Ready = 1,
-    /// It waits for an interrupt.
-    Waiting = 2,
-}
-
-/// A vCPU and what others may know of it.
-pub(crate) struct Slot {
-    /// The core it runs on.
-    pub(crate) core: usize,
-    activity: AtomicU8,
-    /// The time base at which a waiting vCPU goes on.
-    pub(crate) deadline: AtomicU64,
+/// What is kept beside a vCPU.
+#[derive(Default)]
+pub(crate) struct Beside {
     /// It has left its core to wait.
     pub(crate) waited: AtomicBool,
     /// It is the VM's first, and starts from the beginning.
     pub(crate) begins: AtomicBool,
-    /// Held by the core it is on.
-    pub(crate) vcpu: Mutex<Vcpu>,
-    /// Its exits; counted by the core it is on.
-    pub(crate) exits: AtomicU64,
     /// It runs now: the platform has been asked to enter it and has not come back.
     pub(crate) inside: AtomicBool,
-    /// How long it has been on its core.
-    pub(crate) clock: RunClock,
-    /// The monitor wants to see the registers of the vCPU, which is on a core.
-    pub(crate) peek: AtomicBool,
-    /// The registers as they were when it did.
-    pub(crate) view: Mutex<Option<Vec<(&'static str, u64)>>>,
 }
 
-impl Slot {
-    fn new(core: usize, lpid: NonZeroU16) -> Self {
-        Self {
-            core,
-            activity: AtomicU8::new(Activity::Off as u8),
-            deadline: AtomicU64::new(u64::MAX),
-            waited: AtomicBool::new(false),
-            begins: AtomicBool::new(false),
-            vcpu: Mutex::new(Vcpu::new(lpid, 0, 0)),
-            exits: AtomicU64::new(0),
-            inside: AtomicBool::new(false),
-            clock: RunClock::default(),
-            peek: AtomicBool::new(false),
-            view: Mutex::new(None),
-        }
-    }
-
-    pub(crate) fn activity(&self) -> Activity {
-        match self.activity.load(Ordering::Acquire) {
-            0 => Activity::Off,
-            1 => Activity::Ready,
-            _ => Activity::Waiting,
-        }
-    }
-
-    pub(crate) fn set_activity(&self, activity: Activity) {
-        self.activity.store(activity as u8, Ordering::Release);
-    }
-
-    /// A waiting vCPU has something to do; others are left alone.
-    pub(crate) fn wake(&self) {
-        let _ = self.activity.compare_exchange(
-            Activity::Waiting as u8,
-            Activity::Ready as u8,
-            Ordering::AcqRel,
-            Ordering::Acquire,
-        );
-    }
-}
+pub(crate) type Slot = vm::Slot<Vcpu, Beside>;
+type Tenant = vm::Tenant<Vcpu, Beside>;
 
 /// What all VMs have of the machine.
 #[derive(Clone, Copy)]
@@ -177,30 +112,28 @@ fn sources(devices: Option<&Devices>) -> Vec<Source> {
 
 /// A VM.
 pub(crate) struct Vm {
-    /// Its place among the VMs.
-    pub(crate) number: usize,
-    pub(crate) name: String,
-    pub(crate) restart: Restart,
-    pub(crate) start: Start,
-    pub(crate) slice_us: u64,
-    pub(crate) lifecycle: Lifecycle,
+    tenant: Tenant,
     pub(crate) machine: Machine,
     pub(crate) memory: GuestMemory<'static, Ram, Frames<Ram>>,
     pub(crate) platform: Platform,
     /// The devices it owns.
     pub(crate) devices: Option<Devices>,
-    pub(crate) slots: Box<[Slot]>,
     pub(crate) input: Mutex<VecDeque<u8>>,
     /// What its time base is ahead of ours.
     pub(crate) timebase_offset: AtomicI64,
     lpid: NonZeroU16,
-    /// Nothing has run in it yet: its memory is as it was given out, zero.
-    fresh: AtomicBool,
-    /// When it started last.
-    born: AtomicU64,
     config: VmConfig,
     /// Where its device tree is while it starts.
     tree_at: AtomicU64,
+}
+
+/// What policy sees of it.
+impl core::ops::Deref for Vm {
+    type Target = Tenant;
+
+    fn deref(&self) -> &Tenant {
+        &self.tenant
+    }
 }
 
 impl Vm {
@@ -232,62 +165,35 @@ impl Vm {
             sources: sources(devices.as_ref()),
             characteristics: machine.characteristics,
         });
+        let slots =
+            (0..cpus).map(|vcpu| Slot::new(place(vcpu), Vcpu::new(lpid, 0, 0), Beside::default()));
         Ok(Self {
-            number,
-            name: config.name.clone(),
-            restart: config.restart,
-            start: config.start.clone(),
-            slice_us: vm::slice_us(config.time_slice_us),
-            lifecycle: Lifecycle::new(),
+            tenant: Tenant::new(number, config, slots),
             machine,
             memory,
             platform,
             devices,
-            slots: (0..cpus).map(|vcpu| Slot::new(place(vcpu), lpid)).collect(),
             input: Mutex::new(VecDeque::new()),
             timebase_offset: AtomicI64::new(0),
             lpid,
-            fresh: AtomicBool::new(true),
-            born: AtomicU64::new(0),
             config: config.clone(),
             tree_at: AtomicU64::new(0),
         })
     }
 
-    /// Starts the VM, which is claimed for that: zeroed memory, platform at reset, the guest loaded.
-    /// It rests before it runs when it `ended` by itself, so that a loop of resets leaves its core
-    /// to others.
-    pub(crate) fn begin(&self, ended: Option<Ending>) -> Result<(), BuildError> {
-        let begun = spr::timebase();
-        let loaded = if self.fresh.swap(false, Ordering::AcqRel) {
-            self.load()
-        } else {
-            self.clear().and_then(|()| self.load())
-        };
-        if let Err(error) = loaded {
-            self.lifecycle.failed();
-            return Err(error);
+    /// Zeroed memory, platform at reset, the guest loaded.
+    pub(crate) fn make_ready(&self) -> Result<(), BuildError> {
+        if !self.takes_fresh_memory() {
+            self.clear()?;
         }
-        let now = spr::timebase();
-        let lived = begun.saturating_sub(self.born.swap(now, Ordering::AcqRel));
-        self.timebase_offset
-            .store(now.wrapping_neg().cast_signed(), Ordering::Release);
+        self.load()?;
+        self.timebase_offset.store(
+            spr::timebase().wrapping_neg().cast_signed(),
+            Ordering::Release,
+        );
         if let Some(first) = self.slots.first() {
-            let rest = match ended {
-                Some(Ending::Reset | Ending::PowerOff) => vm::rest_ticks(lived, now - begun),
-                _ => 0,
-            };
-            first
-                .deadline
-                .store(now.saturating_add(rest), Ordering::Release);
-            first.begins.store(true, Ordering::Release);
-            first.set_activity(if rest > 0 {
-                Activity::Waiting
-            } else {
-                Activity::Ready
-            });
+            first.beside.begins.store(true, Ordering::Release);
         }
-        self.lifecycle.started();
         Ok(())
     }
 
@@ -307,9 +213,9 @@ impl Vm {
             .partitions
             .set(self.lpid, self.memory.partition_entry(), 0)?;
         for slot in &self.slots {
-            slot.set_activity(Activity::Off);
-            slot.begins.store(false, Ordering::Release);
-            slot.waited.store(false, Ordering::Release);
+            slot.set_activity(vm::Activity::Off);
+            slot.beside.begins.store(false, Ordering::Release);
+            slot.beside.waited.store(false, Ordering::Release);
         }
         Ok(())
     }
@@ -369,15 +275,10 @@ impl Vm {
         Ok(())
     }
 
-    /// Bytes of its memory.
-    pub(crate) fn bytes(&self) -> u64 {
-        self.memory.bytes()
-    }
-
     /// Puts a vCPU that starts into its first state: the VM's first as its firmware leaves it, others
     /// as `start-cpu` says.
     pub(crate) fn reset(&self, index: usize, slot: &Slot, vcpu: &mut Vcpu) {
-        if slot.begins.swap(false, Ordering::AcqRel) {
+        if slot.beside.begins.swap(false, Ordering::AcqRel) {
             vcpu.reset(kernel::BASE);
             vcpu.registers.gpr[3] = self.tree_at.load(Ordering::Acquire);
             vcpu.registers.gpr[4] = kernel::BASE;

@@ -3,6 +3,7 @@
 mod keys;
 mod limit;
 mod line;
+mod shared;
 
 use alloc::format;
 use alloc::string::String;
@@ -15,6 +16,7 @@ use line::Step;
 
 pub use keys::ESCAPE;
 pub use line::LONGEST_LINE;
+pub use shared::{SharedTerminal, Wire};
 
 const HELP: &str = "\
 Ctrl-] 1 to 9   the keyboard goes to that VM
