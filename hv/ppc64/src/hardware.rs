@@ -1,7 +1,10 @@
 //! The machine's host bridges and what is behind them, as the VMs share them out.
 
 use alloc::vec::Vec;
+use core::sync::atomic::AtomicBool;
 
+use boot::Frames;
+use hal::{FrameAllocator as _, NotMemory, OutOfFrames, PhysMemory as _};
 use iommu::{
     Ats, Coherence, DeviceDescription, DeviceId, Error, Iommu, MsiRoute, Path, Residence, UnitId,
 };
@@ -9,8 +12,9 @@ use machine::{ConfigAccess, DmaWindow};
 use pci::Topology;
 use spin::Mutex;
 use tce::{Broken, Ddw, HostBridge, Multi, PaprBackend};
-use types::{Bdf, Iova, PageSize};
+use types::{Address as _, Bdf, Iova, Pa, PageSize};
 
+use crate::memory::Ram;
 use crate::messages::Messages;
 use crate::rtas::Rtas;
 use crate::tables::Calls;
@@ -58,6 +62,8 @@ pub(crate) struct Bridge {
     pub(crate) buid: u64,
     pub(crate) topology: Topology,
     pub(crate) devices: Vec<(Bdf, DeviceId)>,
+    /// A VM has had it.
+    pub(crate) used: AtomicBool,
 }
 
 /// All host bridges, and the core that says who may reach what.
@@ -67,6 +73,8 @@ pub(crate) struct Hardware {
     pub(crate) bridges: Vec<Bridge>,
     pub(crate) rtas: &'static Rtas,
     pub(crate) messages: Messages,
+    /// A block of memory that is all ones, for guests to find where a device does not answer.
+    pub(crate) ones: (Pa, u64),
 }
 
 /// Devices cannot be given to VMs.
@@ -76,11 +84,31 @@ pub(crate) enum Failure {
     Broken(#[from] Broken),
     #[error("{0}")]
     Core(#[from] Error),
+    #[error("{0}")]
+    Frames(#[from] OutOfFrames),
+    #[error("{0}")]
+    Memory(#[from] NotMemory),
 }
+
+/// Log2 of the frames of all ones, and their bytes: what one leaf maps.
+const ONES_ORDER: u8 = 9;
+const ONES_BYTES: u64 = 4096 << ONES_ORDER;
 
 impl Hardware {
     /// Takes the host bridges into the core. Their windows are empty, and the default ones.
-    pub(crate) fn new(found: Vec<Found>, rtas: &'static Rtas) -> Result<Self, Failure> {
+    pub(crate) fn new(
+        found: Vec<Found>,
+        rtas: &'static Rtas,
+        ram: Ram,
+        frames: &Frames<Ram>,
+    ) -> Result<Self, Failure> {
+        let ones = frames.alloc_zeroed(ONES_ORDER)?;
+        for at in (0..ONES_BYTES).step_by(8) {
+            let at = ones.checked_add(at).ok_or(OutOfFrames {
+                frames: 1 << ONES_ORDER,
+            })?;
+            ram.write_u64(at, u64::MAX)?;
+        }
         let described: Vec<HostBridge> = found.iter().map(|found| found.tables).collect();
         // SAFETY: entries are written by the core only, for memory of the VM that has the device.
         let calls = unsafe { Calls::new(rtas) };
@@ -110,6 +138,7 @@ impl Hardware {
                 buid: found.tables.buid,
                 topology: found.topology,
                 devices,
+                used: AtomicBool::new(false),
             });
         }
         Ok(Self {
@@ -117,6 +146,7 @@ impl Hardware {
             bridges,
             rtas,
             messages: Messages::new(rtas),
+            ones: (ones, ONES_BYTES),
         })
     }
 }

@@ -23,6 +23,7 @@ pub(crate) enum Hcall {
     VofClient = 0xf005,
     SetPartitionTable = 0xf800,
     EnterNested = 0xf804,
+    TlbInvalidate = 0xf808,
 }
 
 /// What a call gave back.

@@ -36,7 +36,7 @@ pub(crate) fn vms(tree: &'static DeviceTreeNode, bundle: Bundle<'static>, holdin
         }
     };
     let rtas = rtas.map(|rtas| &*Box::leak(Box::new(rtas)));
-    let hardware = rtas.and_then(|rtas| match Hardware::new(bridges, rtas) {
+    let hardware = rtas.and_then(|rtas| match Hardware::new(bridges, rtas, ram, frames) {
         Ok(hardware) => Some(&*Box::leak(Box::new(hardware))),
         Err(error) => {
             log::error!("pci: no device can be given to a VM: {error}");

@@ -156,6 +156,14 @@ impl<A: Arch> Control for &Guests<A> {
         Ok(A::devices(self.vm(vm)?))
     }
 
+    fn freeze(&self, vm: usize) -> Result<usize, Refusal> {
+        match A::freeze(self, self.vm(vm)?) {
+            None => Err(Refusal::NoErrors),
+            Some(0) => Err(Refusal::NotRunning),
+            Some(bridges) => Ok(bridges),
+        }
+    }
+
     fn stream(&self, vm: usize, device: Bdf, address: u64) -> Result<Vec<String>, Refusal> {
         let address = Iova::new(address).map_err(|_| Refusal::TooWide)?;
         A::stream(self.vm(vm)?, device, address).ok_or(Refusal::NoDevice)

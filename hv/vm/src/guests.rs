@@ -150,6 +150,11 @@ pub trait Arch: Sized {
     fn walk(vm: &Self::Vm, address: Ipa) -> Walk;
     /// The devices of a VM, a line each.
     fn devices(vm: &Self::Vm) -> Vec<String>;
+    /// Stops the devices of a VM as an error would: how many host bridges; `None` where there are no such
+    /// errors.
+    fn freeze(_guests: &Guests<Self>, _vm: &Self::Vm) -> Option<usize> {
+        None
+    }
     /// Where DMA of a device goes.
     fn stream(vm: &Self::Vm, device: Bdf, address: Iova) -> Option<Vec<String>>;
     /// The IOMMUs.

@@ -9,6 +9,7 @@ use hal::Clock;
 use types::{Bdf, Iova, Ipa};
 use vm::{Arrival, Departure, Iommu, Registers, SharedTerminal, Walk};
 
+use super::environment::Surroundings;
 use super::run::{self, Core, Guests};
 use super::vm::{Beside, BuildError, Slot, Vm};
 use crate::console::{self, TimeBase, Vty};
@@ -71,9 +72,9 @@ impl vm::Arch for Platform {
 
     fn give_back_devices(vm: &Vm) {
         if let Some(devices) = &vm.devices
-            && !devices.quiesce()
+            && !devices.give_back(&vm.memory)
         {
-            log::error!("vm {}: a device of its may still be at work", vm.name);
+            log::error!("vm {}: keeps devices, which may still be at work", vm.name);
         }
     }
 
@@ -134,6 +135,14 @@ impl vm::Arch for Platform {
             "audit: {looked} entries looked at, {wrong} wrong"
         ));
         lines
+    }
+
+    fn freeze(guests: &Guests, vm: &Vm) -> Option<usize> {
+        let devices = vm.devices.as_ref()?;
+        let core = run::this_core(guests);
+        let surroundings = Surroundings { guests, vm, core };
+        let leave = || surroundings.leave();
+        Some(devices.inject(surroundings.view(&leave)))
     }
 
     fn stream(_: &Vm, _: Bdf, _: Iova) -> Option<Vec<String>> {

@@ -4,6 +4,7 @@ use core::sync::atomic::{Ordering, fence};
 
 use papr::{Date, Environment, NotGuestMemory, Served, Servers};
 
+use super::devices::View;
 use super::run::{self, Guests};
 use super::vm::Vm;
 use crate::{console, spr};
@@ -16,6 +17,47 @@ pub(super) struct Surroundings<'a> {
     pub(super) guests: &'a Guests,
     pub(super) vm: &'a Vm,
     pub(super) core: usize,
+}
+
+impl Surroundings<'_> {
+    /// What devices change of the VM.
+    pub(super) fn view<'v>(&'v self, leave: &'v dyn Fn()) -> View<'v> {
+        View {
+            memory: &self.vm.memory,
+            leave,
+        }
+    }
+
+    /// Every other vCPU of the VM leaves its guest: whoever enters from now on finds what is in the tables
+    /// now, and whoever was inside drops what it has cached by leaving. Two vCPUs that wait for each
+    /// other here do not: neither is inside. False when one does not leave in time.
+    fn all_leave(&self) -> bool {
+        fence(Ordering::SeqCst);
+        let deadline = spr::timebase() + Vm::ticks(LEAVE_TIMEOUT_US);
+        for slot in &self.vm.slots {
+            if slot.core == self.core {
+                continue;
+            }
+            let exits = slot.exits();
+            if slot.beside.inside.load(Ordering::SeqCst) {
+                self.guests.call(slot.core);
+            }
+            while slot.beside.inside.load(Ordering::SeqCst) && slot.exits() == exits {
+                if spr::timebase() > deadline {
+                    return false;
+                }
+                spr::relax();
+            }
+        }
+        true
+    }
+
+    /// The same, and it comes back only when it is so.
+    pub(super) fn leave(&self) {
+        while !self.all_leave() {
+            log::error!("vm {}: a vCPU does not leave its core", self.vm.name);
+        }
+    }
 }
 
 impl Environment for Surroundings<'_> {
@@ -81,7 +123,8 @@ impl Environment for Surroundings<'_> {
         let core = self.vm.slots.first().map_or(0, |slot| slot.core);
         let server = self.guests.cores.get(core)?.cpu.server();
         let server = u32::try_from(server).ok()?;
-        devices.service(server, token, arguments, results)
+        let leave = || self.leave();
+        devices.service(server, self.view(&leave), token, arguments, results)
     }
 
     fn set_process_table(&self, entry: u64) -> bool {
@@ -90,25 +133,6 @@ impl Environment for Surroundings<'_> {
         if partitions.set(self.vm.lpid(), tree, entry).is_err() {
             return false;
         }
-        // Whoever enters from now on finds the new table. Whoever is inside drops what it has cached
-        // by leaving. Two vCPUs that wait for each other here do not: neither is inside.
-        fence(Ordering::SeqCst);
-        let deadline = spr::timebase() + Vm::ticks(LEAVE_TIMEOUT_US);
-        for slot in &self.vm.slots {
-            if slot.core == self.core {
-                continue;
-            }
-            let exits = slot.exits();
-            if slot.beside.inside.load(Ordering::SeqCst) {
-                self.guests.call(slot.core);
-            }
-            while slot.beside.inside.load(Ordering::SeqCst) && slot.exits() == exits {
-                if spr::timebase() > deadline {
-                    return false;
-                }
-                spr::relax();
-            }
-        }
-        true
+        self.all_leave()
     }
 }

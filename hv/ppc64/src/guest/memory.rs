@@ -1,12 +1,13 @@
 //! A guest's memory: frames, the tree that maps them, and bytes by guest real address.
 //!
-//! The tree is made once, before a vCPU runs, and never changed: no CPU can hold a translation of it
-//! that is out of date. Registers of devices are part of it.
+//! The part for memory is made once, before a vCPU runs, and never changed: no CPU can hold a translation
+//! of it that is out of date. Registers of devices come and go.
 
 use alloc::vec::Vec;
 
 use hal::{FrameAllocator, NotMemory, PhysMemory};
-use pagetable::{NotLive, PageTable, Radix, RadixAttributes};
+use pagetable::{Invalidate, NotLive, PageTable, Radix, RadixAccess, RadixAttributes, RadixMemory};
+use spin::Mutex;
 use types::{Address, Ipa, Pa, Span};
 
 /// The largest piece that is taken at once: what one leaf maps.
@@ -29,7 +30,9 @@ impl Piece {
 /// Memory from guest real address 0 on.
 pub(crate) struct GuestMemory<'f, M, F: FrameAllocator> {
     memory: M,
-    tree: PageTable<Radix, M, &'f F>,
+    tree: Mutex<PageTable<Radix, M, &'f F>>,
+    /// What the partition table holds for the tree.
+    entry: u64,
     pieces: Vec<Piece>,
     bytes: u64,
 }
@@ -56,7 +59,8 @@ impl<'f, M: PhysMemory + Copy, F: FrameAllocator> GuestMemory<'f, M, F> {
         let tree = PageTable::new_radix(memory, frames).map_err(|_| no_room)?;
         let mut guest = Self {
             memory,
-            tree,
+            entry: tree.partition_entry(),
+            tree: Mutex::new(tree),
             pieces: Vec::new(),
             bytes,
         };
@@ -82,6 +86,7 @@ impl<'f, M: PhysMemory + Copy, F: FrameAllocator> GuestMemory<'f, M, F> {
             let span = Span::from_len(Ipa::truncated(at), piece.bytes()).ok_or(no_room)?;
             guest
                 .tree
+                .get_mut()
                 .map(span, found, RadixAttributes::RAM, &mut NotLive)
                 .map_err(|_| no_room)?;
             guest.pieces.push(piece);
@@ -90,17 +95,55 @@ impl<'f, M: PhysMemory + Copy, F: FrameAllocator> GuestMemory<'f, M, F> {
         Ok(guest)
     }
 
-    /// Shows registers of a device, at the addresses that they have. No vCPU has run yet.
-    pub(crate) fn map_registers(&mut self, pa: Pa, bytes: u64) -> Result<(), NoRoom> {
+    /// Shows registers of a device, at the addresses that they have, where nothing is shown.
+    pub(crate) fn map_registers(&self, pa: Pa, bytes: u64) -> Result<(), NoRoom> {
+        self.map_at(pa, bytes, pa, RadixAttributes::DEVICE)
+    }
+
+    /// Shows a block of all ones in the place of registers, again and again, where nothing is shown.
+    pub(crate) fn map_ones(&self, at: Pa, bytes: u64, ones: (Pa, u64)) -> Result<(), NoRoom> {
+        const ONES: RadixAttributes = RadixAttributes {
+            access: RadixAccess::Read,
+            memory: RadixMemory::Normal,
+        };
         let no_room = NoRoom { bytes };
-        let at = Ipa::new(pa.bits()).map_err(|_| no_room)?;
+        let (ones, most) = ones;
+        let mut done = 0;
+        while done < bytes {
+            let here = most.min(bytes - done);
+            let at = at.checked_add(done).ok_or(no_room)?;
+            self.map_at(at, here, ones, ONES)?;
+            done += here;
+        }
+        Ok(())
+    }
+
+    fn map_at(
+        &self,
+        at: Pa,
+        bytes: u64,
+        pa: Pa,
+        attributes: RadixAttributes,
+    ) -> Result<(), NoRoom> {
+        let no_room = NoRoom { bytes };
+        let at = Ipa::new(at.bits()).map_err(|_| no_room)?;
         let span = Span::from_len(at, bytes).ok_or(no_room)?;
-        if pa.bits() < self.bytes {
+        if at.bits() < self.bytes {
             return Err(no_room);
         }
-        self.tree
-            .map(span, pa, RadixAttributes::DEVICE, &mut NotLive)
-            .map_err(|_| no_room)
+        // What was not there is not cached.
+        let mapped = self.tree.lock().map(span, pa, attributes, &mut NotLive);
+        mapped.map_err(|_| no_room)
+    }
+
+    /// Shows nothing in the place of registers.
+    pub(crate) fn unmap_registers(&self, pa: Pa, bytes: u64, caches: &mut impl Invalidate<Ipa>) {
+        let at = Ipa::new(pa.bits()).ok();
+        let span = at.and_then(|at| Span::from_len(at, bytes));
+        if let Some(span) = span.filter(|span| span.start().bits() >= self.bytes) {
+            // Where nothing is shown there is nothing to do.
+            let _ = self.tree.lock().unmap(span, caches);
+        }
     }
 
     /// The pieces: where for the guest, where in the machine, how many bytes.
@@ -120,7 +163,7 @@ impl<'f, M: PhysMemory + Copy, F: FrameAllocator> GuestMemory<'f, M, F> {
 
     /// Where a guest real address is.
     pub(crate) fn walk(&self, at: Ipa) -> vm::Walk {
-        match self.tree.walk(at) {
+        match self.tree.lock().walk(at) {
             Ok(leaf) => vm::Walk::Mapped {
                 pa: leaf.pa.bits(),
                 bytes: leaf.size.bytes(),
@@ -133,7 +176,7 @@ impl<'f, M: PhysMemory + Copy, F: FrameAllocator> GuestMemory<'f, M, F> {
 
     /// What the partition table holds for this guest.
     pub(crate) fn partition_entry(&self) -> u64 {
-        self.tree.partition_entry()
+        self.entry
     }
 
     /// Bytes of memory.

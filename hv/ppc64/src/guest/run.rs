@@ -8,6 +8,7 @@ use papr::{After, End, Servers, Wake};
 use vm::{Arrival, CONSOLE_CORE, Departure, Ending};
 
 use super::control::Platform;
+use super::devices::Access;
 use super::environment::Surroundings;
 use super::vm::{Slot, Vm};
 use crate::cpu::{self, Cpu};
@@ -374,7 +375,20 @@ impl Residency<'_> {
             Exit::Emulation | Exit::Facility => self.loaded.vcpu.interrupt(PROGRAM, ILLEGAL),
             // Nothing answers outside the guest's memory. A storage interrupt would not do: by the
             // guest's own tables all is well, and it would try again for ever.
-            Exit::DataStorage { effective, .. } => {
+            Exit::DataStorage {
+                effective,
+                real,
+                status,
+            } => {
+                match self.access(real, status & STORE != 0) {
+                    Some(Access::Again) => return Then::Resume,
+                    Some(Access::Lost) => {
+                        let nip = &mut self.loaded.vcpu.registers.nip;
+                        *nip = nip.wrapping_add(INSTRUCTION);
+                        return Then::Resume;
+                    }
+                    None => {}
+                }
                 self.loaded.set_fault(effective, UNCORRECTABLE);
                 self.loaded.vcpu.interrupt(MACHINE_CHECK, BY_ACCESS);
             }
@@ -386,6 +400,13 @@ impl Residency<'_> {
             }
         }
         Then::Resume
+    }
+
+    /// Whether an access that led nowhere was one of a device's registers, and what becomes of it.
+    fn access(&self, real: u64, is_store: bool) -> Option<Access> {
+        let devices = self.vm.devices.as_ref()?;
+        let leave = || self.surroundings.leave();
+        devices.access(real, is_store, self.surroundings.view(&leave))
     }
 
     fn hypercall(&mut self) -> Then {
@@ -464,6 +485,10 @@ impl Residency<'_> {
     }
 }
 
+/// HDSISR: it was a store.
+const STORE: u64 = 1 << 25;
+/// Bytes of a store to registers. (One with a prefix has more; Linux has none for registers.)
+const INSTRUCTION: u64 = 4;
 const SYSTEM_RESET: u64 = 0x100;
 const EXTERNAL: u64 = 0x500;
 const PROGRAM: u64 = 0x700;

@@ -153,9 +153,9 @@ impl Vm {
         let lpid = lpid
             .filter(|lpid| lpid.get() < crate::nested::PARTITIONS)
             .ok_or(BuildError::Partitions)?;
-        let mut memory = GuestMemory::new(machine.ram, machine.frames, config.memory)?;
+        let memory = GuestMemory::new(machine.ram, machine.frames, config.memory)?;
         let devices = match machine.hardware {
-            Some(hardware) => Devices::claim(hardware, number, config, &mut memory)?,
+            Some(hardware) => Devices::plan(hardware, number, config, &memory)?,
             None if config.devices.is_empty() => None,
             None => return Err(BuildError::NoDevices),
         };
@@ -186,7 +186,17 @@ impl Vm {
         if !self.takes_fresh_memory() {
             self.clear()?;
         }
-        self.load()?;
+        if let Some(devices) = &self.devices {
+            devices.take(&self.memory)?;
+        }
+        if let Err(error) = self.load() {
+            // What it has not used can be given back.
+            let _ = self
+                .devices
+                .as_ref()
+                .is_none_or(|devices| devices.give_back(&self.memory));
+            return Err(error);
+        }
         self.timebase_offset.store(
             spr::timebase().wrapping_neg().cast_signed(),
             Ordering::Release,

@@ -15,6 +15,7 @@ pub(super) enum Command<'a> {
     Walk(&'a str, u64),
     Exits(&'a str),
     Devices(&'a str),
+    Freeze(&'a str),
     Stream(&'a str, Bdf, u64),
     Smmu,
     Frames,
@@ -32,6 +33,7 @@ vcpu NAME N          registers, state and core of a vCPU
 walk NAME ADDRESS    where stage 2 takes a guest physical address
 exits NAME           how often a VM left for the hypervisor, by cause
 devices NAME         the devices of a VM, and where its guest sees them
+freeze NAME          stops the devices of a VM as an error would (POWER: EEH)
 stream NAME BB:DD.F ADDRESS
                      where DMA of the guest's device BB:DD.F goes at an address
 smmu                 what each IOMMU lets pass
@@ -110,6 +112,7 @@ pub(super) fn parse(line: &str) -> Result<Command<'_>, CommandError> {
         }
         "exits" => Command::Exits(word(Argument::Name)?),
         "devices" => Command::Devices(word(Argument::Name)?),
+        "freeze" => Command::Freeze(word(Argument::Name)?),
         "stream" => {
             let name = word(Argument::Name)?;
             let device = device(word(Argument::Device)?)?;
@@ -203,7 +206,7 @@ mod tests {
             let verb = line.split_whitespace().next().unwrap();
             assert_ne!(parse(verb), Err(CommandError::Unknown), "{verb}");
         }
-        assert_eq!(commands.count(), 14);
+        assert_eq!(commands.count(), 15);
     }
 
     proptest! {

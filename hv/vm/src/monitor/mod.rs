@@ -147,6 +147,9 @@ pub enum Refusal {
     /// The VM has no such device.
     #[error("it has no such device; `devices NAME` shows them")]
     NoDevice,
+    /// Devices of this machine do not stop by errors.
+    #[error("devices of this machine are not stopped by errors")]
+    NoErrors,
     /// The address is wider than the VM's.
     #[error("the address is too wide")]
     TooWide,
@@ -203,6 +206,15 @@ pub trait Control {
     /// # Errors
     /// [`Refusal`].
     fn devices(&self, vm: usize) -> Result<Vec<String>, Refusal>;
+
+    /// Stops a VM's devices, as an error of theirs would; its guest is to recover them. How many host bridges
+    /// that were.
+    ///
+    /// # Errors
+    /// [`Refusal`]: it does not run, or a machine of this kind has no such errors.
+    fn freeze(&self, _vm: usize) -> Result<usize, Refusal> {
+        Err(Refusal::NoErrors)
+    }
 
     /// Where DMA of a VM's device, named as its guest does, goes at an address: a line for each step,
     /// from the tables as they stand in memory.
@@ -305,6 +317,12 @@ impl Monitor {
             Command::Devices(name) => {
                 if let Some(vm) = find(control, name, text) {
                     lines(control.devices(vm), text);
+                }
+            }
+            Command::Freeze(name) => {
+                if let Some(vm) = find(control, name, text) {
+                    let line = |bridges| alloc::vec![format!("{bridges} host bridges stopped")];
+                    lines(control.freeze(vm).map(line), text);
                 }
             }
             Command::Stream(name, device, address) => {

@@ -10,6 +10,7 @@ mod passthrough;
 mod power;
 mod power_dma;
 mod pseries;
+mod recovery;
 mod shares;
 mod tool;
 mod virt;
@@ -249,6 +250,7 @@ pub(super) fn of_board(board: &str, extent: Extent) -> Vec<Case> {
             bridges::cases(),
             power::cases(),
             power_dma::cases(),
+            recovery::cases(),
         ]
         .concat(),
         _ => Vec::new(),

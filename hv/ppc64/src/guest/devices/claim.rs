@@ -1,0 +1,366 @@
+//! Which host bridges a VM has, and when.
+
+use alloc::string::String;
+use alloc::vec::Vec;
+use alloc::{format, vec};
+use core::sync::atomic::Ordering;
+
+use bundle::{HostDevice, TcePolicy, VmConfig};
+use eeh::{Limits, Pe};
+use iommu::{Extent, OwnerId, PageSizes, Permissions, Target};
+use spin::Mutex;
+use types::{Bdf, Ipa, PageSize, Span};
+use vtce::{BridgeOptions, Dma, Policy, Progress, Slot};
+
+use super::recovery::Masters;
+use super::registers::{Shown, bars};
+use super::{Devices, FunctionState, Held, Memory, View, address};
+use crate::hardware::{Bridge, Hardware};
+
+/// `ibm,change-msi`: MSI-X; of none.
+const MSIX: u32 = 4;
+
+/// Devices that a VM cannot have.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Refusal {
+    #[error("the machine has no device {0}")]
+    NoDevice(String),
+    #[error("devices behind a host bridge cannot be kept apart: {0} belong together")]
+    Together(String),
+    #[error("BAR{bar} of {bdf} has no place of its own")]
+    Bar { bdf: Bdf, bar: u8 },
+    #[error("phb:{buid:x} is in use by another VM")]
+    InUse { buid: u64 },
+    #[error("{0}")]
+    Core(#[from] iommu::Error),
+    #[error("{0}")]
+    Windows(#[from] vtce::Refusal),
+}
+
+/// The bridges that a VM asks for, each with all that is behind it.
+fn wanted(hardware: &Hardware, config: &VmConfig) -> Result<Vec<usize>, Refusal> {
+    let mut wanted: Vec<(usize, Vec<Bdf>)> = Vec::new();
+    for device in &config.devices {
+        let missing = || Refusal::NoDevice(format!("{}", device.host));
+        let place = |matches: &dyn Fn(&Bridge) -> bool| {
+            let mut bridges = hardware.bridges.iter();
+            bridges.position(matches).ok_or_else(missing)
+        };
+        let (at, functions) = match device.host {
+            HostDevice::Phb { buid } => {
+                let at = place(&|bridge: &Bridge| bridge.buid == buid)?;
+                let all = hardware.bridges[at].devices.iter();
+                (at, all.map(|(bdf, _)| *bdf).collect())
+            }
+            HostDevice::Pci { segment, bdf } => {
+                let at = place(&|bridge: &Bridge| {
+                    bridge.topology.segment() == segment
+                        && bridge.devices.iter().any(|(other, _)| *other == bdf)
+                })?;
+                (at, vec![bdf])
+            }
+        };
+        match wanted.iter_mut().find(|(bridge, _)| *bridge == at) {
+            Some((_, known)) => known.extend(functions),
+            None => wanted.push((at, functions)),
+        }
+    }
+    for (at, functions) in &wanted {
+        let bridge = &hardware.bridges[*at];
+        let segment = bridge.topology.segment();
+        if bridge
+            .devices
+            .iter()
+            .any(|(bdf, _)| !functions.contains(bdf))
+        {
+            let all = bridge.devices.iter();
+            let all: Vec<String> = all.map(|(bdf, _)| format!("{segment:04x}:{bdf}")).collect();
+            return Err(Refusal::Together(all.join(", ")));
+        }
+    }
+    Ok(wanted.into_iter().map(|(at, _)| at).collect())
+}
+
+/// What the manifest lets a guest have.
+fn policy(tce: &TcePolicy) -> Policy {
+    let usual = Policy::usual();
+    let pages = match tce {
+        TcePolicy::DefaultWindow => PageSizes::NONE,
+        TcePolicy::Dynamic { page_shifts } if page_shifts.is_empty() => return usual,
+        TcePolicy::Dynamic { page_shifts } => {
+            let sizes = page_shifts.iter().filter_map(|shift| {
+                let shift = u8::try_from(*shift).ok()?;
+                PageSize::from_shift(shift).ok()
+            });
+            sizes.fold(PageSizes::NONE, |all, size| {
+                all.with(PageSizes::new(&[size]))
+            })
+        }
+    };
+    Policy { pages, ..usual }
+}
+
+impl Devices {
+    /// Sees that a VM can have the devices that it asks for; `None` when it asks for none. It has them
+    /// from [`Devices::take`] on.
+    pub(crate) fn plan(
+        hardware: &'static Hardware,
+        vm: usize,
+        config: &VmConfig,
+        memory: &Memory,
+    ) -> Result<Option<Self>, Refusal> {
+        let bridges = wanted(hardware, config)?;
+        if bridges.is_empty() {
+            return Ok(None);
+        }
+        for at in &bridges {
+            for function in hardware.bridges[*at].topology.functions() {
+                for bar in bars(function) {
+                    let (bdf, index) = (function.bdf, bar.index);
+                    let place = bar.place.filter(|_| bar.size >= 4096);
+                    if place.is_none_or(|place| place.cpu.bits() < memory.bytes()) {
+                        return Err(Refusal::Bar { bdf, bar: index });
+                    }
+                }
+            }
+        }
+        let owner = OwnerId::new(u32::try_from(vm + 1).unwrap_or(u32::MAX));
+        let mut core = hardware.core.lock();
+        let mut dma = Dma::new()?;
+        let extents: Vec<Extent> = memory
+            .pieces()
+            .map(|(_, pa, bytes)| Extent { pa, bytes })
+            .collect();
+        let ram = core.add_ram(owner, &extents)?;
+        let whole = Ipa::new(0)
+            .ok()
+            .and_then(|at| Span::from_len(at, memory.bytes()));
+        dma.add_slot(Slot {
+            span: whole.ok_or(vtce::Refusal::Taken)?,
+            memory: ram,
+            offset: 0,
+            permissions: Permissions::ReadWrite,
+            page: contiguous(memory),
+        })?;
+        Ok(Some(Self {
+            hardware,
+            vm,
+            owner,
+            bridges,
+            policy: policy(&config.tce),
+            held: Mutex::new(Vec::new()),
+            past: Mutex::new(Vec::new()),
+            dma: Mutex::new(dma),
+        }))
+    }
+
+    /// The VM starts: it gets its bridges, as far as it does not have them, with their devices reset, no
+    /// windows but the default ones, and these empty. No vCPU of it runs. All or nothing.
+    pub(crate) fn take(&self, memory: &Memory) -> Result<(), Refusal> {
+        let view = View {
+            memory,
+            leave: &|| {},
+        };
+        let mut all = self.held.lock();
+        let taken = self.bridges.iter().try_for_each(|at| {
+            let held = match all.iter().position(|held| held.bridge == *at) {
+                Some(known) => all.get_mut(known),
+                None => {
+                    let held = self.take_one(*at, view)?;
+                    all.push(held);
+                    all.last_mut()
+                }
+            };
+            let bridge = &self.hardware.bridges[*at];
+            if let Some(held) = held
+                && bridge.used.swap(true, Ordering::AcqRel)
+                && !self.restart(held, view)
+            {
+                return Err(Refusal::InUse { buid: bridge.buid });
+            }
+            Ok(())
+        });
+        if taken.is_err() {
+            self.give_back_all(&mut all, memory);
+        }
+        taken
+    }
+
+    fn take_one(&self, at: usize, view: View<'_>) -> Result<Held, Refusal> {
+        let bridge = &self.hardware.bridges[at];
+        let buid = bridge.buid;
+        let mut core = self.hardware.core.lock();
+        let mut done = 0;
+        let bound = bridge.devices.iter().try_for_each(|(_, device)| {
+            core.bind(*device, self.owner)?;
+            done += 1;
+            Ok(())
+        });
+        if let Err(error) = bound {
+            for (_, device) in bridge.devices.iter().take(done) {
+                let _ = core.unbind(*device);
+            }
+            return Err(match error {
+                iommu::Error::GroupHeld { .. } | iommu::Error::AlreadyBound => {
+                    Refusal::InUse { buid }
+                }
+                other => other.into(),
+            });
+        }
+        let attached = self.attach(&mut core, at);
+        let (ioas, domain) = match attached {
+            Ok(attached) => attached,
+            Err(error) => {
+                for (_, device) in &bridge.devices {
+                    let _ = core.detach(*device);
+                    let _ = core.unbind(*device);
+                }
+                return Err(error);
+            }
+        };
+        drop(core);
+        let functions = bridge.devices.iter().map(|(bdf, _)| FunctionState {
+            bdf: *bdf,
+            masters: false,
+            decodes: true,
+            shown: Shown::Nothing,
+            reset: None,
+        });
+        let mut held = Held {
+            bridge: at,
+            ioas,
+            domain,
+            pe: self.errors_of(at, buid),
+            functions: functions.collect(),
+        };
+        self.show(&mut held, view);
+        Ok(held)
+    }
+
+    /// The errors that the VM has had with a bridge.
+    fn errors_of(&self, at: usize, buid: u64) -> Pe {
+        let mut past = self.past.lock();
+        match past.iter().position(|(bridge, _)| *bridge == at) {
+            Some(known) => past.swap_remove(known).1,
+            None => Pe::new(buid, 0, Limits::USUAL),
+        }
+    }
+
+    fn attach(
+        &self,
+        core: &mut crate::hardware::Core,
+        at: usize,
+    ) -> Result<(iommu::IoasId, iommu::DomainId), Refusal> {
+        let bridge = &self.hardware.bridges[at];
+        let ioas = core.create_ioas(self.owner)?;
+        let mut attached = Err(Refusal::InUse { buid: bridge.buid });
+        for (_, device) in &bridge.devices {
+            attached = Ok(core.attach(*device, Target::Ioas(ioas))?);
+        }
+        let domain = attached?;
+        self.dma.lock().add_bridge(
+            core,
+            BridgeOptions {
+                number: u8::try_from(at).unwrap_or(u8::MAX),
+                buid: bridge.buid,
+                ioas,
+                domain,
+                policy: self.policy,
+            },
+        )?;
+        Ok((ioas, domain))
+    }
+
+    /// No device of the VM does anything any more, and nothing of its windows is left: bus mastering
+    /// off, then interrupts, then every entry. True when all of that is certain.
+    pub(crate) fn quiesce(&self) -> bool {
+        let mut all = self.held.lock();
+        self.quiesce_all(&mut all)
+    }
+
+    fn quiesce_all(&self, all: &mut [Held]) -> bool {
+        let rtas = self.hardware.rtas;
+        let mut sure = true;
+        for held in all.iter_mut() {
+            let buid = self.hardware.bridges[held.bridge].buid;
+            sure &= self.set_masters(held, Masters::None);
+            for function in &mut held.functions {
+                function.masters = false;
+                let device = address(function.bdf);
+                self.hardware.messages.forget([buid, device.into()]);
+                // SAFETY: takes interrupts away; one that has none answers with an error.
+                let _ = unsafe { rtas.change_msi(buid, device, [MSIX, 0, 0]) };
+            }
+        }
+        loop {
+            let mut core = self.hardware.core.lock();
+            let mut dma = self.dma.lock();
+            match dma.clear(&mut core) {
+                Ok(Progress::More) => {}
+                Ok(Progress::Done) => return sure && core.backend().is_sure(),
+                Err(error) => {
+                    log::error!("vm {}: windows cannot be emptied: {error}", self.vm);
+                    return false;
+                }
+            }
+        }
+    }
+
+    /// The VM is off: its bridges are anybody's, once it is certain that nothing of theirs goes on. True
+    /// then; else it keeps them. No vCPU of it runs.
+    pub(crate) fn give_back(&self, memory: &Memory) -> bool {
+        let mut all = self.held.lock();
+        self.give_back_all(&mut all, memory)
+    }
+
+    fn give_back_all(&self, all: &mut Vec<Held>, memory: &Memory) -> bool {
+        if !self.quiesce_all(all) {
+            return false;
+        }
+        let view = View {
+            memory,
+            leave: &|| {},
+        };
+        let mut sure = true;
+        all.retain(|held| {
+            let given = self.give_back_one(held, view);
+            if let Err(error) = &given {
+                log::error!("vm {}: {error}: it keeps its devices", self.vm);
+            }
+            sure &= given.is_ok();
+            given.is_err()
+        });
+        sure
+    }
+
+    fn give_back_one(&self, held: &Held, view: View<'_>) -> Result<(), Refusal> {
+        let bridge = &self.hardware.bridges[held.bridge];
+        for function in bridge.topology.functions() {
+            for bar in bars(function) {
+                let _ = self.show_bar(bar, Shown::Nothing, view);
+            }
+        }
+        let mut core = self.hardware.core.lock();
+        let number = u8::try_from(held.bridge).unwrap_or(u8::MAX);
+        self.dma.lock().remove_bridge(number)?;
+        for (_, device) in &bridge.devices {
+            core.detach(*device)?;
+        }
+        for (_, device) in &bridge.devices {
+            core.unbind(*device)?;
+        }
+        core.destroy_ioas(held.ioas)?;
+        self.past.lock().push((held.bridge, held.pe.clone()));
+        Ok(())
+    }
+}
+
+/// The largest page that is contiguous wherever one can be.
+fn contiguous(memory: &Memory) -> PageSize {
+    let smallest = memory.pieces().map(|(at, pa, bytes)| {
+        let bits = at | pa.bits() | bytes;
+        bits & bits.wrapping_neg()
+    });
+    let smallest = smallest.min().unwrap_or(4096).min(1 << 30);
+    PageSize::from_bytes(smallest).unwrap_or(PageSize::SIZE_4K)
+}

@@ -1,0 +1,121 @@
+//! Configuration space: read whole, written in the enables only.
+
+use papr::Served;
+use pci::Function;
+
+use super::{Devices, HARDWARE, Held, PARAMETER, View, address};
+
+/// The command register: I/O, memory, bus mastering, no interrupt pin.
+const COMMAND: u32 = 0x04;
+const MEMORY: u32 = 1 << 1;
+pub(super) const MASTER: u32 = 1 << 2;
+const ENABLES: u32 = 0x0407;
+
+impl Held {
+    /// What the guest lets a function do.
+    fn enables(&mut self, function: &Function) -> Option<&mut super::FunctionState> {
+        let mut all = self.functions.iter_mut();
+        all.find(|held| held.bdf == function.bdf)
+    }
+}
+
+impl Devices {
+    pub(super) fn read_config(&self, at: u32, buid: [u32; 2], bytes: u32) -> Served {
+        if !matches!(bytes, 1 | 2 | 4) {
+            return Served::new(PARAMETER, &[]);
+        }
+        // Nothing there: all ones, as on the bus itself.
+        let nothing = u32::MAX >> (32 - 8 * bytes);
+        let mut all = self.held.lock();
+        let Some(held) = self.bridge(&mut all, buid) else {
+            return Served::new(HARDWARE, &[nothing]);
+        };
+        let Some((bridge, function)) = self.function(held, at) else {
+            return Served::new(HARDWARE, &[nothing]);
+        };
+        if !held.pe.state().allows_registers() {
+            return Served::new(0, &[nothing]);
+        }
+        let config = at & 0xf000_00ff | address(function.bdf);
+        let read = self.hardware.rtas.read_config(bridge.buid, config, bytes);
+        let Ok(mut value) = read else {
+            return Served::new(HARDWARE, &[nothing]);
+        };
+        // While DMA is stopped the guest finds what it wants, not what is.
+        if config & 0xf000_00ff == COMMAND
+            && let Some(enables) = held.enables(function)
+        {
+            value &= !MASTER;
+            if enables.masters {
+                value |= MASTER;
+            }
+        }
+        Served::new(0, &[value])
+    }
+
+    /// Lets a guest write the enables, each where it is; everything else stays as it is.
+    pub(super) fn write_config(
+        &self,
+        view: View<'_>,
+        at: u32,
+        buid: [u32; 2],
+        [bytes, value]: [u32; 2],
+    ) -> i32 {
+        /// On, and all vectors masked.
+        const MSIX_CONTROL: u32 = 0xc000;
+        /// On, and how many vectors.
+        const MSI_CONTROL: u32 = 0x0071;
+        if !matches!(bytes, 1 | 2 | 4) {
+            return PARAMETER;
+        }
+        let mut all = self.held.lock();
+        let Some(held) = self.bridge(&mut all, buid) else {
+            return HARDWARE;
+        };
+        let Some((bridge, function)) = self.function(held, at) else {
+            return HARDWARE;
+        };
+        let state = held.pe.state();
+        if !state.allows_registers() {
+            // It is lost.
+            return 0;
+        }
+        let offset = at & 0xff | at >> 20 & 0xf00;
+        let capabilities = &function.capabilities;
+        let msix = capabilities.msix.as_ref();
+        let msix = msix.map(|msix| u32::from(msix.offset) + 2);
+        let msi = capabilities.msi.as_ref();
+        let msi = msi.map(|msi| u32::from(msi.offset) + 2);
+        let mask = match (offset, bytes) {
+            // With the status register behind it, of which nothing is written.
+            (COMMAND, 2 | 4) => ENABLES,
+            (control, 2) if Some(control) == msix => MSIX_CONTROL,
+            (control, 2) if Some(control) == msi => MSI_CONTROL,
+            _ => return 0,
+        };
+        let config = at & 0xf000_00ff | address(function.bdf);
+        let rtas = self.hardware.rtas;
+        let Ok(old) = rtas.read_config(bridge.buid, config, 2) else {
+            return HARDWARE;
+        };
+        let mut new = old & !mask | value & mask;
+        if offset == COMMAND && !state.allows_dma() {
+            new &= !MASTER;
+        }
+        // SAFETY: the device is the VM's, and its DMA reaches what the VM mapped.
+        if unsafe { rtas.write_config(bridge.buid, config, 2, new) }.is_err() {
+            return HARDWARE;
+        }
+        if offset == COMMAND
+            && let Some(enables) = held.enables(function)
+        {
+            enables.masters = value & MASTER != 0;
+            let decodes = value & MEMORY != 0;
+            if decodes != enables.decodes {
+                enables.decodes = decodes;
+                self.show(held, view);
+            }
+        }
+        0
+    }
+}

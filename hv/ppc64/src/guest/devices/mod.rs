@@ -1,0 +1,296 @@
+//! A VM's devices: its host bridges, their windows, registers and interrupts.
+//!
+//! A host bridge of the machine is one of the VM's, with the same unique id and the same addresses: what a
+//! device's registers are for the machine's CPUs they are for the guest's. BARs are placed already, and
+//! stay. Of configuration space a guest reads everything and writes the enables only.
+//!
+//! A VM has its bridges from when it starts until it is off. Locks are taken in this order: what is held,
+//! the core, the windows; the guest's tree last.
+
+mod claim;
+mod config;
+mod messages;
+mod node;
+mod recovery;
+mod registers;
+
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use boot::Frames;
+use dtoolkit::model::DeviceTreeNode;
+use dtoolkit::{Node as _, Property as _};
+use iommu::{DomainId, IoasId, OwnerId};
+use papr::Served;
+use pci::{Function, Reset};
+use spin::Mutex;
+use types::{Bdf, Ipa};
+use vtce::{Dma, NotMemory, Policy, Service};
+
+use super::memory::GuestMemory;
+use crate::hardware::{Bridge, Hardware};
+use crate::memory::Ram;
+
+pub(crate) use claim::Refusal;
+pub(crate) use registers::Access;
+use registers::Shown;
+
+/// The memory of the guests here.
+type Memory = GuestMemory<'static, Ram, Frames<Ram>>;
+
+/// The services for configuration space and messages, by name and token; tokens are QEMU's.
+const SERVICES: [(&str, u32); 4] = [
+    ("ibm,read-pci-config", token::READ_CONFIG),
+    ("ibm,write-pci-config", token::WRITE_CONFIG),
+    ("ibm,query-interrupt-source-number", token::SOURCE),
+    ("ibm,change-msi", token::CHANGE_MSI),
+];
+
+mod token {
+    pub(super) const READ_CONFIG: u32 = 0x2016;
+    pub(super) const WRITE_CONFIG: u32 = 0x2017;
+    pub(super) const SOURCE: u32 = 0x2018;
+    pub(super) const CHANGE_MSI: u32 = 0x2019;
+}
+
+const HARDWARE: i32 = -1;
+const PARAMETER: i32 = -3;
+
+/// What a call of a guest's may change apart from devices: its tree, which its vCPUs use.
+#[derive(Clone, Copy)]
+pub(crate) struct View<'a> {
+    pub(crate) memory: &'a Memory,
+    /// Returns when every other vCPU of the VM has left its guest since.
+    pub(crate) leave: &'a dyn Fn(),
+}
+
+/// A host bridge that a VM has.
+#[derive(Debug)]
+struct Held {
+    /// Its place among the machine's.
+    bridge: usize,
+    ioas: IoasId,
+    domain: DomainId,
+    pe: eeh::Pe,
+    functions: Vec<FunctionState>,
+}
+
+/// A function of it.
+#[derive(Debug)]
+struct FunctionState {
+    bdf: Bdf,
+    /// The guest lets it master the bus.
+    masters: bool,
+    /// The guest lets its registers answer.
+    decodes: bool,
+    /// What the guest finds in the place of its registers.
+    shown: Shown,
+    reset: Option<Reset>,
+}
+
+/// The devices of a VM.
+#[derive(Debug)]
+pub(crate) struct Devices {
+    hardware: &'static Hardware,
+    vm: usize,
+    owner: OwnerId,
+    /// The bridges that it has when it runs.
+    bridges: Vec<usize>,
+    policy: Policy,
+    held: Mutex<Vec<Held>>,
+    /// Its errors, while it does not have the bridge: a VM that restarts is no better than before.
+    past: Mutex<Vec<(usize, eeh::Pe)>>,
+    dma: Mutex<Dma>,
+}
+
+/// The memory of a VM, as lists are read from it.
+struct Reader<'a>(&'a Memory);
+
+impl vtce::GuestMemory for Reader<'_> {
+    fn read(&self, at: Ipa, buffer: &mut [u8]) -> Result<(), NotMemory> {
+        let bytes = buffer.len();
+        let read = self.0.read(at.bits(), buffer);
+        read.map_err(|_| NotMemory { at, bytes })
+    }
+}
+
+/// A function as a configuration address.
+fn address(bdf: Bdf) -> u32 {
+    u32::from(bdf.bits()) << 8
+}
+
+impl Devices {
+    /// One line for each device, for the log and the monitor.
+    pub(crate) fn describe(&self) -> Vec<String> {
+        let mut lines = Vec::new();
+        let all = self.held.lock();
+        for at in &self.bridges {
+            let bridge = &self.hardware.bridges[*at];
+            let segment = bridge.topology.segment();
+            for (bdf, _) in &bridge.devices {
+                lines.push(format!("{segment:04x}:{bdf} of phb:{:x}", bridge.buid));
+            }
+            let Some(held) = all.iter().find(|held| held.bridge == *at) else {
+                continue;
+            };
+            let core = self.hardware.core.lock();
+            let windows = core.windows(held.domain).unwrap_or_default();
+            let areas = core.ioas(held.ioas).map_or(0, iommu::Ioas::len);
+            for window in windows {
+                lines.push(format!(
+                    "window {} with pages of {:#x} bytes; {areas} areas in all",
+                    window.span,
+                    window.pages.smallest()
+                ));
+            }
+            drop(core);
+            lines.push(held.line());
+        }
+        let (sources, muted) = self.hardware.messages.of_vm(self.vm);
+        if sources > 0 {
+            lines.push(format!("{sources} sources of messages, {muted} muted"));
+        }
+        lines
+    }
+
+    /// Holds the guest's books against the core's, and these against the platform's: how many entries
+    /// were looked at, and how many were wrong.
+    pub(crate) fn audit(&self) -> (u64, u64) {
+        let all = self.held.lock();
+        let core = self.hardware.core.lock();
+        let dma = self.dma.lock();
+        let mut wrong = 0;
+        let mut looked = dma.audit(&core, &mut |_| wrong += 1);
+        for held in all.iter() {
+            let unit = iommu::UnitId::new(u32::try_from(held.bridge).unwrap_or(u32::MAX));
+            let backend = core.backend();
+            looked += backend.audit(unit, tce::AuditScope::Used, &mut |_| wrong += 1);
+        }
+        (looked, wrong)
+    }
+
+    /// The bridge that a call's unique id names, as the VM holds it.
+    fn bridge<'h>(&self, all: &'h mut [Held], [high, low]: [u32; 2]) -> Option<&'h mut Held> {
+        let buid = u64::from(high) << 32 | u64::from(low);
+        let mut all = all.iter_mut();
+        all.find(|held| self.hardware.bridges[held.bridge].buid == buid)
+    }
+
+    /// The function that a configuration address names.
+    fn function(&self, held: &Held, config: u32) -> Option<(&'static Bridge, &'static Function)> {
+        let bridge = &self.hardware.bridges[held.bridge];
+        let bdf = Bdf::from_bits(u16::try_from(config >> 8 & 0xffff).ok()?);
+        Some((bridge, bridge.topology.function(bdf)?))
+    }
+
+    /// Serves a hypercall; `None` for one that is not about DMA.
+    pub(crate) fn hypercall(
+        &self,
+        memory: &Memory,
+        number: u64,
+        arguments: [u64; 4],
+    ) -> Option<(u64, Option<u64>)> {
+        if !vtce::HYPERCALLS.contains(&number) {
+            return None;
+        }
+        let mut core = self.hardware.core.lock();
+        let mut dma = self.dma.lock();
+        let answer = dma.hypercall(&mut core, &Reader(memory), number, arguments)?;
+        Some((answer.status.bits(), answer.value))
+    }
+
+    /// Serves a service; `None` for one that is not about devices. `server` is the CPU that gets the
+    /// interrupts of devices.
+    pub(crate) fn service(
+        &self,
+        server: u32,
+        view: View<'_>,
+        token: u32,
+        arguments: &[u32],
+        results: usize,
+    ) -> Option<Served> {
+        let windows = Service::ALL
+            .into_iter()
+            .find(|service| service.token() == token);
+        if let Some(service) = windows {
+            let mut core = self.hardware.core.lock();
+            let mut dma = self.dma.lock();
+            let outcome = dma.service(&mut core, service, arguments, results);
+            if service != Service::Query {
+                log::info!(
+                    "vm {}: {} {arguments:x?}: {} {:x?}",
+                    self.vm,
+                    service.name(),
+                    outcome.status,
+                    outcome.values()
+                );
+            }
+            return Some(Served::new(outcome.status, outcome.values()));
+        }
+        let recovery = eeh::Service::ALL
+            .into_iter()
+            .find(|service| service.token() == token);
+        if let Some(service) = recovery {
+            return Some(self.recover(view, service, arguments, results));
+        }
+        match (token, arguments, results) {
+            (token::READ_CONFIG, &[at, high, low, bytes], 2) => {
+                Some(self.read_config(at, [high, low], bytes))
+            }
+            (token::WRITE_CONFIG, &[at, high, low, bytes, value], 1) => {
+                let status = self.write_config(view, at, [high, low], [bytes, value]);
+                Some(Served::new(status, &[]))
+            }
+            (token::SOURCE, &[at, high, low, number], 3) => {
+                Some(self.source(at, [high, low], number))
+            }
+            (token::CHANGE_MSI, &[at, high, low, function, count, sequence], 3 | 4) => {
+                let what = [function, count, sequence];
+                Some(self.change_msi(server, at, [high, low], what))
+            }
+            (known, ..) if SERVICES.iter().any(|(_, token)| *token == known) => {
+                Some(Served::new(PARAMETER, &[]))
+            }
+            _ => None,
+        }
+    }
+
+    /// What the guest's tree says of its bridges: the machine's own nodes, with the guest's windows and
+    /// the places of BARs.
+    pub(crate) fn nodes(&self, machine: &DeviceTreeNode) -> Vec<DeviceTreeNode> {
+        let core = self.hardware.core.lock();
+        let dma = self.dma.lock();
+        let mut nodes = Vec::new();
+        for at in &self.bridges {
+            let bridge = &self.hardware.bridges[*at];
+            let mut machine = machine.children();
+            let its = |node: &&DeviceTreeNode| {
+                let reg = node.property("reg").map(|reg| reg.value().to_vec());
+                node.name_without_address() == "pci"
+                    && reg.is_some_and(|reg| reg.starts_with(&bridge.buid.to_be_bytes()))
+            };
+            let Some(pattern) = machine.find(its) else {
+                continue;
+            };
+            let windows = dma.bridges().iter();
+            let mut windows = windows.filter(|windows| windows.options().buid == bridge.buid);
+            let tokens = Service::ALL.map(Service::token);
+            let properties = windows
+                .next()
+                .map(|windows| windows.properties(&core, tokens));
+            let Some(Ok(Some(properties))) = properties else {
+                continue;
+            };
+            nodes.push(node::node(pattern, bridge, &properties));
+        }
+        nodes
+    }
+
+    /// The services that the guest's tree names.
+    pub(crate) fn services() -> impl Iterator<Item = (&'static str, u32)> {
+        let windows = Service::ALL.map(|service| (service.name(), service.token()));
+        let recovery = eeh::Service::ALL.map(|service| (service.name(), service.token()));
+        SERVICES.into_iter().chain(windows).chain(recovery)
+    }
+}

@@ -1,0 +1,249 @@
+//! Errors of devices, and how a guest recovers them: what `eeh` decides is done here.
+
+use alloc::format;
+use alloc::string::String;
+
+use eeh::{Cause, Effect, Frozen, Service};
+use hal::Clock;
+use papr::Served;
+use pci::{Progress, Reset};
+
+use super::config::MASTER;
+use super::{Devices, HARDWARE, Held, PARAMETER, View, address};
+use crate::config::RtasConfig;
+use crate::console::TimeBase;
+use crate::spr;
+
+/// "Call again in 100 ms". [LoPAPR §7.2.8]
+const LATER: i32 = 9902;
+/// The longest that a device's reset is waited for where nobody can call again.
+const RESET_US: u64 = 2_000_000;
+/// `ibm,set-slot-reset`: the end of a reset.
+const END: u32 = 0;
+
+/// Seconds since some beginning.
+fn now() -> u64 {
+    spr::timebase() / TimeBase.frequency().max(1)
+}
+
+impl Held {
+    /// What the monitor says of its errors.
+    pub(super) fn line(&self) -> String {
+        let (state, errors) = (self.pe.state(), self.pe.freezes());
+        format!("PE {:08x}: {state:?}, {errors} errors", self.pe.address())
+    }
+}
+
+impl Devices {
+    /// Serves one of the services for errors.
+    pub(super) fn recover(
+        &self,
+        view: View<'_>,
+        service: Service,
+        arguments: &[u32],
+        results: usize,
+    ) -> Served {
+        let mut all = self.held.lock();
+        let mut found = all.iter_mut();
+        let Some(held) = found.find(|held| held.pe.is_meant(arguments)) else {
+            return Served::new(PARAMETER, &[]);
+        };
+        let ends = service == Service::SetReset && arguments.get(3) == Some(&END);
+        if ends && held.pe.state() == eeh::State::Reset && !self.poll_resets(held) {
+            return Served::new(LATER, &[]);
+        }
+        let topology = &self.hardware.bridges[held.bridge].topology;
+        let exists = |config: u32| {
+            let bits = u16::try_from(config >> 8 & 0xffff);
+            bits.is_ok_and(|bits| topology.function(types::Bdf::from_bits(bits)).is_some())
+        };
+        let outcome = held.pe.service(service, arguments, results, exists);
+        if outcome.effect != Effect::None {
+            log::info!("vm {}: {} {arguments:x?}", self.vm, service.name());
+        }
+        if !self.carry_out(held, outcome.effect, view) {
+            log::error!("vm {}: devices do not follow, and are given up", self.vm);
+            let effect = held.pe.fail();
+            let _ = self.carry_out(held, effect, view);
+            return Served::new(HARDWARE, &[]);
+        }
+        // What an access finds that the guest turned off depends on whether it wants to hear of it.
+        if service == Service::SetOption {
+            self.show(held, view);
+        }
+        Served::new(outcome.status, outcome.values())
+    }
+
+    /// An error of a device's. Nothing of its PE does anything more when this returns.
+    pub(super) fn stop(&self, held: &mut Held, cause: Cause, view: View<'_>) {
+        let (frozen, effect) = held.pe.freeze(cause, now());
+        if frozen == Frozen::Already {
+            return;
+        }
+        let buid = self.hardware.bridges[held.bridge].buid;
+        let end = if frozen == Frozen::TooMany {
+            ", for good"
+        } else {
+            ""
+        };
+        log::info!("vm {}: phb:{buid:x}: {cause:x?}: stopped{end}", self.vm);
+        if !self.carry_out(held, effect, view) {
+            log::error!("vm {}: phb:{buid:x} does not stop", self.vm);
+            let _ = held.pe.fail();
+        }
+    }
+
+    /// Stops all devices, as an error would.
+    pub(crate) fn inject(&self, view: View<'_>) -> usize {
+        let mut all = self.held.lock();
+        for held in all.iter_mut() {
+            self.stop(held, Cause::Injected, view);
+        }
+        all.len()
+    }
+
+    /// Does to the hardware what is to be done; false when it does not follow.
+    fn carry_out(&self, held: &mut Held, effect: Effect, view: View<'_>) -> bool {
+        match effect {
+            Effect::None => true,
+            Effect::Stop => {
+                let off = self.set_masters(held, Masters::None);
+                self.show(held, view);
+                off
+            }
+            Effect::AllowRegisters => {
+                self.show(held, view);
+                true
+            }
+            Effect::AllowDma => self.set_masters(held, Masters::AsWanted),
+            Effect::AssertReset(_) => {
+                let off = self.set_masters(held, Masters::None);
+                self.show(held, view);
+                self.begin_resets(held);
+                off
+            }
+            Effect::DeassertReset => {
+                self.show(held, view);
+                true
+            }
+        }
+    }
+
+    /// Lets devices master the bus as their guest wants it, or none. False when one does not follow.
+    pub(super) fn set_masters(&self, held: &Held, which: Masters) -> bool {
+        let rtas = self.hardware.rtas;
+        let buid = self.hardware.bridges[held.bridge].buid;
+        let mut sure = true;
+        for function in &held.functions {
+            let command = address(function.bdf) | 4;
+            let Ok(old) = rtas.read_config(buid, command, 2) else {
+                sure = false;
+                continue;
+            };
+            let new = match which {
+                Masters::AsWanted if function.masters => old | MASTER,
+                Masters::AsWanted | Masters::None => old & !MASTER,
+            };
+            // SAFETY: the device is the VM's, and its DMA reaches what the VM mapped.
+            sure &= unsafe { rtas.write_config(buid, command, 2, new) }.is_ok();
+        }
+        sure
+    }
+
+    /// Begins to reset every function that can be reset; the others have lost their bus mastering and
+    /// their interrupts.
+    fn begin_resets(&self, held: &mut Held) {
+        let bridge = &self.hardware.bridges[held.bridge];
+        // SAFETY: the devices are the VM's, which reaches them by way of us.
+        let space = unsafe { RtasConfig::new(self.hardware.rtas, bridge.buid) };
+        for function in &mut held.functions {
+            (function.masters, function.decodes) = (false, true);
+            function.reset =
+                Reset::function(&space, &bridge.topology, function.bdf, &TimeBase).ok();
+            if function.reset.is_none()
+                && let Some(described) = bridge.topology.function(function.bdf)
+            {
+                silence(&space, described);
+            }
+        }
+        let _ = self.poll_resets(held);
+    }
+
+    /// Moves resets on. True when none is under way.
+    fn poll_resets(&self, held: &mut Held) -> bool {
+        let bridge = &self.hardware.bridges[held.bridge];
+        // SAFETY: as above.
+        let space = unsafe { RtasConfig::new(self.hardware.rtas, bridge.buid) };
+        let mut done = true;
+        for function in &mut held.functions {
+            let Some(reset) = &mut function.reset else {
+                continue;
+            };
+            match reset.poll(&space, &bridge.topology, &TimeBase) {
+                Ok(Progress::Wait(_)) => done = false,
+                Ok(Progress::Done) => function.reset = None,
+                Err(error) => {
+                    log::warn!("vm {}: {}: {error}", self.vm, function.bdf);
+                    function.reset = None;
+                }
+            }
+        }
+        done
+    }
+
+    /// Resets all devices of a bridge and waits for it.
+    pub(super) fn reset_all(&self, held: &mut Held) {
+        self.begin_resets(held);
+        let end = spr::timebase() + TimeBase.ticks_of_us(RESET_US);
+        while !self.poll_resets(held) {
+            if spr::timebase() > end {
+                log::warn!("vm {}: a device's reset does not end", self.vm);
+                return;
+            }
+            spr::relax();
+        }
+    }
+
+    /// All is well again, as far as devices are not given up: a VM starts. No vCPU of it runs. False when
+    /// a device still masters the bus.
+    pub(super) fn restart(&self, held: &mut Held, view: View<'_>) -> bool {
+        // What it asks for is part of what is done here anyway.
+        while held.pe.restart() != Effect::None {}
+        let off = self.set_masters(held, Masters::None);
+        self.reset_all(held);
+        self.show(held, view);
+        off
+    }
+}
+
+/// Which devices master the bus.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Masters {
+    /// Those that their guest lets.
+    AsWanted,
+    /// None.
+    None,
+}
+
+/// What can be taken from a function that has no reset: interrupts; bus mastering is off.
+fn silence(space: &RtasConfig<'_>, function: &pci::Function) {
+    use pci::ConfigSpace as _;
+    const ENABLE_MSIX: u16 = 1 << 15;
+    const ENABLE_MSI: u16 = 1;
+    let controls = [
+        (
+            function.capabilities.msix.as_ref().map(|msix| msix.offset),
+            ENABLE_MSIX,
+        ),
+        (
+            function.capabilities.msi.as_ref().map(|msi| msi.offset),
+            ENABLE_MSI,
+        ),
+    ];
+    for (offset, enable) in controls {
+        if let Some(control) = offset.and_then(|offset| offset.checked_add(2)) {
+            let old = space.read16(function.bdf, control);
+            space.write16(function.bdf, control, old & !enable);
+        }
+    }
+}

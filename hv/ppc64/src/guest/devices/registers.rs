@@ -1,0 +1,146 @@
+//! What a guest finds in the place of a device's registers.
+
+use pagetable::{Invalidate, Stale};
+use pci::{Bar, Function};
+use types::Ipa;
+
+use super::{Devices, Held, View};
+use crate::hcall::{self, Hcall};
+
+/// What the addresses of a function's registers lead to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Shown {
+    /// Its registers.
+    Registers,
+    /// Memory that is all ones and cannot be written: nothing answers.
+    Ones,
+    /// Nothing: an access is noticed, and is an error of the device's.
+    Nothing,
+    /// Nothing, and there is no memory to show anything else: the guest has a machine check.
+    Broken,
+}
+
+/// What becomes of an access that led nowhere.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Access {
+    /// It is done again, and finds something.
+    Again,
+    /// It is lost.
+    Lost,
+}
+
+/// The memory BARs of a function.
+pub(super) fn bars(function: &Function) -> impl Iterator<Item = &Bar> {
+    function.bars.iter().filter(|bar| !bar.kind.is_io())
+}
+
+/// The translations of a guest's CPUs: dropped when they leave their guest.
+pub(super) struct Caches<'a> {
+    pub(super) view: View<'a>,
+    /// The partition.
+    pub(super) lpid: u64,
+}
+
+impl Invalidate<Ipa> for Caches<'_> {
+    fn publish(&mut self) {}
+
+    fn invalidate(&mut self, _: &Stale<Ipa>) {
+        self.invalidate_all();
+    }
+
+    /// By the platform, which does it for all its CPUs where it has to. [Linux
+    /// Documentation/arch/powerpc/kvm-nested.rst]
+    fn invalidate_all(&mut self) {
+        /// `tlbie` with RIC 2, PRS 0, R 1: everything of a partition.
+        const ALL: u64 = 2 << 18 | 1 << 16;
+        /// IS 2: by partition.
+        const BY_PARTITION: u64 = 0x800;
+        let arguments = [ALL, self.lpid, BY_PARTITION, 0];
+        // SAFETY: takes cached translations away.
+        let _ = unsafe { hcall::call(Hcall::TlbInvalidate, arguments) };
+    }
+
+    /// QEMU's CPUs forget when they leave a guest, and only then.
+    fn sync(&mut self) {
+        (self.view.leave)();
+    }
+}
+
+impl Devices {
+    /// Lets the guest find what it should, by the state of the PE and by what it lets its devices do.
+    pub(super) fn show(&self, held: &mut Held, view: View<'_>) {
+        let state = held.pe.state();
+        for function in &mut held.functions {
+            let wanted = if !state.allows_registers() {
+                Shown::Ones
+            } else if function.decodes {
+                Shown::Registers
+            } else if held.pe.is_enabled() {
+                Shown::Nothing
+            } else {
+                Shown::Ones
+            };
+            if function.shown == wanted {
+                continue;
+            }
+            let topology = &self.hardware.bridges[held.bridge].topology;
+            let Some(described) = topology.function(function.bdf) else {
+                continue;
+            };
+            function.shown = wanted;
+            for bar in bars(described) {
+                if !self.show_bar(bar, wanted, view) {
+                    function.shown = Shown::Broken;
+                }
+            }
+        }
+    }
+
+    /// Changes what is in the place of a BAR.
+    pub(super) fn show_bar(&self, bar: &Bar, wanted: Shown, view: View<'_>) -> bool {
+        let Some(place) = bar.place else { return true };
+        let lpid = u64::try_from(self.vm + 1).unwrap_or(u64::MAX);
+        let mut caches = Caches { view, lpid };
+        view.memory
+            .unmap_registers(place.cpu, bar.size, &mut caches);
+        match wanted {
+            Shown::Registers => view.memory.map_registers(place.cpu, bar.size).is_ok(),
+            Shown::Ones => {
+                let (ones, bytes) = self.hardware.ones;
+                view.memory
+                    .map_ones(place.cpu, bar.size, (ones, bytes))
+                    .is_ok()
+            }
+            Shown::Nothing | Shown::Broken => true,
+        }
+    }
+
+    /// An access to a guest real address led nowhere; `None` when it is no register of a device.
+    pub(crate) fn access(&self, at: u64, is_store: bool, view: View<'_>) -> Option<Access> {
+        let mut all = self.held.lock();
+        for held in all.iter_mut() {
+            let topology = &self.hardware.bridges[held.bridge].topology;
+            let shown = held.functions.iter().find_map(|function| {
+                let mut bars = bars(topology.function(function.bdf)?);
+                let here = |bar: &Bar| {
+                    let place = bar.place.map(|place| place.cpu.bits());
+                    let into = place.and_then(|place| at.checked_sub(place));
+                    into.is_some_and(|into| into < bar.size)
+                };
+                bars.any(here).then_some(function.shown)
+            });
+            return match shown {
+                None => continue,
+                Some(Shown::Broken) => None,
+                Some(Shown::Ones) if is_store => Some(Access::Lost),
+                Some(Shown::Nothing) => {
+                    self.stop(held, eeh::Cause::Registers { at }, view);
+                    Some(Access::Again)
+                }
+                // It was changed meanwhile.
+                Some(Shown::Registers | Shown::Ones) => Some(Access::Again),
+            };
+        }
+        None
+    }
+}

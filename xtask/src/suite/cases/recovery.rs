@@ -1,0 +1,104 @@
+//! Tests of errors of devices on POWER: a guest's own EEH recovers them.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+
+use super::vms::MONITOR;
+use super::{Bundle, Case, Check};
+
+const BOARD: &str = "pseries";
+
+pub(super) fn cases() -> Vec<Case> {
+    vec![recovered()]
+}
+
+/// Linux with its disk, and a neighbour whose device and memory stay as they are.
+const MANIFEST: &str = concat!(
+    "[[vm]]\nname = \"linux\"\nmemory = \"512M\"\ncpus = 1\npin = [0]\nkernel = \"debian:6.12\"\n",
+    "initrd = \"initramfs\"\nappend = \"console=hvc0 do=irqs\"\n",
+    "devices = [ { host = \"phb:800000020000000\" } ]\n",
+    "[[vm]]\nname = \"watch\"\nmemory = \"32M\"\npin = [1]\nkernel = \"guest:dma\"\n",
+    "kernel_format = \"elf\"\nrestart = \"never\"\nappend = \"watch beats=300 phb=1\"\n",
+    "devices = [ { host = \"phb:800000020000001\" } ]\n",
+);
+
+/// Sets up what is done with each error: Linux is told to look, instead of waiting for a request to time out.
+const SET_UP: &str = "mount -t debugfs d /sys/kernel/debug; D=0000:00:00.0; E=/sys/kernel/debug/powerpc; ls $E/eeh_*\r";
+/// Writes the disk, and remembers what.
+const WRITE: &str = "head -c 2097152 /dev/urandom > /f; dd if=/f of=/dev/nvme0n1 bs=64k oflag=direct; md5sum < /f > /s; echo written\r";
+/// Compares.
+const READ: &str = "dd if=/dev/nvme0n1 bs=64k count=32 iflag=direct 2>/dev/null | md5sum | cmp - /s && echo same-$((6*7))\r";
+/// A register that does not answer, by Linux's own test hook: it has the BAR not decoded, and reads it.
+const BREAK: &str = "echo $D > $E/eeh_dev_break\r";
+const LOOK: &str = "echo $D > $E/eeh_dev_check\r";
+/// How often Linux recovers a device in an hour.
+const RECOVERIES: usize = 5;
+
+fn recovered() -> Case {
+    let recovers = [
+        r"EEH: Recovering PHB#\d+-PE#1",
+        "nvme .*frozen state error detected",
+        r"vm 0: ibm,set-slot-reset \[1, 8000000, 20000000, 1\]",
+        r"vm 0: ibm,set-slot-reset \[1, 8000000, 20000000, 0\]",
+        "EEH: Recovery successful",
+    ];
+    let mut case = Case::new(
+        BOARD,
+        "Linux recovers its disk from errors until there are too many, and a neighbour does not notice",
+    )
+    .bundle(Bundle::Manifest(MANIFEST))
+    .args(&["-device", "spapr-pci-host-bridge,index=1,id=p1"])
+    .args(&["-device", "edu,dma_mask=0xffffffffffffffff,bus=p1.0"])
+    .expect(&["EEH: Capable adapter found: recovery enabled", "/ # "])
+    .types(SET_UP)
+    .expect(&["eeh_dev_break", "/ # "])
+    .types(WRITE)
+    .expect(&["^.*written\r?$"])
+    .types(READ)
+    .expect(&["same-42"]);
+    for recovery in 0..RECOVERIES {
+        case = if recovery == 0 {
+            case.types(BREAK)
+                .expect(&[r"vm 0: phb:800000020000000: Registers .*: stopped"])
+        } else {
+            case.types(MONITOR)
+                .asks(
+                    "freeze linux",
+                    &["Injected: stopped", "1 host bridges stopped"],
+                )
+                .asks("devices linux", &["PE 00000001: Stopped, ", " 0 wrong"])
+                .asks("focus linux", &["has the keyboard"])
+        };
+        case = case.types(LOOK).expect(&recovers);
+        case = case.types(READ).expect(&["same-42"]);
+    }
+    // Once too often: Linux gives the disk up.
+    case = case
+        .types(BREAK)
+        .expect(&["Registers .*: stopped"])
+        .types(LOOK)
+        .expect(&["EEH: .*failed 6 times in the last hour"])
+        .expect(&["EEH: Unable to recover from failure|permanently disabled"])
+        .types("while [ -e /dev/nvme0n1 ]; do usleep 100000; done; echo gone-$((6*7))\r")
+        .expect(&["gone-42"])
+        .types("poweroff -f\r")
+        .expect(&["vm linux: powered off", "verdict 0"]);
+    // Linux says that it is frozen, and shows where it noticed.
+    case.forbids = vec![
+        r"\] (ERROR|WARN)  ".to_owned(),
+        "PANIC|EXCEPTION|FAILED".to_owned(),
+        "[1-9][0-9]* wrong".to_owned(),
+    ];
+    case.check = Check::Judged(judge);
+    case.timeout = Duration::from_secs(240);
+    case
+}
+
+fn judge(console: &str) -> Result<()> {
+    ensure!(
+        console.contains("dma verdict: watch ok: beats=300 ") && console.contains(" forged=0"),
+        "the neighbour did not end well"
+    );
+    Ok(())
+}
