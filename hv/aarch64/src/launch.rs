@@ -6,10 +6,10 @@ use alloc::string::String;
 use alloc::vec::Vec;
 
 use boot::{Frames, Verdict};
-use bundle::{Bundle, GuestDevice, HostDevice, PeerToPeer, Start, VmConfig};
+use bundle::{Bundle, GuestDevice, HostDevice, PeerToPeer, Start, UnsafeDma, VmConfig};
 use machine::{InterruptController, Machine};
 use pci::vconfig::Pin;
-use types::Bdf;
+use types::{Bdf, Ipa, Pa, Span};
 
 use crate::guest::{self, Assigned, Core, GuestPci, Handover, Iommus, Vm};
 use crate::hardware::{Found, Hardware};
@@ -142,6 +142,15 @@ pub(crate) fn vms(machine: &Machine, bundle: &Bundle<'static>, holdings: Holding
                 if let Some(pci) = &vm.pci {
                     log::info!("vm {}: {}", vm.name, pci.summary());
                 }
+                let in_place = |(span, pa): &(Span<Ipa>, Pa)| span.start().bits() == pa.bits();
+                if config.unsafe_dma == UnsafeDma::Identity && vm.ram().iter().all(in_place) {
+                    for (span, _) in vm.ram() {
+                        log::info!(
+                            "vm {}: its memory is where the machine has it, {span}",
+                            vm.name
+                        );
+                    }
+                }
                 if config.start != Start::Boot {
                     log::info!("vm {}: not started at boot", vm.name);
                 }
@@ -241,6 +250,23 @@ fn assign(
                 "{segment:04x}:{bdf}: no place is free"
             )]));
         };
+        let is_confined = hardware
+            .functions
+            .get(function)
+            .is_some_and(|f| f.smmu.is_some());
+        match (is_confined, config.unsafe_dma) {
+            (true, _) => {}
+            (false, UnsafeDma::Identity) => log::warn!(
+                "vm {}: UNSAFE: {segment:04x}:{bdf} is behind no SMMU: it, and so the guest, can read and write \
+                 ALL memory, the hypervisor's and every other VM's, and raise any interrupt",
+                config.name
+            ),
+            (false, UnsafeDma::Refused) => {
+                return Err(Vec::from([format!(
+                    "{segment:04x}:{bdf}: it is behind no SMMU, and unsafe_dma is not \"identity\""
+                )]));
+            }
+        }
         let pin = pin_of(config, bundle, hardware, function);
         assigned.push(Assigned {
             function,

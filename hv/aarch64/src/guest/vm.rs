@@ -166,13 +166,25 @@ impl Devices<'_> {
             .map_err(BuildError::Device)
     }
 
+    /// Whether one of them is behind no SMMU.
+    fn has_unconfined(&self) -> bool {
+        let mut functions = self.assigned.iter();
+        functions.any(|seat| {
+            let function = self.hardware.functions.get(seat.function);
+            function.is_some_and(|function| function.smmu.is_none())
+        })
+    }
+
     /// The SMMU that all devices are behind and that nests; or why there is none.
     fn nesting_unit(&self) -> Result<UnitId, String> {
         let functions = self.assigned.iter();
         let functions = functions.filter_map(|seat| self.hardware.functions.get(seat.function));
         let mut unit = None;
         for function in functions {
-            if *unit.get_or_insert(function.unit) != function.unit {
+            let Some(behind) = function.smmu else {
+                return Err("a device of it is behind no SMMU".into());
+            };
+            if *unit.get_or_insert(behind.unit) != behind.unit {
                 return Err("its devices are behind several SMMUs".into());
             }
             if !self.hardware.is_alone(function) {
@@ -234,6 +246,18 @@ impl Vm {
         let mut platform =
             GuestPlatform::virt(config.memory, cpus).map_err(BuildError::Platform)?;
         platform.bootargs.clone_from(&config.append);
+        // Devices that nothing translates for write to where the guest believes its memory is.
+        let placed = match &devices {
+            Some(devices) if devices.has_unconfined() => {
+                let bytes = config.memory;
+                let place = take_contiguous(frames, bytes).map_err(BuildError::Memory)?;
+                let span = Ipa::new(place.bits()).ok();
+                let span = span.and_then(|start| Span::from_len(start, bytes));
+                platform.memory = Vec::from([span.ok_or(BuildError::Geometry)?]);
+                Some(place)
+            }
+            _ => None,
+        };
         if devices.is_some() {
             platform = platform.with_virt_pci_and_no_smmu(LAST_BUS);
         }
@@ -261,7 +285,7 @@ impl Vm {
             },
         };
         let vmid = number as u64 + 1;
-        let (stage2, ram) = build_memory(&platform, memory, frames)?;
+        let (stage2, ram) = build_memory(&platform, placed, memory, frames)?;
         let vttbr = stage2.root().bits() | vmid << 48;
         let vtcr = pagetable::vtcr(stage2.geometry(), 8);
         let affinities: Vec<u64> = platform.cpus.iter().map(|mpidr| mpidr.bits()).collect();
@@ -673,6 +697,7 @@ fn new_gic(affinities: &[u64]) -> Result<Vgic, BuildError> {
 /// Takes memory for a platform and maps it.
 fn build_memory(
     platform: &GuestPlatform,
+    placed: Option<Pa>,
     memory: Ram,
     frames: Frame,
 ) -> Result<(Tree, Pieces), BuildError> {
@@ -682,6 +707,11 @@ fn build_memory(
         .map_err(|_| BuildError::Geometry)?;
     let mut tree = PageTable::new(geometry, memory, frames).map_err(BuildError::Memory)?;
     let mut ram = Vec::new();
+    if let (Some(pa), [span]) = (placed, platform.memory.as_slice()) {
+        tree.map(*span, pa, Stage2Attributes::RAM, &mut NotLive)
+            .map_err(BuildError::Stage2)?;
+        return Ok((tree, Vec::from([(*span, pa)])));
+    }
     for span in &platform.memory {
         let mut at = span.start();
         let mut order = LARGEST_ORDER;
@@ -709,6 +739,25 @@ fn build_memory(
         }
     }
     Ok((tree, ram))
+}
+
+/// Takes memory in one piece.
+fn take_contiguous(frames: Frame, bytes: u64) -> Result<Pa, OutOfFrames> {
+    let page = PageSize::SIZE_4K.bytes();
+    let wanted = bytes.div_ceil(page).max(1);
+    let order = |frames: u64| u8::try_from(frames.ilog2()).unwrap_or(u8::MAX);
+    let block = order(wanted.next_power_of_two());
+    let start = frames.alloc_zeroed(block)?;
+    // Back with what is behind it, in the largest blocks that are aligned to their size.
+    let mut at = wanted;
+    while at < 1 << block {
+        let spare = at & at.wrapping_neg();
+        if let Some(pa) = start.checked_add(at * page) {
+            frames.free(pa, order(spare));
+        }
+        at += spare;
+    }
+    Ok(start)
 }
 
 /// New code is in memory: no core may use old instructions.

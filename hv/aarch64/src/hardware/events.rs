@@ -96,7 +96,9 @@ impl Hardware {
     ) {
         let mut functions = self.functions.iter().zip(&self.owners).enumerate();
         let known = functions.find(|(_, (function, _))| {
-            function.unit == UnitId::new(number) && function.stream == event.sid()
+            function.smmu.is_some_and(|behind| {
+                behind.unit == UnitId::new(number) && behind.stream == event.sid()
+            })
         });
         let index = known.map(|(index, _)| index);
         let known = known.map(|(_, (function, owner))| {
@@ -174,10 +176,13 @@ impl Hardware {
 }
 
 fn set_recording(iommu: &mut Core, function: &Function, recording: Recording) {
-    let Ok(stream) = StreamId::new(function.stream) else {
+    let Some(behind) = function.smmu else {
         return;
     };
-    if let Some(smmu) = iommu.backend_mut().unit_mut(function.unit)
+    let Ok(stream) = StreamId::new(behind.stream) else {
+        return;
+    };
+    if let Some(smmu) = iommu.backend_mut().unit_mut(behind.unit)
         && let Err(error) = smmu.set_recording(stream, recording)
     {
         log::error!("pci {}: {error}", function.bdf);

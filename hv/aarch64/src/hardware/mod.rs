@@ -92,16 +92,23 @@ enum Resetting {
     Lost,
 }
 
+/// A function as its SMMU and the IOMMU core know it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Behind {
+    pub(crate) device: DeviceId,
+    pub(crate) unit: UnitId,
+    /// Its stream, at that unit.
+    pub(crate) stream: u32,
+}
+
 /// A function that the manifest names.
 pub(crate) struct Function {
     pub(crate) segment: u16,
     pub(crate) bdf: Bdf,
     /// Its place among the bridges.
     pub(crate) bridge: usize,
-    pub(crate) device: DeviceId,
-    pub(crate) unit: UnitId,
-    /// Its stream, at that unit.
-    pub(crate) stream: u32,
+    /// What confines it; `None` when nothing does.
+    pub(crate) smmu: Option<Behind>,
     its: usize,
     /// Who its messages come from, as its ITS sees it: others behind the same bridge may have the same.
     device_id: u32,
@@ -267,20 +274,23 @@ impl Hardware {
 
     /// The stream table entry of a function as it stands in memory, in words.
     pub(crate) fn entry(&self, function: &Function) -> Option<String> {
+        let Some(behind) = function.smmu else {
+            return Some("behind no SMMU: it reaches all memory, untranslated".to_string());
+        };
         let endpoint = Endpoint {
-            unit: function.unit,
-            source: function.stream,
+            unit: behind.unit,
+            source: behind.stream,
         };
         let iommu = self.iommu.lock();
         let entry = iommu.backend().read_entry(endpoint).ok()?;
-        Some(format!("stream {:#x}: {entry}", function.stream))
+        Some(format!("stream {:#x}: {entry}", behind.stream))
     }
 
     /// Where stage 2 takes an address of a function's, by the tables in memory; `None` when the function
     /// has no stage 2.
     pub(crate) fn stage_two(&self, function: &Function, at: Iova) -> Option<vm::Walk> {
         let iommu = self.iommu.lock();
-        let group = iommu.device(function.device).ok()?.group();
+        let group = iommu.device(function.smmu?.device).ok()?.group();
         let domain = iommu.group(group).ok()?.domain()?;
         let paging = iommu.paging_below(domain)?;
         let table = iommu.domain(paging).ok()?.table()?;

@@ -30,12 +30,17 @@ impl Hardware {
             }
             _ => {}
         }
-        self.iommu
-            .lock()
-            .bind(function.device, owner(vm))
-            .map_err(|error| error.to_string())?;
+        match function.smmu {
+            Some(behind) => {
+                let bound = self.iommu.lock().bind(behind.device, owner(vm));
+                bound.map_err(|error| error.to_string())?;
+            }
+            // What the core says of the others. The lock of its reset keeps others out.
+            None if self.has_owner(index) => return Err("another VM has it".to_string()),
+            None => {}
+        }
         if let Err(error) = self.map_events(function, cpu_of) {
-            let _ = self.iommu.lock().unbind(function.device);
+            self.unbind(function);
             return Err(format!("its ITS: {error}"));
         }
         *reset = Resetting::Used(vm);
@@ -70,10 +75,21 @@ impl Hardware {
                 log::error!("pci {}: its ITS: {error}", function.bdf);
             }
         }
-        if let Err(error) = self.iommu.lock().unbind(function.device) {
+        self.unbind(function);
+        self.begin_reset(function);
+    }
+
+    fn has_owner(&self, index: usize) -> bool {
+        let owner = self.owners.get(index);
+        owner.is_some_and(|owner| owner.load(Ordering::Relaxed) != 0)
+    }
+
+    fn unbind(&self, function: &Function) {
+        if let Some(behind) = function.smmu
+            && let Err(error) = self.iommu.lock().unbind(behind.device)
+        {
             log::error!("pci {}: {error}", function.bdf);
         }
-        self.begin_reset(function);
     }
 
     /// Stops a function: no bus mastering, no messages.

@@ -18,7 +18,7 @@ use types::{Address, Bdf, Pa, PageSize, Span};
 use vm::Faults;
 
 use super::events::MOST_RECORDS;
-use super::{Bridge, Function, Hardware, Pool, ResetBy, Resetting, Unit};
+use super::{Behind, Bridge, Function, Hardware, Pool, ResetBy, Resetting, Unit};
 use crate::console::SystemCounter;
 use crate::gic as cpu_gic;
 use crate::memory::{Ram, Registers};
@@ -233,14 +233,6 @@ impl Hardware {
             .topology
             .function(bdf)
             .ok_or("there is no such function")?;
-        let (smmu, _) = machine.iommu_of(segment, bdf).ok_or(
-            "it is behind no SMMU: unsafe_dma = \"identity\" is not supported by this version",
-        )?;
-        let unit = unit_of
-            .get(smmu)
-            .copied()
-            .flatten()
-            .ok_or("its SMMU is not in use")?;
         // A bridge to conventional PCI puts itself in the place of what is behind it.
         let requesters = pci::requesters(&below.topology, bdf);
         let (its, device_id) = requesters
@@ -281,14 +273,62 @@ impl Hardware {
             );
         }
         let line = super::pins::line_of(machine, below, function);
-        let group = self.group_of(machine, bridge, bdf, unit)?;
+        let smmu = self.behind(machine, unit_of, bridge, bdf, &requesters)?;
+        self.functions.push(Function {
+            segment,
+            bdf,
+            bridge,
+            smmu,
+            its,
+            device_id,
+            first_event,
+            events,
+            line,
+            first,
+            reset_by,
+            reset: Mutex::new(Resetting::Fresh),
+        });
+        Ok(events)
+    }
+
+    /// Makes a function known to the core; `None` when it is behind no SMMU.
+    fn behind(
+        &mut self,
+        machine: &Machine,
+        unit_of: &[Option<UnitId>],
+        bridge: usize,
+        bdf: Bdf,
+        requesters: &[Bdf],
+    ) -> Result<Option<Behind>, String> {
+        let below = self.bridges.get(bridge).ok_or("there is no such segment")?;
+        let segment = below.topology.segment();
         let host = machine
             .host_bridge(segment)
             .ok_or("there is no such segment")?;
+        let Some((smmu, _)) = machine.iommu_of(segment, bdf) else {
+            if requesters
+                .iter()
+                .any(|id| machine.iommu_of(segment, *id).is_some())
+            {
+                return Err("an SMMU knows some of the IDs it uses, and others not".to_string());
+            }
+            return match host.coherency {
+                Coherency::Coherent => Ok(None),
+                Coherency::NonCoherent => {
+                    Err("it is behind no SMMU, and does not snoop caches".to_string())
+                }
+            };
+        };
+        let unit = unit_of
+            .get(smmu)
+            .copied()
+            .flatten()
+            .ok_or("its SMMU is not in use")?;
+        let group = self.group_of(bridge, bdf, unit)?;
         let below = self.bridges.get(bridge).ok_or("there is no such segment")?;
-        let mut ids = requesters.into_iter();
-        let stream = |requester: Bdf| {
-            let (_, stream) = machine.iommu_of(segment, requester)?;
+        let mut ids = requesters.iter();
+        let stream = |requester: &Bdf| {
+            let (_, stream) = machine.iommu_of(segment, *requester)?;
             Some(stream.bits())
         };
         let sources: Vec<u32> = ids.next().and_then(stream).into_iter().collect();
@@ -312,50 +352,28 @@ impl Hardware {
             ats: iommu::Ats::Off,
         };
         let device = self.iommu.get_mut().add_device(&description);
-        let device = device.map_err(|error| error.to_string())?;
-        self.functions.push(Function {
-            segment,
-            bdf,
-            bridge,
-            device,
+        Ok(Some(Behind {
+            device: device.map_err(|error| error.to_string())?,
             unit,
             stream: sources.first().copied().unwrap_or(u32::MAX),
-            its,
-            device_id,
-            first_event,
-            events,
-            line,
-            first,
-            reset_by,
-            reset: Mutex::new(Resetting::Fresh),
-        });
-        Ok(events)
+        }))
     }
 
     /// The core's group of a function, made with the first of its members.
-    fn group_of(
-        &mut self,
-        machine: &Machine,
-        bridge: usize,
-        bdf: Bdf,
-        unit: UnitId,
-    ) -> Result<GroupId, String> {
+    fn group_of(&mut self, bridge: usize, bdf: Bdf, unit: UnitId) -> Result<GroupId, String> {
         let groups = self
             .bridges
             .get(bridge)
             .map(|b| b.groups.as_slice())
             .unwrap_or_default();
         let mates = groups.iter().find(|group| group.contains(bdf));
-        let known = self.functions.iter().find(|known| {
+        let mut mates = self.functions.iter().filter(|known| {
             known.bridge == bridge && mates.is_some_and(|group| group.contains(known.bdf))
         });
-        let _ = machine;
+        let known = mates.find_map(|known| Some(known.smmu?.device));
         let core = self.iommu.get_mut();
         match known {
-            Some(known) => Ok(core
-                .device(known.device)
-                .map_err(|e| e.to_string())?
-                .group()),
+            Some(known) => Ok(core.device(known).map_err(|e| e.to_string())?.group()),
             None => core
                 .add_group(unit, Residence::Free)
                 .map_err(|e| e.to_string()),

@@ -96,6 +96,7 @@ pub(super) fn cases() -> Vec<Case> {
         by_wires(),
         half_a_group(),
         behind_no_smmu(),
+        unconfined(),
     ]
 }
 
@@ -404,14 +405,48 @@ fn half_a_group() -> Case {
     with_switch(case)
 }
 
+/// The board without its SMMU.
+fn without_smmu(case: Case) -> Case {
+    case.args(&["-M", "iommu=none"])
+}
+
 fn behind_no_smmu() -> Case {
-    Case::new(BOARD, "a device behind no SMMU is refused")
-        .bundle(Bundle::Manifest(tiny!("bold", "{ host = \"0000:00:01.0\" }")))
-        .args(&["-M", "iommu=none"])
+    let name = "a device behind no SMMU is refused";
+    let case = Case::new(BOARD, name).bundle(Bundle::Manifest(tiny!(
+        "bold",
+        "{ host = \"0000:00:01.0\" }"
+    )));
+    without_smmu(case)
         .expect(&[
-            "0000:00:01.0: cannot be given away: it is behind no SMMU: unsafe_dma = \"identity\" is not supported",
             "vm bold: left out: its devices cannot be given to it:",
+            "0000:00:01.0: it is behind no SMMU, and unsafe_dma is not \"identity\"",
             "verdict 1: no VM of the bundle can be run",
         ])
         .fatal()
+}
+
+/// The guest's memory is where the machine has it, so that its driver's addresses are the device's.
+fn unconfined() -> Case {
+    let name =
+        "a device behind no SMMU works where the manifest says so, and the log says what that is";
+    let mut case = Case::new(BOARD, name)
+        .bundle(Bundle::Manifest(concat!(
+            "[[vm]]\nname = \"linux\"\nmemory = \"384M\"\nkernel = \"debian:6.12\"\ninitrd = \"initramfs\"\n",
+            "unsafe_dma = \"identity\"\nappend = \"console=ttyAMA0 quiet do=iommu:none,irqs,disk-restart,off\"\n",
+            "devices = [ { host = \"0000:00:01.0\" } ]\n"
+        )))
+        .expect(&[
+            "vm linux: UNSAFE: devices without an IOMMU may be given to it",
+            "WARN .*vm linux: UNSAFE: 0000:00:01.0 is behind no SMMU: it, and so the guest, can read and write ALL memory",
+            r"vm linux: its memory is where the machine has it, 0x[4-9a-f][0-9a-f]{7}\b",
+            "guest: Linux .* is up, ",
+            r"action irqs: ok: [1-9]\d* interrupts by 1 devices",
+            "action disk-restart: 1 disks written, resetting",
+            "vm linux: reset",
+            "action disk-restart: ok: 1 disks",
+            "all VMs are off",
+        ]);
+    case.forbids = vec![r"\] ERROR ".to_owned(), "FAILED".to_owned()];
+    case.timeout = Duration::from_secs(300);
+    without_smmu(case)
 }

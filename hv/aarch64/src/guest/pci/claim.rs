@@ -104,6 +104,12 @@ impl GuestPci {
             .functions
             .get(held.function)
             .ok_or("no such function")?;
+        let doorbell = hardware.doorbell(function).ok_or("it has no ITS")?;
+        let Some(behind) = function.smmu else {
+            // Nothing translates what it writes.
+            held.direct_doorbell = Some(doorbell.bits());
+            return Ok(());
+        };
         let mut core = hardware.iommu.lock();
         let owner = hardware::owner(vm.number);
         let say = |error: iommu::Error| error.to_string();
@@ -124,12 +130,12 @@ impl GuestPci {
             }
         };
         if let Some(window) = self.msi_window {
-            core.set_msi_start(function.device, window.start)
+            core.set_msi_start(behind.device, window.start)
                 .map_err(say)?;
             let mebibytes = window.bytes >> 20;
-            core.set_msi_size(function.device, mebibytes).map_err(say)?;
+            core.set_msi_size(behind.device, mebibytes).map_err(say)?;
         }
-        let known = dma.domains.iter().find(|(unit, _)| *unit == function.unit);
+        let known = dma.domains.iter().find(|(unit, _)| *unit == behind.unit);
         let domain = match known {
             Some((_, domain)) => *domain,
             None => {
@@ -138,9 +144,9 @@ impl GuestPci {
                     dirty_tracking: false,
                 };
                 let domain = core
-                    .create_domain(function.device, ioas, options)
+                    .create_domain(behind.device, ioas, options)
                     .map_err(say)?;
-                dma.domains.push((function.unit, domain));
+                dma.domains.push((behind.unit, domain));
                 let table = core.domain(domain).map_err(say)?.table();
                 if let Some(table) = table {
                     vm.lend(core.backend_mut(), table);
@@ -163,25 +169,24 @@ impl GuestPci {
                 offset += bytes;
             }
         }
-        core.attach(function.device, Target::Domain(domain))
+        core.attach(behind.device, Target::Domain(domain))
             .map_err(say)?;
-        let doorbell = hardware.doorbell(function).ok_or("it has no ITS")?;
         let page = Iova::truncated(self.doorbell & !PageSize::SIZE_4K.mask());
-        let shown = core.map_doorbell(function.device, doorbell);
+        let shown = core.map_doorbell(behind.device, doorbell);
         let shown = shown.and_then(|window| {
-            core.map_doorbell_at(function.device, page, doorbell)?;
+            core.map_doorbell_at(behind.device, page, doorbell)?;
             Ok(window)
         });
         match shown {
             Ok(window) => held.window_doorbell = window.bits(),
             Err(error) => {
-                let _ = core.detach(function.device);
+                let _ = core.detach(behind.device);
                 return Err(error.to_string());
             }
         }
         drop(core);
         if let Some(smmu) = &self.smmu
-            && let Err(error) = smmu.link(vm, held.guest, function.device, domain)
+            && let Err(error) = smmu.link(vm, held.guest, behind.device, domain)
         {
             self.detach(held);
             return Err(error);
@@ -198,7 +203,9 @@ impl GuestPci {
         let Some(function) = self.hardware.functions.get(held.function) else {
             return;
         };
-        if let Err(error) = self.hardware.iommu.lock().detach(function.device) {
+        if let Some(behind) = function.smmu
+            && let Err(error) = self.hardware.iommu.lock().detach(behind.device)
+        {
             log::error!("pci {}: {error}", function.bdf);
         }
     }

@@ -24,7 +24,8 @@ impl GuestPci {
             event: u16::try_from(data).ok()?,
         };
         match (&self.smmu, self.msi) {
-            (None, _) => (address == self.doorbell).then_some((route, address)),
+            (None, _) => (address == self.doorbell)
+                .then_some((route, held.direct_doorbell.unwrap_or(address))),
             (Some(_), bundle::MsiPolicy::Rmr) => Some((route, held.window_doorbell)),
             (Some(_), bundle::MsiPolicy::Vits) => {
                 address.is_multiple_of(4).then_some((route, address))

@@ -66,6 +66,8 @@ struct Held {
     resetting: bool,
     /// Where the core's MSI window shows the doorbell.
     window_doorbell: u64,
+    /// Where the doorbell is for a device that nothing translates for.
+    direct_doorbell: Option<u64>,
 }
 
 struct State {
@@ -157,6 +159,7 @@ impl GuestPci {
                 mapped: Vec::new(),
                 resetting: false,
                 window_doorbell: 0,
+                direct_doorbell: None,
             });
             events.push(DeviceEvents {
                 device: seat.guest.bits().into(),
