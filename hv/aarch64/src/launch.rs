@@ -12,7 +12,7 @@ use pci::vconfig::Pin;
 use types::{Bdf, Ipa, Pa, Span};
 
 use crate::guest::{self, Assigned, Core, GuestPci, Handover, Iommus, Vm};
-use crate::hardware::{Found, Hardware};
+use crate::hardware::{Found, Function, Hardware};
 use crate::memory::{self, Ram};
 use crate::mmu::Use;
 use crate::panic;
@@ -210,16 +210,6 @@ fn assign(
     iommus: &Iommus,
     vm: usize,
 ) -> Result<Vec<Assigned>, Vec<String>> {
-    if let Some(device) = config
-        .devices
-        .iter()
-        .find(|device| device.p2p == PeerToPeer::Allowed)
-    {
-        return Err(Vec::from([format!(
-            "{}: p2p is not supported",
-            device.host
-        )]));
-    }
     let others = config
         .devices
         .iter()
@@ -268,13 +258,52 @@ fn assign(
             }
         }
         let pin = pin_of(config, bundle, hardware, function);
+        let same = |device: &&bundle::Device| device.host == HostDevice::Pci { segment, bdf };
+        let device = config.devices.iter().find(same);
+        let p2p = device.map_or(PeerToPeer::Refused, |device| device.p2p);
         assigned.push(Assigned {
             function,
             guest,
             pin,
+            p2p,
         });
     }
-    Ok(assigned)
+    let untranslated = untranslated_peers(&assigned, hardware);
+    if untranslated.is_empty() {
+        Ok(assigned)
+    } else {
+        Err(untranslated)
+    }
+}
+
+/// Devices whose BARs the VM's others are to reach, where what they write would not go through the SMMU.
+fn untranslated_peers(assigned: &[Assigned], hardware: &Hardware) -> Vec<String> {
+    let functions = |seat: &Assigned| hardware.functions.get(seat.function);
+    let unconfined = assigned
+        .iter()
+        .filter_map(functions)
+        .find(|f| f.smmu.is_none());
+    let shown = assigned
+        .iter()
+        .filter(|seat| seat.p2p == PeerToPeer::Allowed);
+    let why = |function: &Function| match unconfined {
+        Some(other) => Some(format!(
+            "{:04x}:{} is behind no SMMU",
+            other.segment, other.bdf
+        )),
+        None => (!hardware.is_alone(function))
+            .then(|| "it shares its isolation group, where others reach it directly".into()),
+    };
+    shown
+        .filter_map(functions)
+        .filter_map(|function| {
+            let why = why(function)?;
+            let (segment, bdf) = (function.segment, function.bdf);
+            Some(format!(
+                "{segment:04x}:{bdf}: p2p: the path to it is not translated: {why}"
+            ))
+        })
+        .collect()
 }
 
 /// Whether a VM's guest sees the interrupt pin of a function. A line is one VM's: what others with

@@ -15,6 +15,7 @@
 //! | `linger` | goes off (`reset=1`: starts anew) `after_us` into a DMA that is to interrupt; the next life must notice neither. Lives are told apart by nothing, the host counts |
 //! | `watch` | has memory and a device that others want, for `beats` periods; both must stay as they are |
 //! | `wire` | INTx as the interrupt `intid`: turned off, left up for `hold` interrupts, shared by two devices |
+//! | `peer` | DMA of a device to registers of another: `reach=1` the first one's may be reached; `elsewhere=ADDRESS` may not |
 //! | `latency` | from a device's write of a message to the handler, in ticks |
 //! | `smmu` | an SMMU of the guest's own: stage 1, its faults |
 //! | `smmu-hostile` | entries, queues and registers that an SMMU must survive, `ops`, `seed` |
@@ -31,6 +32,7 @@ mod hitless;
 mod latency;
 mod linger;
 mod memory;
+mod peer;
 mod probe;
 mod smmu;
 mod smmu_hostile;
@@ -178,7 +180,7 @@ impl fmt::Display for Summary {
 type Task = fn(&Options) -> Verdict;
 
 /// What there is to do.
-const TASKS: [(&str, Task); 13] = [
+const TASKS: [(&str, Task); 14] = [
     ("probe", probe::run),
     ("sweep", sweep::run),
     ("config-fuzz", config::run),
@@ -188,6 +190,7 @@ const TASKS: [(&str, Task); 13] = [
     ("linger", linger::run),
     ("watch", watch::run),
     ("wire", wire::run),
+    ("peer", peer::run),
     ("latency", latency::run),
     ("smmu", smmu::run),
     ("smmu-hostile", smmu_hostile::run),

@@ -203,6 +203,48 @@ fn guarded() -> Vec<Case> {
     ]);
     shared.forbids.retain(|pattern| pattern != "FAILED");
 
+    // The last address is the machine's of a BAR of the neighbour's, whose mark must stay.
+    let peers = |name: &str, bundle, refused: &[&str]| {
+        let case = guarded_case(name, bundle).expect(refused);
+        let mut case = case.expect(&["dma verdict: watch ok: beats=250 "]);
+        case.forbids.push("stays with the devices".to_owned());
+        case
+    };
+    let no_peers = peers(
+        "DMA to a BAR of the VM's own aborts, and is told of",
+        Bundle::Manifest(concat!(
+            vm!("peer", "peer reach=0 elsewhere=0x10200004", [0], [1, 2], ""),
+            neighbour!(250, 10_000)
+        )),
+        &[
+            r"F_TRANSLATION sid 0x200 write of 0x11000004, stage 2, 02:00\.0 of VM 1",
+            r"F_TRANSLATION sid 0x100 write of 0x11000004, stage 2, 01:00\.0 of VM 1",
+            r"F_TRANSLATION sid 0x100 write of 0x11200004, stage 2, 01:00\.0 of VM 1",
+            r"F_TRANSLATION sid 0x200 write of 0x10200004, stage 2, 02:00\.0 of VM 1",
+            "dma verdict: peer ok: devices=2 reach=0 ",
+        ],
+    );
+    let with_peers = peers(
+        "with p2p DMA reaches the BAR of the VM's own device, there alone and as long as it decodes",
+        Bundle::Manifest(concat!(
+            "[[vm]]\nname = \"peer\"\nmemory = \"80M\"\npin = [0]\nkernel = \"guest:dma\"\n",
+            "kernel_format = \"flat\"\nrestart = \"never\"\niommu = \"stage2\"\n",
+            "append = \"peer reach=1 elsewhere=0x10200004\"\ndevices = [ ",
+            "{ host = \"0000:01:00.0\", p2p = true }, { host = \"0000:02:00.0\" } ]\n",
+            neighbour!(250, 10_000)
+        )),
+        &[
+            // To the other one, whose registers are not shown.
+            r"F_TRANSLATION sid 0x100 write of 0x11200004, stage 2, 01:00\.0 of VM 1",
+            // Where it was, and where it does not decode.
+            r"F_TRANSLATION sid 0x200 write of 0x11000004, stage 2, 02:00\.0 of VM 1",
+            r"F_TRANSLATION sid 0x200 write of 0x12000004, stage 2, 02:00\.0 of VM 1",
+            r"F_TRANSLATION sid 0x200 write of 0x10200004, stage 2, 02:00\.0 of VM 1",
+            r"F_TRANSLATION sid 0x100 write of 0x10200004, stage 2, 01:00\.0 of VM 1",
+            "dma verdict: peer ok: devices=2 reach=1 ",
+        ],
+    );
+
     // Neither the SMMU nor the ITS can tell what is behind such a bridge apart.
     let name =
         "devices behind a bridge to conventional PCI do DMA and interrupt, by an ID they share";
@@ -232,6 +274,8 @@ fn guarded() -> Vec<Case> {
         alike,
         level,
         shared,
+        no_peers,
+        with_peers,
         noticed,
         restart,
         reassigned(),

@@ -95,6 +95,7 @@ pub(super) fn cases() -> Vec<Case> {
         two_vms(),
         by_wires(),
         half_a_group(),
+        peers_below_a_switch(),
         behind_no_smmu(),
         unconfined(),
     ]
@@ -401,6 +402,27 @@ fn half_a_group() -> Case {
         "vm other: 2 MiB",
         "vm other: powered off",
     ]);
+    case.forbids.clear();
+    with_switch(case)
+}
+
+/// Behind one switch, where devices reach each other without the SMMU.
+fn peers_below_a_switch() -> Case {
+    let name = "p2p is refused where the path between devices is not translated";
+    let mut case = Case::new(BOARD, name)
+        .bundle(Bundle::Manifest(concat!(
+            tiny!(
+                "below",
+                "{ host = \"0000:03:00.0\" }, { host = \"0000:04:00.0\", p2p = true }, { host = \"0000:05:00.0\" }"
+            ),
+            tiny!("other", "{ host = \"0000:00:01.0\", p2p = true }")
+        )))
+        .expect(&[
+            "vm below: left out: its devices cannot be given to it:",
+            "0000:04:00.0: p2p: the path to it is not translated: it shares its isolation group",
+            "vm other: 2 MiB",
+            "vm other: powered off",
+        ]);
     case.forbids.clear();
     with_switch(case)
 }

@@ -3,8 +3,10 @@
 use alloc::vec;
 use alloc::vec::Vec;
 
+use bundle::PeerToPeer;
+use iommu::{Map, Permissions, Placement};
 use pci::vconfig::{GuestSegment, VirtualFunction};
-use types::{Address, Ipa, Pa, PageSize, Span};
+use types::{Address, Iova, Ipa, Pa, PageSize, Span};
 use vdev::Width;
 
 use super::messages::in_table;
@@ -29,7 +31,7 @@ impl GuestPci {
             if wanted(mapped.bar, mapped.bytes) == Some(mapped.at) {
                 kept.push(mapped);
             } else {
-                unmap(vm, &mapped);
+                self.unmap(vm, &mapped);
             }
         }
         let trapped = virtual_function.trapped(PageSize::SIZE_4K);
@@ -46,6 +48,7 @@ impl GuestPci {
                 bytes: bar.size,
                 pa: place.cpu,
                 pieces: Vec::new(),
+                shown: Vec::new(),
             };
             for (first, bytes) in open_parts(bar.index, bar.size, &trapped) {
                 let span = Ipa::new(at.saturating_add(first))
@@ -56,10 +59,66 @@ impl GuestPci {
                 }
             }
             if map(vm, &mapped) {
+                if held.p2p == PeerToPeer::Allowed {
+                    self.show(held.function, &mut mapped);
+                }
                 kept.push(mapped);
             }
         }
         held.mapped = kept;
+    }
+
+    /// Shows a BAR to the VM's devices, where its CPUs see it. What cannot be shown, they do not reach: the
+    /// guest chooses where, as often as it likes.
+    fn show(&self, function: usize, mapped: &mut Mapped) {
+        let Some((ioas, _)) = self.dma.lock().ioas else {
+            return;
+        };
+        let behind = self.hardware.functions.get(function).and_then(|f| f.smmu);
+        let Some(behind) = behind else {
+            return;
+        };
+        let mut core = self.hardware.iommu.lock();
+        for (span, pa) in &mapped.pieces {
+            let Some(bytes) = span.len() else { continue };
+            let Ok(memory) = core.add_bar(behind.device, *pa, bytes, &[]) else {
+                continue;
+            };
+            let request = Map {
+                placement: Placement::Fixed(Iova::truncated(span.start().bits())),
+                memory,
+                offset: 0,
+                bytes,
+                permissions: Permissions::ReadWrite,
+            };
+            match core.map(ioas, &request) {
+                Ok(at) => mapped.shown.push((memory, at)),
+                Err(error) => {
+                    log::debug!("pci: a BAR at {span} is not shown to devices: {error}");
+                    let _ = core.destroy_memory(memory);
+                }
+            }
+        }
+    }
+
+    /// Takes a BAR from the VM's CPUs and devices: none of them reaches it when this returns.
+    pub(super) fn unmap(&self, vm: &Vm, mapped: &Mapped) {
+        for (span, _) in &mapped.pieces {
+            vm.unmap_device(*span);
+        }
+        if mapped.shown.is_empty() {
+            return;
+        }
+        let Some((ioas, _)) = self.dma.lock().ioas else {
+            return;
+        };
+        let mut core = self.hardware.iommu.lock();
+        for (memory, at) in &mapped.shown {
+            let gone = core.unmap(ioas, *at);
+            if let Err(error) = gone.and_then(|_| core.destroy_memory(*memory)) {
+                log::error!("pci: a BAR at {at} stays with the devices: {error}");
+            }
+        }
     }
 
     /// The BAR that a guest-physical address is in: whose, which, and where in it.
@@ -167,7 +226,7 @@ fn open_parts(bar: u8, bytes: u64, trapped: &[(u8, u64, u64)]) -> Vec<(u64, u64)
     parts
 }
 
-pub(super) fn map(vm: &Vm, mapped: &Mapped) -> bool {
+fn map(vm: &Vm, mapped: &Mapped) -> bool {
     let mut done = Vec::new();
     for (span, pa) in &mapped.pieces {
         if !vm.map_device(*span, *pa) {
@@ -179,10 +238,4 @@ pub(super) fn map(vm: &Vm, mapped: &Mapped) -> bool {
         done.push(*span);
     }
     true
-}
-
-pub(super) fn unmap(vm: &Vm, mapped: &Mapped) {
-    for (span, _) in &mapped.pieces {
-        vm.unmap_device(*span);
-    }
 }

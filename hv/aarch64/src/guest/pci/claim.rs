@@ -4,10 +4,10 @@ use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
+use bundle::PeerToPeer;
 use iommu::{DomainOptions, Extent, Map, Permissions, Placement, Target};
 use types::{Iova, PageSize};
 
-use super::bars::unmap;
 use super::{Dma, GuestPci, Held, State};
 use crate::guest::vm::Vm;
 use crate::hardware;
@@ -91,7 +91,7 @@ impl GuestPci {
                 self.hardware.quiet(function);
             }
             for mapped in held.mapped.drain(..) {
-                unmap(vm, &mapped);
+                self.unmap(vm, &mapped);
             }
             self.detach(held);
             self.hardware.give_back(held.function);
@@ -125,6 +125,14 @@ impl GuestPci {
                     core.create_ioas(owner).map_err(say)?,
                     core.add_ram(owner, &extents).map_err(say)?,
                 );
+                if self
+                    .seats
+                    .iter()
+                    .any(|seat| seat.p2p == PeerToPeer::Allowed)
+                {
+                    let enabled = iommu::PeerToPeer::Enabled;
+                    core.set_peer_to_peer(made.0, enabled).map_err(say)?;
+                }
                 dma.ioas = Some(made);
                 made
             }

@@ -7,7 +7,6 @@ use pci::vconfig::{Change, Effects, Width as ConfigWidth};
 use types::Bdf;
 use vdev::Width;
 
-use super::bars::unmap;
 use super::{GuestPci, State};
 use crate::guest::vm::Vm;
 
@@ -125,7 +124,7 @@ impl GuestPci {
             self.disarm_pin(vm, held);
             self.hardware.quiet(function);
             for mapped in held.mapped.drain(..) {
-                unmap(vm, &mapped);
+                self.unmap(vm, &mapped);
             }
             for vector in 0..function.events {
                 self.hardware.set_route(function, vector, None);

@@ -17,6 +17,7 @@ use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
+use bundle::PeerToPeer;
 use firmware::GuestPlatform;
 use iommu::{DomainId, IoasId, MemoryId, UnitId};
 use pci::BusRange;
@@ -44,6 +45,8 @@ pub(crate) struct Assigned {
     pub(crate) guest: Bdf,
     /// Whether the guest sees its interrupt pin.
     pub(crate) pin: Pin,
+    /// Whether the VM's devices reach its BARs.
+    pub(crate) p2p: PeerToPeer,
 }
 
 /// A BAR that the guest sees.
@@ -54,6 +57,8 @@ struct Mapped {
     pa: Pa,
     /// What of it the guest reaches without a trap.
     pieces: Vec<(Span<Ipa>, Pa)>,
+    /// What of it the VM's devices reach, too.
+    shown: Vec<(MemoryId, Span<Iova>)>,
 }
 
 /// A device while its VM has it.
@@ -62,6 +67,7 @@ struct Held {
     guest: Bdf,
     msix: Option<MsixTable>,
     mapped: Vec<Mapped>,
+    p2p: PeerToPeer,
     /// The guest has asked for a reset, which is not over.
     resetting: bool,
     /// Where the core's MSI window shows the doorbell.
@@ -157,6 +163,7 @@ impl GuestPci {
                 guest: seat.guest,
                 msix: function.msix(hardware).map(|msix| MsixTable::new(&msix)),
                 mapped: Vec::new(),
+                p2p: seat.p2p,
                 resetting: false,
                 window_doorbell: 0,
                 direct_doorbell: None,
