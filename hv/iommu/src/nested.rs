@@ -11,6 +11,8 @@ pub enum StageOne {
     Bypass,
     /// The guest translates.
     Translate(Translate),
+    /// The guest configured nothing that is legal: every access aborts, and the hardware says so.
+    Invalid,
 }
 
 /// How the guest's context descriptors are laid out [IHI 0070 §5.2, S1Fmt].
@@ -72,6 +74,11 @@ impl NestedConfig {
         stage_one: StageOne::Abort,
         ats: Ats::Off,
     };
+    /// Every access aborts and is recorded, as one by an entry that is not valid.
+    pub const INVALID: Self = Self {
+        stage_one: StageOne::Invalid,
+        ats: Ats::Off,
+    };
     /// Stage 1 does nothing.
     pub const BYPASS: Self = Self {
         stage_one: StageOne::Bypass,
@@ -87,7 +94,7 @@ impl NestedConfig {
 
     /// Reads a record.
     ///
-    /// Little-endian: version u16 at 0 (1), mode u8 at 2 (0 abort, 1 bypass, 2 translate), format
+    /// Little-endian: version u16 at 0 (1), mode u8 at 2 (0 abort, 1 bypass, 2 translate, 3 invalid), format
     /// u8 at 3 (0 linear, 1 two-level 4K, 2 two-level 64K), `s1dss` u8 at 4 (0, 1, 2), substream
     /// bits u8 at 5, reserved u16 at 6, base u64 at 8, reserved u64 at 16; and since the second
     /// size: flags u32 at 24 (bit 0: ATS), reserved u32 at 28.
@@ -116,7 +123,7 @@ impl NestedConfig {
         record.reserved_u32(28)?;
         let (mode, base, bits) = (record.u8(2), record.u64(8), record.u8(5));
         let stage_one = match mode {
-            0 | 1 => {
+            0 | 1 | 3 => {
                 for at in [3, 4, 5] {
                     if record.u8(at) != 0 {
                         return bad(at, record.u8(at).into());
@@ -128,10 +135,10 @@ impl NestedConfig {
                 if ats == Ats::On {
                     return bad(24, 1);
                 }
-                if mode == 0 {
-                    StageOne::Abort
-                } else {
-                    StageOne::Bypass
+                match mode {
+                    0 => StageOne::Abort,
+                    1 => StageOne::Bypass,
+                    _ => StageOne::Invalid,
                 }
             }
             2 => {
@@ -176,6 +183,7 @@ impl NestedConfig {
         let (mode, format, s1dss, bits, base) = match self.stage_one {
             StageOne::Abort => (0, 0, 0, 0, 0),
             StageOne::Bypass => (1, 0, 0, 0, 0),
+            StageOne::Invalid => (3, 0, 0, 0, 0),
             StageOne::Translate(t) => (
                 2,
                 t.format as u8,

@@ -478,6 +478,7 @@ where
                 let stage2 = stage2(*parent)?;
                 match config.stage_one {
                     StageOne::Abort => Ste::ABORT,
+                    StageOne::Invalid => Ste::INVALID,
                     StageOne::Bypass => Ste::stage2(&stage2),
                     StageOne::Translate(translate) => {
                         let identity = unit.identity();

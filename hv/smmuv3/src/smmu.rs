@@ -1,5 +1,7 @@
 //! A physical SMMU that translates.
 
+use alloc::vec::Vec;
+
 use hal::{Clock, FrameAllocator, Mmio, NotMemory, OutOfFrames, SharedMemory};
 use types::{Address, Pa, StreamId};
 
@@ -100,6 +102,14 @@ impl Ring {
     }
 }
 
+/// A stream whose faults are not recorded, or not all of them: the entry that stands for this one.
+#[derive(Clone, Copy, Debug)]
+struct Muted {
+    sid: StreamId,
+    recording: Recording,
+    entry: Ste,
+}
+
 /// What [`Smmu::drain`] found.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Drained {
@@ -126,6 +136,8 @@ pub struct Smmu<M, P, F, C> {
     is_off: bool,
     /// It was to be turned off and did not confirm that.
     is_lost: bool,
+    /// Streams whose faults are not recorded, or not all of them.
+    muted: Vec<Muted>,
     /// `CMD_SYNC`s sent, for the account of what an operation costs.
     syncs: u64,
     /// Commands sent, `CMD_SYNC`s not counted.
@@ -177,6 +189,7 @@ impl<M: Mmio, P: SharedMemory, F: FrameAllocator, C: Clock> Smmu<M, P, F, C> {
             events,
             is_off: false,
             is_lost: false,
+            muted: Vec::new(),
             syncs: 0,
             sent: 0,
         };
@@ -479,7 +492,7 @@ impl<M: Mmio, P: SharedMemory, F: FrameAllocator, C: Clock> Smmu<M, P, F, C> {
     pub fn install(&mut self, sid: StreamId, ste: Ste) -> Result<(), Error> {
         if self.is_off {
             // Everything aborts, whatever the entry says.
-            return if ste == Ste::ABORT {
+            return if matches!(ste, Ste::ABORT | Ste::INVALID) {
                 Ok(())
             } else {
                 Err(Error::Off)
@@ -488,6 +501,17 @@ impl<M: Mmio, P: SharedMemory, F: FrameAllocator, C: Clock> Smmu<M, P, F, C> {
         if ste == Ste::ABORT && self.streams.find(sid)?.is_none() {
             return Ok(());
         }
+        // A guest that writes its entry anew is not heard before its time is over.
+        let muted = self.muted.iter_mut().find(|muted| muted.sid == sid);
+        let recording = muted.map_or(Recording::On, |muted| {
+            muted.entry = ste;
+            muted.recording
+        });
+        self.change(sid, ste.with_recording(recording))
+    }
+
+    /// Changes the entry of a stream to what is said, step by step.
+    fn change(&mut self, sid: StreamId, ste: Ste) -> Result<(), Error> {
         let (slot, is_new) = self.streams.make(&self.memory, &self.frames, sid)?;
         if is_new {
             self.forget(sid, Depth::All)?;
@@ -500,17 +524,42 @@ impl<M: Mmio, P: SharedMemory, F: FrameAllocator, C: Clock> Smmu<M, P, F, C> {
         Ok(())
     }
 
-    /// Has faults of a stream's stage 2 recorded or not: against a device that floods. They terminate
-    /// either way. An entry that is installed anew records.
+    /// Has faults of a stream recorded or not: against a device that floods. They terminate either way. It holds
+    /// for every entry that is installed for the stream, until [`Recording::On`]; less is not muted before.
     ///
     /// # Errors
     /// As of [`Smmu::install`].
     pub fn set_recording(&mut self, sid: StreamId, recording: Recording) -> Result<(), Error> {
-        let ste = self.entry(sid)?;
-        if ste == ste.with_recording(recording) {
+        if self.is_off || self.streams.find(sid)?.is_none() {
+            // Nothing of ours is recorded there.
             return Ok(());
         }
-        self.install(sid, ste.with_recording(recording))
+        let known = self.muted.iter().position(|muted| muted.sid == sid);
+        let muted = known.and_then(|at| self.muted.get_mut(at));
+        let (entry, level) = match (muted, recording) {
+            (None, Recording::On) => return Ok(()),
+            (Some(muted), Recording::On) => (muted.entry, recording),
+            (Some(muted), _) => {
+                muted.recording = muted.recording.max(recording);
+                (muted.entry, muted.recording)
+            }
+            (None, _) => {
+                let entry = self.entry(sid)?;
+                if self.muted.try_reserve(1).is_err() {
+                    return Err(Error::OutOfMemory);
+                }
+                self.muted.push(Muted {
+                    sid,
+                    recording,
+                    entry,
+                });
+                (entry, recording)
+            }
+        };
+        if let (Recording::On, Some(at)) = (recording, known) {
+            self.muted.swap_remove(at);
+        }
+        self.change(sid, entry.with_recording(level))
     }
 
     /// Makes it read the entry of a stream again. An SMMU that refuses that twice is turned off: it

@@ -11,6 +11,8 @@ use alloc::vec::Vec;
 const LINES: usize = 16;
 /// Records of a device in a second after which no more are wanted of it.
 const RECORDS: u32 = 1024;
+/// Records of a device in a second that are more than its neighbours can bear: the event queue is everybody's.
+const MOST: u32 = 4 * RECORDS;
 /// Low bits of an address that make no other kind of refusal.
 const PAGE: u64 = 0xfff;
 
@@ -44,6 +46,8 @@ pub enum Records {
     Wanted,
     /// They are not until the second is over: the device floods.
     Unwanted,
+    /// They come all the same, and are so many that whatever makes them has to stop.
+    Unbearable,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -95,7 +99,11 @@ impl Faults {
             return Records::Wanted;
         }
         account.muted_until = Some(account.until);
-        Records::Unwanted
+        if account.records <= MOST {
+            Records::Unwanted
+        } else {
+            Records::Unbearable
+        }
     }
 
     /// Whether a refusal of a device that was counted just now has a line.
@@ -170,7 +178,7 @@ impl Account {
 
 #[cfg(test)]
 mod tests {
-    use super::{Faults, LINES, RECORDS, Records, RefusedDma, Telling};
+    use super::{Faults, LINES, MOST, RECORDS, Records, RefusedDma, Telling};
 
     const SECOND: u64 = 1000;
 
@@ -238,6 +246,18 @@ mod tests {
         assert_eq!(faults.forgiven(7 + SECOND).count(), 0);
         assert_eq!(faults.count(Some(0), 7 + SECOND), Records::Wanted);
         assert_eq!(faults.total(), u64::from(RECORDS) + 3);
+    }
+
+    #[test]
+    fn a_flood_that_does_not_end_is_unbearable_until_its_second_is_over() {
+        let mut faults = Faults::new(2, SECOND);
+        let last = (0..MOST).map(|_| faults.count(Some(0), 7)).last();
+        assert_eq!(last, Some(Records::Unwanted));
+        assert_eq!(faults.count(Some(0), 7), Records::Unbearable);
+        assert_eq!(faults.count(Some(1), 7), Records::Wanted);
+        assert_eq!(faults.of(0).0, Records::Unwanted);
+        assert!(faults.forgiven(7 + SECOND).eq([0]));
+        assert_eq!(faults.count(Some(0), 7 + SECOND), Records::Wanted);
     }
 
     #[test]

@@ -157,7 +157,8 @@ pub enum Failure {
 /// Both methods return when the hardware is done, within the bounded wait of its driver.
 pub trait Physical {
     /// Switches one of the guest's streams. A device sees the old or the new configuration, and
-    /// when this returns only the new. Going to [`NestedConfig::ABORT`] is never [`Refusal::Refused`].
+    /// when this returns only the new. Going to [`NestedConfig::ABORT`] is never [`Refusal::Refused`]. To
+    /// [`NestedConfig::INVALID`] the stream aborts, and the hardware records each access as `C_BAD_STE`, unless it floods.
     ///
     /// # Errors
     /// [`Refusal`].

@@ -830,10 +830,14 @@ impl VSmmu {
         match self.table().find(memory, id) {
             Ok(found) => match found.ste.judge(&self.features) {
                 Ok(config) => (config, Verdict::Legal),
-                Err(bad) => (NestedConfig::ABORT, Verdict::Illegal(bad)),
+                Err(bad) => (NestedConfig::INVALID, Verdict::Illegal(bad)),
             },
-            Err(Missing::StreamId) => (NestedConfig::ABORT, Verdict::NoEntry),
-            Err(Missing::Fetch(at)) => (NestedConfig::ABORT, Verdict::NotFetched { at }),
+            // Nobody wants records of these.
+            Err(Missing::StreamId) if self.registers.cr2 & RECINVSID == 0 => {
+                (NestedConfig::ABORT, Verdict::NoEntry)
+            }
+            Err(Missing::StreamId) => (NestedConfig::INVALID, Verdict::NoEntry),
+            Err(Missing::Fetch(at)) => (NestedConfig::INVALID, Verdict::NotFetched { at }),
         }
     }
 
@@ -853,8 +857,12 @@ impl VSmmu {
         } else {
             self.counters.switches = self.counters.switches.wrapping_add(1);
             let mut done = run.physical.set_stream(stream.id, &config);
-            if done == Err(Refusal::Refused) {
+            if done == Err(Refusal::Refused) && config != NestedConfig::INVALID {
                 verdict = Verdict::Refused;
+                live = NestedConfig::INVALID;
+                done = run.physical.set_stream(stream.id, &live);
+            }
+            if done == Err(Refusal::Refused) {
                 live = NestedConfig::ABORT;
                 done = run.physical.set_stream(stream.id, &live);
             }
@@ -870,15 +878,10 @@ impl VSmmu {
         if let Some(slot) = self.streams.get_mut(at) {
             *slot = now;
         }
-        // An SMMU records these when a transaction meets them, which the hardware, told to abort,
-        // does not. An entry that is not valid, or not there, is a state Linux passes through: no
-        // record. One that can only be a mistake gets a record each time it is read.
-        let mistake = match verdict {
-            Verdict::Illegal(BadSte::Invalid) | Verdict::NoEntry => false,
-            Verdict::Illegal(_) | Verdict::NotFetched { .. } | Verdict::Refused => true,
-            Verdict::Off | Verdict::Legal => false,
-        };
-        if mistake && let Some(record) = self.emulated(&now) {
+        // An SMMU records these when a transaction meets them, and so does the hardware by its entry
+        // that is not valid. Where there is no room for even that, the record comes now.
+        let said = live != NestedConfig::ABORT || config == NestedConfig::ABORT;
+        if !said && let Some(record) = self.emulated(&now) {
             let _ = self.put(&record, run.memory, &mut run.interrupts);
         }
     }

@@ -413,6 +413,7 @@ impl<M: GuestMemory, S: FnMut(Ipa) -> Option<Pa>> Walker<'_, M, S> {
         };
         let translate = match config.stage_one {
             StageOne::Abort => return Err(End::Aborts),
+            StageOne::Invalid => return fault(EventId::CBadSte),
             StageOne::Bypass => return self.out(address),
             StageOne::Translate(translate) => translate,
         };

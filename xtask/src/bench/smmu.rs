@@ -124,7 +124,7 @@ pub(super) fn run() -> Result<u8> {
         let line = qemu::line(&qemu, &board, &vary, &files)?;
         measure(&line, Until::Verdict(0), name)
     };
-    let mut nested = ours(NESTED, "smmu silent=1", "smmu-nested")?;
+    let mut nested = ours(NESTED, "smmu", "smmu-nested")?;
     nested.extend(ours(NESTED, "latency", "smmu-nested-latency")?);
     let stage_2 = ours(STAGE_2, "latency", "smmu-stage2-latency")?;
 

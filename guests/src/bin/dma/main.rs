@@ -18,6 +18,8 @@
 //! | `peer` | DMA of a device to registers of another: `reach=1` the first one's may be reached; `elsewhere=ADDRESS` may not |
 //! | `latency` | from a device's write of a message to the handler, in ticks |
 //! | `smmu` | an SMMU of the guest's own: stage 1, its faults |
+//! | `smmu-flood` | refused DMA of all devices for `rounds`, by entries that are not valid or (`stage1=1`) without a mapping; then all works |
+//! | `smmu-watch` | a refused DMA for each of `beats` periods, which must be told, and nothing else |
 //! | `smmu-hostile` | entries, queues and registers that an SMMU must survive, `ops`, `seed` |
 //!
 //! It runs on QEMU's `virt` machine without a hypervisor, too. There a sweep finds what it should not,
@@ -35,6 +37,7 @@ mod memory;
 mod peer;
 mod probe;
 mod smmu;
+mod smmu_flood;
 mod smmu_hostile;
 mod storm;
 mod sweep;
@@ -180,7 +183,7 @@ impl fmt::Display for Summary {
 type Task = fn(&Options) -> Verdict;
 
 /// What there is to do.
-const TASKS: [(&str, Task); 14] = [
+const TASKS: [(&str, Task); 16] = [
     ("probe", probe::run),
     ("sweep", sweep::run),
     ("config-fuzz", config::run),
@@ -194,6 +197,8 @@ const TASKS: [(&str, Task); 14] = [
     ("latency", latency::run),
     ("smmu", smmu::run),
     ("smmu-hostile", smmu_hostile::run),
+    ("smmu-flood", smmu_flood::run),
+    ("smmu-watch", smmu_flood::watch),
     ("hitless", hitless::run),
 ];
 

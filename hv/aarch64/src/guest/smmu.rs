@@ -360,6 +360,7 @@ fn config_of(config: &NestedConfig) -> String {
     match config.stage_one {
         StageOne::Abort => "aborts".to_string(),
         StageOne::Bypass => "bypasses stage 1".to_string(),
+        StageOne::Invalid => "aborts, and says so".to_string(),
         StageOne::Translate(translate) => {
             let table = match translate.format {
                 ContextFormat::Linear => "linear",

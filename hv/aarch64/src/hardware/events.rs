@@ -106,8 +106,14 @@ impl Hardware {
             (function.bdf, vm)
         });
         let now = SystemCounter.ticks();
-        if self.faults.lock().count(index, now) == Records::Unwanted {
-            self.set_recording(index, Recording::Off);
+        let records = self.faults.lock().count(index, now);
+        match records {
+            Records::Wanted => {}
+            // A guest's own context descriptors say that its stage 1's faults are recorded.
+            Records::Unbearable if event.is_stage1() => {
+                self.set_recording(index, Recording::Silent);
+            }
+            Records::Unwanted | Records::Unbearable => self.set_recording(index, Recording::Off),
         }
         if let (Some(index), Some((_, Some(vm)))) = (index, known)
             && tell(vm, index, event) == Told::Guest

@@ -236,7 +236,9 @@ impl Hardware {
             let (records, total) = faults.of(index);
             let muted = match records {
                 Records::Wanted => "",
-                Records::Unwanted => ", a flood: they are not recorded for a second",
+                Records::Unwanted | Records::Unbearable => {
+                    ", a flood: they are not recorded for a second"
+                }
             };
             if total > 0 {
                 let name = format!("{:04x}:{}", function.segment, function.bdf);

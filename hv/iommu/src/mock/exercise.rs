@@ -279,7 +279,12 @@ impl World {
         }
         match operation {
             Operation::CreateNested => {
-                let configs = [NestedConfig::ABORT, NestedConfig::BYPASS, TRANSLATE];
+                let configs = [
+                    NestedConfig::ABORT,
+                    NestedConfig::BYPASS,
+                    NestedConfig::INVALID,
+                    TRANSLATE,
+                ];
                 record.truncate(8);
                 record.extend([32, 0, 0, 0, 0, 0, 0, 0]);
                 record.extend(bytes.pick(&configs)?.encode());

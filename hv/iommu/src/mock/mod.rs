@@ -298,7 +298,7 @@ impl Mock {
             Binding::Identity => return Ok((Pa::truncated(iova.bits()), MemoryType::Normal)),
             Binding::Table(table) => table,
             Binding::Nested { parent, config } => match config.stage_one {
-                StageOne::Abort => return Err(DmaFault::Aborted),
+                StageOne::Abort | StageOne::Invalid => return Err(DmaFault::Aborted),
                 StageOne::Bypass | StageOne::Translate(_) => parent,
             },
         };

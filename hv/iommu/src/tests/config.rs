@@ -48,7 +48,11 @@ fn a_configuration_survives_its_encoding() {
             }
         }
     }
-    for config in [NestedConfig::ABORT, NestedConfig::BYPASS] {
+    for config in [
+        NestedConfig::ABORT,
+        NestedConfig::BYPASS,
+        NestedConfig::INVALID,
+    ] {
         assert_eq!(decode(&config.encode()), Ok(config));
     }
 }
@@ -133,8 +137,8 @@ fn another_version_is_not_supported() {
 #[test]
 fn an_unknown_mode_is_not_supported() {
     assert_eq!(
-        changed(2, 3),
-        Err(CodecError::Unsupported { at: 2, value: 3 })
+        changed(2, 4),
+        Err(CodecError::Unsupported { at: 2, value: 4 })
     );
 }
 
@@ -185,7 +189,11 @@ fn reserved_fields_must_be_zero() {
 
 #[test]
 fn fields_without_meaning_in_the_mode_must_be_zero() {
-    for mode in [NestedConfig::ABORT, NestedConfig::BYPASS] {
+    for mode in [
+        NestedConfig::ABORT,
+        NestedConfig::BYPASS,
+        NestedConfig::INVALID,
+    ] {
         for at in [3, 4, 5, 8, 24] {
             let mut record = mode.encode();
             record[at] = 1;

@@ -213,6 +213,19 @@ impl Event {
         self.id().is_translation() && (self.0[1] & Self::S2 != 0 || self.class() == Class::Tt)
     }
 
+    /// Whether stage 1 or a context descriptor is to blame: nothing in the stream's entry mutes these.
+    #[must_use]
+    pub fn is_stage1(&self) -> bool {
+        match self.id() {
+            EventId::FStreamDisabled
+            | EventId::CBadSubstreamid
+            | EventId::CBadCd
+            | EventId::FCdFetch
+            | EventId::FWalkEabt => true,
+            id => id.is_translation() && !self.is_stage2(),
+        }
+    }
+
     /// `CLASS`.
     #[must_use]
     pub const fn class(&self) -> Class {
@@ -296,6 +309,25 @@ mod tests {
     fn a_table_that_stage_2_does_not_map_is_a_stage_2_fault_whatever_the_bit_says() {
         let event = Event([8 << 32 | 0x10, 1 << 40 | 1 << 35, 0x1000, 0]);
         assert!(event.is_stage2() && event.is_read());
+    }
+
+    #[test]
+    fn stage_1_is_to_blame_for_its_faults_and_those_of_descriptors() {
+        for (id, blamed) in [
+            (0x02, false),
+            (0x03, false),
+            (0x04, false),
+            (0x06, true),
+            (0x08, true),
+            (0x09, true),
+            (0x0a, true),
+            (0x0b, true),
+            (0x10, true),
+            (0x13, true),
+        ] {
+            assert_eq!(Event([id, 2 << 40, 0, 0]).is_stage1(), blamed, "{id:#x}");
+        }
+        assert!(!Event([0x10, 2 << 40 | 1 << 39, 0, 0]).is_stage1());
     }
 
     #[test]

@@ -144,13 +144,16 @@ const S2PTW: u64 = 1 << 54;
 const S2R: u64 = 1 << 58;
 const S2TTB: u64 = 0x000f_ffff_ffff_fff0;
 
-/// Whether faults of stage 2 are recorded.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Whether faults of a stream are recorded. A later one mutes what an earlier one does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Recording {
     /// They are.
     On,
-    /// They terminate without a record.
+    /// Those that are ours to record terminate without: of stage 2, and of an entry that is not valid. Those of
+    /// a guest's stage 1 are recorded: its context descriptors say so.
     Off,
+    /// None is: every access of a stream with a stage 1 aborts in silence.
+    Silent,
 }
 
 impl Ste {
@@ -225,14 +228,16 @@ impl Ste {
         ste
     }
 
-    /// The same, with faults of stage 2 recorded or not (`S2R`). Where there is no stage 2 nothing changes.
+    /// The same, with its faults recorded or not: by `S2R` where there is a stage 2; an entry that is not valid,
+    /// and where nothing else helps one with a stage 1, aborts instead.
     #[must_use]
     pub const fn with_recording(mut self, recording: Recording) -> Self {
-        if matches!(self.config(), SteConfig::S2Translate | SteConfig::Nested) {
-            match recording {
-                Recording::On => self.0[2] |= S2R,
-                Recording::Off => self.0[2] &= !S2R,
-            }
+        match recording {
+            Recording::On => {}
+            Recording::Off | Recording::Silent if !self.is_valid() => self = Self::ABORT,
+            Recording::Silent if self.config().stage1() => self = Self::ABORT,
+            Recording::Off | Recording::Silent if self.config().stage2() => self.0[2] &= !S2R,
+            Recording::Off | Recording::Silent => {}
         }
         self
     }

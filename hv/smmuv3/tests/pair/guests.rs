@@ -2,8 +2,9 @@
 
 use std::cell::RefCell;
 
-use bulkhead_smmuv3::spec::{SteConfig, regs};
+use bulkhead_smmuv3::spec::{Recording, SteConfig, regs};
 use iommu::{Endpoint, UnitId};
+use types::StreamId;
 use vsmmuv3::{Delivery, Width};
 
 use crate::board::Model;
@@ -436,4 +437,98 @@ fn a_flood_of_one_guests_faults_loses_no_record_of_the_others_for_good() {
     assert_eq!(seen.len(), 1);
     assert_eq!(seen[0].1, Delivery::Delivered);
     assert_eq!(world.guest_event(1).unwrap()[2], 0x9000);
+}
+
+#[test]
+fn an_access_by_an_entry_that_is_not_legal_is_told_with_the_guests_stream() {
+    // Not valid; stage 2 asked for.
+    for word in [0, 1 | 7 << 1] {
+        let mut world = World::new();
+        world.ste(0, DISK, [word, 0]);
+        world.send(0, &[cfgi_ste(DISK)]);
+        world.events();
+        assert_eq!(world.guest_event(0), None, "no device has met it");
+        assert_eq!(recorded(world.dma(0, DISK, AT)).0, 4);
+        world.events();
+        let record = [4 | u64::from(DISK) << 32, 0, 0, 0];
+        assert_eq!(world.guest_event(0), Some(record));
+        assert_eq!(world.guest_event(1), None, "the other VM's");
+        // Its other stream goes on, and so does this one with an entry.
+        assert_eq!(world.dma(0, NET, AT), Ok(world.pa(0, DATA)));
+        world.ste(0, DISK, [1 | 5 << 1 | CDS, 0]);
+        world.send(0, &[cfgi_ste(DISK)]);
+        assert_eq!(world.dma(0, DISK, AT), Ok(world.pa(0, DATA)));
+    }
+}
+
+/// Has records of a VM's stream written or not.
+fn set_recording(world: &mut World, stream: u32, recording: Recording) {
+    let source = StreamId::new(world.source(0, stream)).unwrap();
+    let smmu = world.core.backend_mut().unit_mut(UnitId::new(0)).unwrap();
+    smmu.set_recording(source, recording).unwrap();
+}
+
+#[test]
+fn a_flood_by_an_entry_that_is_not_valid_is_muted_however_often_it_is_written_anew() {
+    let mut world = World::new();
+    world.ste(0, DISK, [0, 0]);
+    world.send(0, &[cfgi_ste(DISK)]);
+    assert_eq!(recorded(world.dma(0, DISK, AT)).0, 4);
+    set_recording(&mut world, DISK, Recording::Off);
+    for word in [0, 1, 0, 7 << 1 | 1, 0] {
+        world.ste(0, DISK, [word, 0]);
+        world.send(0, &[cfgi_ste(DISK)]);
+        assert_eq!(world.dma(0, DISK, AT), Err(Fault::Silent));
+    }
+    // The others are heard: its own stream's, and the neighbour's by the same kind of entry.
+    assert_eq!(recorded(world.dma(0, NET, 0x9000)).0, 0x10);
+    world.ste(1, NET, [0, 0]);
+    world.send(1, &[cfgi_ste(NET)]);
+    assert_eq!(recorded(world.dma(1, NET, AT)).0, 4);
+    // What is legal works while it is muted.
+    world.ste(0, DISK, [1 | 5 << 1 | CDS, 0]);
+    world.send(0, &[cfgi_ste(DISK)]);
+    assert_eq!(world.dma(0, DISK, AT), Ok(world.pa(0, DATA)));
+    assert_eq!(recorded(world.dma(0, DISK, 0x9000)).0, 0x10);
+    world.ste(0, DISK, [0, 0]);
+    world.send(0, &[cfgi_ste(DISK)]);
+    assert_eq!(world.dma(0, DISK, AT), Err(Fault::Silent));
+    set_recording(&mut world, DISK, Recording::On);
+    assert_eq!(recorded(world.dma(0, DISK, AT)).0, 4);
+}
+
+#[test]
+fn a_flood_of_stage_1_faults_can_be_silenced_and_the_stream_comes_back_as_the_guest_has_it() {
+    let mut world = World::new();
+    set_recording(&mut world, DISK, Recording::Silent);
+    for at in [AT, 0x9000] {
+        assert_eq!(world.dma(0, DISK, at), Err(Fault::Silent));
+    }
+    assert_eq!(
+        world.dma(0, NET, AT),
+        Ok(world.pa(0, DATA)),
+        "its other stream"
+    );
+    // Less is not muted before the time is over.
+    set_recording(&mut world, DISK, Recording::Off);
+    assert_eq!(world.dma(0, DISK, AT), Err(Fault::Silent));
+    // What the guest writes meanwhile is what holds afterwards, and not before.
+    world.ste(0, DISK, [1 | 5 << 1 | (CDS + 0x40), 0]);
+    world.cd(0, CDS + 0x40, 2, TABLES[0]);
+    world.send(0, &[cfgi_ste(DISK)]);
+    assert_eq!(world.dma(0, DISK, AT), Err(Fault::Silent));
+    // A stream that bypasses has no stage 1 whose faults there could be.
+    world.ste(0, DISK, [1 | 4 << 1, 0]);
+    world.send(0, &[cfgi_ste(DISK)]);
+    assert_eq!(world.dma(0, DISK, DATA), Ok(world.pa(0, DATA)));
+    world.ste(0, DISK, [1 | 5 << 1 | (CDS + 0x40), 0]);
+    world.send(0, &[cfgi_ste(DISK)]);
+    set_recording(&mut world, DISK, Recording::On);
+    assert_eq!(world.dma(0, DISK, AT), Ok(world.pa(0, DATA)));
+    let endpoint = Endpoint {
+        unit: UnitId::new(0),
+        source: world.source(0, DISK),
+    };
+    let ste = world.core.backend().read_entry(endpoint).unwrap();
+    assert_eq!(ste.s1_context(), CDS + 0x40);
 }

@@ -1,5 +1,6 @@
 //! Events: what a guest sees of the hardware's, and its queue.
 
+use iommu::NestedConfig;
 use smmuv3::spec::{Event, EventId, regs};
 
 use super::{CD, EVTQ, Guest, L1, RAM, RAM_BYTES, S1, SYNC, cfgi_ste, qemu, rich, sid};
@@ -326,21 +327,63 @@ fn one_guests_flood_is_its_own() {
 }
 
 #[test]
-fn an_illegal_entry_is_reported_when_it_is_read() {
-    let mut guest = Guest::nested();
-    guest.ste(8, [7 << 1 | 1 | CD, 0, 0, 0]);
-    guest.send(&[cfgi_ste(8), SYNC]);
-    assert_eq!(guest.take_events(), [[8 << 32 | 0x04, 0, 0, 0]]);
-    assert_eq!(guest.take_pulses(), [1, 0, 0]);
+fn an_illegal_entry_is_reported_when_a_device_meets_it() {
+    for word in [
+        7 << 1 | 1 | CD,
+        6 << 1 | 1,
+        0,
+        5 << 1 | 3 << 4 | 1 << 59 | 1,
+    ] {
+        let mut guest = Guest::nested();
+        guest.ste(8, [word, 0, 0, 0]);
+        guest.send(&[cfgi_ste(8), SYNC]);
+        assert_eq!(guest.hardware.streams, [(sid(8), NestedConfig::INVALID)]);
+        assert_eq!(guest.take_events().len(), 0, "nobody has used it");
+        for _ in 0..2 {
+            assert_eq!(guest.access(8), Some(Delivery::Delivered));
+            assert_eq!(guest.take_events(), [[8 << 32 | 0x04, 0, 0, 0]]);
+            assert_eq!(guest.take_pulses(), [1, 0, 0]);
+        }
+    }
 }
 
 #[test]
-fn states_that_linux_passes_through_are_not_reported() {
+fn an_entry_that_aborts_is_silent() {
+    let mut guest = Guest::nested();
+    for config in 0..4 {
+        guest.ste(8, [config << 1 | 1, 0, 0, 0]);
+        guest.send(&[cfgi_ste(8), SYNC]);
+        assert_eq!(guest.live(8), NestedConfig::ABORT, "Config {config}");
+        assert_eq!(guest.access(8), None);
+    }
+}
+
+#[test]
+fn a_stream_without_an_entry_is_silent_unless_records_of_it_are_wanted() {
+    for (cr2, live) in [(2, NestedConfig::INVALID), (0, NestedConfig::ABORT)] {
+        let mut guest = Guest::new();
+        guest.queues_on();
+        guest.w32(regs::CR2, cr2);
+        guest.two_level();
+        guest.w32(regs::CR0, 0xd);
+        assert_eq!(guest.live(0x100), live);
+        let delivered = guest.access(0x100).map(|_| guest.take_events());
+        let record = std::vec![[0x100 << 32 | 2, 0, 0, 0]];
+        assert_eq!(delivered, (cr2 != 0).then_some(record));
+    }
+}
+
+#[test]
+fn states_that_linux_passes_through_are_not_reported_until_a_device_meets_them() {
     let mut guest = Guest::nested();
     // Not valid in the middle of an update; no table yet.
     guest.ste(8, [0, 0, 0, 0]);
     guest.send(&[cfgi_ste(8), cfgi_ste(0x100), SYNC]);
     assert!(guest.take_events().is_empty());
+    assert_eq!(guest.access(8), Some(Delivery::Delivered));
+    assert_eq!(guest.access(0x100), Some(Delivery::Delivered));
+    let records = [[8 << 32 | 4, 0, 0, 0], [0x100 << 32 | 2, 0, 0, 0]];
+    assert_eq!(guest.take_events(), records);
     guest.ste(8, [S1 | CD, 0, 0, 0]);
     guest.send(&[cfgi_ste(8), SYNC]);
     assert!(guest.translates(8));
@@ -352,6 +395,7 @@ fn an_entry_that_cannot_be_read_is_reported_with_its_address() {
     let mut guest = Guest::nested();
     guest.ram.put(L1, &[0x0900_0000 | 9]);
     guest.send(&[cfgi_ste(8), SYNC]);
+    assert_eq!(guest.access(8), Some(Delivery::Delivered));
     assert_eq!(guest.take_events(), [[8 << 32 | 0x03, 0, 0, 0x0900_0200]]);
 }
 
@@ -383,11 +427,16 @@ fn bad_stream_ids_are_recorded_only_on_request() {
 }
 
 #[test]
-fn a_storm_of_bad_entries_costs_a_bounded_number_of_records() {
+fn a_storm_of_bad_entries_makes_no_record_and_its_device_a_queue_full() {
     let mut guest = Guest::nested();
     guest.ste(8, [7 << 1 | 1, 0, 0, 0]);
     for _ in 0..100 {
         guest.send(&[cfgi_ste(8); 32]);
+    }
+    assert_eq!(guest.hardware.streams.len(), 1, "one switch");
+    assert_eq!(guest.ram.writes.borrow().len(), 0);
+    for _ in 0..100 {
+        assert!(guest.access(8).is_some());
     }
     assert_eq!(guest.ram.writes.borrow().len(), 32);
     assert_eq!(guest.r32(regs::EVENTQ_PROD), 1 << 31 | 32);

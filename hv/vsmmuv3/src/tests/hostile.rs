@@ -12,6 +12,7 @@ use super::{
     BYPASS, CD, CFGI_ALL, CMDQ, EVTQ, Guest, Hardware, L1, L2, LINEAR, NH_ALL, RAM, RAM_BYTES, S1,
     SYNC, cfgi_ste, qemu, sid,
 };
+use crate::Delivery;
 use crate::{
     BUDGET, Features, GuestMemory, Health, NotGuestMemory, Options, Outcome, VSmmu, Verdict, Width,
     Work,
@@ -54,7 +55,7 @@ fn no_stream_table_elsewhere_is_believed() {
             guest.w32(regs::CR0, 0xd);
             for stream in [8, 0x100] {
                 let state = *guest.smmu.stream(sid(stream)).unwrap();
-                assert_eq!(state.live().stage_one, StageOne::Abort);
+                assert_eq!(state.live().stage_one, StageOne::Invalid);
                 assert!(matches!(state.verdict(), Verdict::NotFetched { .. }));
             }
         }
@@ -72,6 +73,7 @@ fn no_level_2_table_elsewhere_is_believed() {
         let ste = (at & 0x000f_ffff_ffff_c000) + 8 * 64;
         let verdict = guest.smmu.stream(sid(8)).unwrap().verdict();
         assert_eq!(verdict, Verdict::NotFetched { at: ste });
+        assert!(guest.access(8).is_some());
         assert_eq!(guest.take_events(), [[8 << 32 | 3, 0, 0, ste]]);
     }
 }
@@ -85,6 +87,7 @@ fn no_event_queue_elsewhere_is_written() {
         guest.w32(regs::CR0, 0xd);
         guest.ste(8, [7 << 1 | 1, 0, 0, 0]);
         guest.send(&[cfgi_ste(8), SYNC]);
+        assert_eq!(guest.access(8), Some(Delivery::Lost));
         assert_eq!(guest.r32(regs::GERROR), 1 << 2, "EVENTQ_ABT_ERR");
         assert_eq!(*guest.ram.writes.borrow(), []);
         assert_eq!(guest.r32(regs::EVENTQ_PROD), 0);
@@ -486,9 +489,10 @@ fn an_event_queue_over_the_stream_table_hurts_only_its_owner() {
     guest.ste(8, [7 << 1 | 1, 0, 0, 0]);
     for _ in 0..8 {
         guest.send(&[cfgi_ste(8), SYNC]);
+        let _ = guest.access(8);
     }
     // A record of type 4 is an entry that is not valid: the stream aborts.
-    assert_eq!(guest.live(8).stage_one, StageOne::Abort);
+    assert_eq!(guest.live(8).stage_one, StageOne::Invalid);
     assert_eq!(guest.smmu.health(), Health::Good);
     let mut writes = guest.ram.writes.borrow().clone();
     writes.retain(|(at, _)| !(L2 + 8 * 64..L2 + 9 * 64).contains(at));

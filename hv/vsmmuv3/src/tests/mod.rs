@@ -11,11 +11,11 @@ use std::vec::Vec;
 use iommu::{Ats, NestedConfig, StageOne};
 use smmuv3::Identity;
 use smmuv3::spec::command::Raw;
-use smmuv3::spec::{Idr0, Idr1, Idr3, Idr5, Iidr, regs};
+use smmuv3::spec::{Event, Idr0, Idr1, Idr3, Idr5, Iidr, regs};
 use types::{Ipa, StreamId};
 
 use crate::{
-    AtReset, Failure, Features, GuestMemory, Health, Interrupts, Invalidation, Line,
+    AtReset, Delivery, Failure, Features, GuestMemory, Health, Interrupts, Invalidation, Line,
     NotGuestMemory, Options, Outcome, Physical, Refusal, VSmmu, Width, Work,
 };
 
@@ -351,6 +351,18 @@ impl Guest {
 
     pub(crate) fn translates(&self, stream: u32) -> bool {
         matches!(self.live(stream).stage_one, StageOne::Translate(_))
+    }
+
+    /// A device's access as the hardware meets it where the entry is not valid; `None` where it meets another.
+    pub(crate) fn access(&mut self, stream: u32) -> Option<Delivery> {
+        if self.live(stream) != NestedConfig::INVALID {
+            return None;
+        }
+        // With what real hardware may have in it besides: the stream's own number is not the guest's.
+        let event = Event([0x4100 << 32 | 4, 0, 0, u64::MAX]);
+        let (delivery, interrupts) = self.smmu.report(sid(stream), &event, &self.ram);
+        self.count(interrupts);
+        Some(delivery)
     }
 
     /// Records in the event queue, oldest first; the guest has then read them.

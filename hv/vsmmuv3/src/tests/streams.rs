@@ -363,7 +363,7 @@ fn level_1_is_read_again_each_time() {
     assert!(guest.translates(0x100));
     guest.ram.put(L1 + 8, &[0]);
     guest.send(&[cfgi_ste(0x100), SYNC]);
-    assert_eq!(guest.live(0x100), NestedConfig::ABORT);
+    assert_eq!(guest.live(0x100), NestedConfig::INVALID);
 }
 
 #[test]
@@ -390,7 +390,7 @@ fn spans_end_where_they_say() {
         let expected = if has {
             NestedConfig::BYPASS
         } else {
-            NestedConfig::ABORT
+            NestedConfig::INVALID
         };
         assert_eq!(guest.live(stream), expected, "span {span}, stream {stream}");
     }
@@ -487,7 +487,7 @@ fn tables_outside_memory_abort_their_streams() {
             matches!(verdict, Verdict::NotFetched { .. }),
             "{base:#x}: {verdict:?}"
         );
-        assert_eq!(guest.live(8), NestedConfig::ABORT);
+        assert_eq!(guest.live(8), NestedConfig::INVALID);
     }
     // A level-2 table elsewhere.
     let mut guest = Guest::nested();
@@ -632,10 +632,12 @@ fn a_refused_stream_aborts_and_the_guest_is_told() {
         guest.hardware.streams,
         [
             (sid(8), NestedConfig::BYPASS),
-            (sid(8), NestedConfig::ABORT)
+            (sid(8), NestedConfig::INVALID)
         ]
     );
-    assert_eq!(guest.live(8), NestedConfig::ABORT);
+    assert_eq!(guest.live(8), NestedConfig::INVALID);
+    assert!(guest.take_events().is_empty());
+    assert!(guest.access(8).is_some());
     assert_eq!(guest.take_events(), [[8 << 32 | 4, 0, 0, 0]]);
     assert_eq!(guest.smmu.health(), Health::Good);
     // The next time it may work.
@@ -644,11 +646,30 @@ fn a_refused_stream_aborts_and_the_guest_is_told() {
 }
 
 #[test]
+fn a_stream_that_cannot_even_be_invalid_aborts_and_the_guest_is_told_at_once() {
+    let refused = Err(Refusal::Refused);
+    // A legal entry; one that is not valid.
+    for (word, refusals, tries) in [
+        (BYPASS, std::vec![refused, refused], 3),
+        (0, std::vec![refused], 2),
+    ] {
+        let mut guest = Guest::nested();
+        guest.ste(8, [word, 0, 0, 0]);
+        guest.hardware.refusals = refusals;
+        guest.send(&[cfgi_ste(8), SYNC]);
+        assert_eq!(guest.hardware.streams.len(), tries);
+        assert_eq!(guest.live(8), NestedConfig::ABORT);
+        assert_eq!(guest.take_events(), [[8 << 32 | 4, 0, 0, 0]]);
+        assert_eq!(guest.smmu.health(), Health::Good);
+    }
+}
+
+#[test]
 fn a_stream_that_cannot_even_abort_breaks_the_smmu() {
     for refusals in [
         std::vec![Err(Refusal::Failed)],
         std::vec![Err(Refusal::Failed), Err(Refusal::Refused)],
-        std::vec![Err(Refusal::Refused), Err(Refusal::Refused)],
+        std::vec![Err(Refusal::Refused); 3],
     ] {
         let mut guest = Guest::nested();
         guest.ste(8, [BYPASS, 0, 0, 0]);
@@ -768,7 +789,12 @@ fn a_reset_takes_every_stream_away_from_the_guests_tables_and_flushes_last() {
             .iter()
             .all(|s| s.live() == NestedConfig::ABORT)
     );
-    assert_eq!(guest.hardware.streams, [(sid(0x210), NestedConfig::ABORT)]);
+    let of_0x210 = guest
+        .hardware
+        .streams
+        .iter()
+        .find(|(id, _)| *id == sid(0x210));
+    assert_eq!(of_0x210, Some(&(sid(0x210), NestedConfig::ABORT)));
 }
 
 #[test]

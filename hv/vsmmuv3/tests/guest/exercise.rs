@@ -5,7 +5,7 @@ use bulkhead_vsmmuv3::{Delivery, Health, Width};
 
 use crate::model::{MUTE, Model, REFUSED};
 use crate::rig::{Rig, Wrong, does, settle};
-use crate::tables::{self, Does, Promise, RAM};
+use crate::tables::{self, Does, Promise, RAM, Says};
 
 /// Bytes of a step.
 const STEP: usize = 8;
@@ -546,10 +546,13 @@ fn come_to_rest(mut rig: Rig, promise: Promise) {
                 (0, true) => Does::Abort,
                 _ => tables::entry(&memory, &promise, table, id)
                     .and_then(|ste| tables::judge(&ste, &promise))
-                    .unwrap_or(Does::Abort),
+                    .unwrap_or_else(|says| match says {
+                        Says::NoEntry if rig.read(0x2c) & 2 == 0 => Does::Abort,
+                        _ => Does::Invalid,
+                    }),
             };
             let refused = matches!(wanted, Does::Translate { base, .. } if base & REFUSED != 0);
-            let wanted = if refused { Does::Abort } else { wanted };
+            let wanted = if refused { Does::Invalid } else { wanted };
             assert_eq!(does(&stream.live()), wanted, "stream {id:#x}");
             assert_eq!(rig.hardware.told[&id], stream.live(), "stream {id:#x}");
         }

@@ -414,14 +414,18 @@ impl Model {
             },
             Err(says) => says,
         };
-        (Does::Abort, says)
+        let does = match says {
+            Says::NoEntry if self.cr2 & 2 == 0 => Does::Abort,
+            _ => Does::Invalid,
+        };
+        (does, says)
     }
 
     fn read_again(&mut self, id: u32) {
         let (wanted, says) = self.wanted(id);
         let old = self.streams[&id].does;
         let refused = matches!(wanted, Does::Translate { base, .. } if base & REFUSED != 0);
-        let does = if refused { Does::Abort } else { wanted };
+        let does = if refused { Does::Invalid } else { wanted };
         if does == old && !refused && matches!(does, Does::Translate { .. }) {
             self.needs.push(Need::Context {
                 stream: id,
@@ -429,12 +433,6 @@ impl Model {
             });
         }
         self.streams.insert(id, Stream { does, says });
-        match says {
-            Says::NotFetched(at) => self.record([3, 0, 0, at & 0x000f_ffff_ffff_fff8], id),
-            Says::Bad => self.record([4, 0, 0, 0], id),
-            Says::Good if refused => self.record([4, 0, 0, 0], id),
-            _ => true,
-        };
     }
 
     /// Whether a record is in the guest's queue.

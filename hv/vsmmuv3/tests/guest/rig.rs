@@ -227,6 +227,7 @@ impl Physical for Hardware {
 pub(crate) fn does(config: &NestedConfig) -> Does {
     match config.stage_one {
         StageOne::Abort => Does::Abort,
+        StageOne::Invalid => Does::Invalid,
         StageOne::Bypass => Does::Bypass,
         StageOne::Translate(t) => Does::Translate {
             format: t.format as u64,

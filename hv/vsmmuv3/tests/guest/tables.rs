@@ -79,6 +79,8 @@ impl Promise {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Does {
     Abort,
+    /// It aborts, and says so.
+    Invalid,
     Bypass,
     Translate {
         format: u64,

@@ -49,7 +49,7 @@ pub(super) fn cases() -> Vec<Case> {
     vec![
         translates(
             "vits",
-            manifest!(dma!("dma", "1", "vits", both!(), "smmu silent=1", "")),
+            manifest!(dma!("dma", "1", "vits", both!(), "smmu", "")),
         ),
         translates(
             "rmr",
@@ -58,7 +58,7 @@ pub(super) fn cases() -> Vec<Case> {
                 "1",
                 "rmr",
                 both!(),
-                "smmu silent=1 messages=0x8000000",
+                "smmu messages=0x8000000",
                 ""
             )),
         ),
@@ -70,7 +70,65 @@ pub(super) fn cases() -> Vec<Case> {
         killed(),
         live_walk(),
         no_room_for_one(),
+        flood("by entries that are not valid", "smmu-flood"),
+        flood("of its stage 1's faults", "smmu-flood stage1=1"),
+        flood_control(),
     ]
+}
+
+/// Two VMs with an SMMU of their own each, behind ports: one floods, the other counts what it is told.
+fn flooded(name: String, flood: &str, watch: &str) -> Case {
+    let vm = |name: &str, buses: &str, append: &str| {
+        format!(
+            "[[vm]]\nname = \"{name}\"\nmemory = \"64M\"\nkernel = \"guest:dma\"\nkernel_format = \"flat\"\n\
+             restart = \"never\"\niommu = \"nested\"\nmsi = \"vits\"\nappend = \"{append}\"\ndevices = [{buses}]\n"
+        )
+    };
+    let manifest = format!(
+        "version = 1\n{}{}",
+        vm(
+            "loud",
+            "{ host = \"0000:01:00.0\" }, { host = \"0000:02:00.0\" }",
+            flood
+        ),
+        vm("still", "{ host = \"0000:03:00.0\" }", watch)
+    );
+    let mut case = Case::new(BOARD, name).bundle(Bundle::Manifest(manifest.leak()));
+    for slot in 2..5 {
+        let port = format!("pcie-root-port,id=port{slot},chassis={slot},addr={slot}");
+        let edu = format!("edu,dma_mask=0xffffffffffffffff,bus=port{slot}");
+        case = case.args(&["-device", &port, "-device", &edu]);
+    }
+    case.vary.time = Time::Instructions;
+    case.timeout = Duration::from_secs(300);
+    case.forbids = vec![OURS.to_owned()];
+    case
+}
+
+/// One guest fills the machine's event queue; the other one's records all arrive, and only they.
+fn flood(what: &str, task: &str) -> Case {
+    flooded(
+        format!(
+            "nested: a guest's flood {what} ends, and its neighbour is told of each of its own"
+        ),
+        &format!("{task} rounds=40"),
+        "smmu-watch beats=25",
+    )
+    .expect(&[
+        "dma verdict: smmu-watch ok: beats=25 records=100",
+        // It was muted, and heard again.
+        "dma verdict: smmu-flood ok: rounds=40 told=[1-9][0-9]* silent=[1-9]",
+    ])
+}
+
+/// The control: a beat without a record is noticed.
+fn flood_control() -> Case {
+    flooded(
+        "nested: a record that does not come is noticed".to_owned(),
+        "smmu-flood rounds=4",
+        "smmu-watch beats=25 idle=5",
+    )
+    .expect(&[r"dma verdict: smmu-watch FAILED: a refused DMA left no event \(0x5 "])
 }
 
 fn edus(mut case: Case) -> Case {
@@ -185,7 +243,7 @@ fn wide_descriptor() -> Case {
         "1",
         "vits",
         both!(),
-        "smmu silent=1 ips=1",
+        "smmu ips=1",
         ""
     )))
     .expect(&["dma beat 7: a context descriptor with IPS 6, and a DMA by it"]);
@@ -206,7 +264,7 @@ fn handed_on() -> Case {
             "1",
             "vits",
             "{ host = \"0000:01:00.0\" }",
-            "smmu silent=1 leave=1",
+            "smmu leave=1",
             ""
         ),
         "[[vm]]\nname = \"flat\"\nmemory = \"64M\"\nkernel = \"guest:dma\"\nkernel_format = \"flat\"\n",
