@@ -75,8 +75,7 @@ fn build_tables(platform: &GuestPlatform, base: Ipa, identity: &Identity) -> Opt
     ]);
     if let Some(host) = &platform.pci {
         described.push((*b"MCFG", tables::mcfg(host, identity)));
-        let smmu = platform.smmu.as_ref();
-        if smmu.is_some() || platform.gic.its.is_some() {
+        if !platform.smmus.is_empty() || platform.gic.its.is_some() {
             described.push((*b"IORT", iort::build(platform, identity)));
         }
     }

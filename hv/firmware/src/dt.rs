@@ -31,6 +31,15 @@ impl Handle {
     const CLOCK: u32 = 3;
     const SMMU: u32 = 4;
     const FIRST_FREE: u32 = 5;
+    /// Of further SMMUs: beyond all others.
+    const SMMUS: u32 = 0x1_0000;
+
+    fn smmu(place: usize) -> u32 {
+        match u32::try_from(place) {
+            Ok(0) | Err(_) => Self::SMMU,
+            Ok(place) => Self::SMMUS.saturating_add(place),
+        }
+    }
 }
 
 /// Interrupt flags of the GIC binding.
@@ -135,7 +144,13 @@ pub fn build(
         .child(clock())
         .child(uart(platform.uart))
         .children(platform.rtc.map(rtc))
-        .children(platform.smmu.map(smmu))
+        .children(
+            platform
+                .smmus
+                .iter()
+                .zip(0..)
+                .map(|(of, place)| smmu(of, place)),
+        )
         .children(
             platform
                 .pci
@@ -300,7 +315,7 @@ fn rtc(rtc: Peripheral) -> NodeBuilder {
         .with("clock-names", "apb_pclk")
 }
 
-fn smmu(smmu: Smmu) -> NodeBuilder {
+fn smmu(smmu: &Smmu, place: usize) -> NodeBuilder {
     let lines = [smmu.event, smmu.pri, smmu.sync, smmu.gerror].map(|line| spi(line, EDGE_RISING));
     NodeBuilder::at("smmuv3", smmu.base)
         .with("compatible", "arm,smmu-v3")
@@ -312,7 +327,7 @@ fn smmu(smmu: Smmu) -> NodeBuilder {
         )
         .flag("dma-coherent")
         .with("#iommu-cells", 1u32)
-        .with("phandle", Handle::SMMU)
+        .with("phandle", Handle::smmu(place))
 }
 
 fn pci(platform: &GuestPlatform, host: &PciHost) -> NodeBuilder {
@@ -349,8 +364,13 @@ fn pci(platform: &GuestPlatform, host: &PciHost) -> NodeBuilder {
         .with("interrupt-map-mask", [0x1800u32, 0, 0, 7])
         .with("interrupt-map", interrupt_map(host))
         .flag("dma-coherent");
-    if platform.smmu.is_some() {
-        node = node.with("iommu-map", [0, Handle::SMMU, 0, 0x1_0000]);
+    let map: Vec<u32> = platform
+        .requesters()
+        .into_iter()
+        .flat_map(|(first, count, place)| [first, Handle::smmu(place), first, count])
+        .collect();
+    if !map.is_empty() {
+        node = node.with("iommu-map", map);
     }
     if platform.gic.its.is_some() {
         node = node.with("msi-map", [0, Handle::ITS, 0, 0x1_0000]);

@@ -32,6 +32,7 @@ pub use kernel::{KernelError, KernelFormat};
 pub use layout::{Entry, FirmwareError, FirmwareKind, Item, Layout, Payload, Placement, plan};
 pub use platform::{
     Conduit, DISTRIBUTOR_BYTES, DevicePath, Gic, GuestPlatform, ITS_BYTES, MAX_CPUS,
-    MAX_MEMORY_SPANS, Mpidr, PRIMECELL_BYTES, PciHost, PciWindow, Peripheral, PlatformError,
-    REDISTRIBUTOR_BYTES, Remapping, Rmr, SMMU_BYTES, Seed, Smmu, Spi, WindowKind, map,
+    MAX_MEMORY_SPANS, MAX_SMMUS, Mpidr, PRIMECELL_BYTES, PciHost, PciWindow, Peripheral,
+    PlatformError, REDISTRIBUTOR_BYTES, Remapping, Rmr, SMMU_BYTES, Seed, Smmu, Spi, WindowKind,
+    map,
 };

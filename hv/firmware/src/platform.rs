@@ -24,6 +24,8 @@ pub const ITS_BYTES: u64 = 0x2_0000;
 
 /// The size of an SMMUv3's register file in bytes: pages 0 and 1 [IHI 0070 §6.1].
 pub const SMMU_BYTES: u64 = 0x2_0000;
+/// The most SMMUs of a guest.
+pub const MAX_SMMUS: usize = 8;
 
 /// The size of a PrimeCell's registers in bytes.
 pub const PRIMECELL_BYTES: u64 = 0x1000;
@@ -288,8 +290,11 @@ pub struct GuestPlatform {
     pub uart: Peripheral,
     /// The clock, a PL031. ACPI has no name for one, so only a device tree tells of it.
     pub rtc: Option<Peripheral>,
-    /// The SMMU in front of the PCI host.
-    pub smmu: Option<Smmu>,
+    /// The SMMUs in front of the PCI host. Every requester is behind the first that [`GuestPlatform::behind`] does not
+    /// put behind another.
+    pub smmus: Vec<Smmu>,
+    /// Functions behind another SMMU than the first: which, by its place in [`GuestPlatform::smmus`].
+    pub behind: Vec<(Bdf, usize)>,
     /// The PCI host.
     pub pci: Option<PciHost>,
     /// Identity mappings asked of the guest.
@@ -330,6 +335,9 @@ pub enum PlatformError {
     /// A window that is empty, leaves its address space, or starts at I/O address 0.
     #[error("the PCI window at {0} is empty or out of range")]
     Window(Ipa),
+    /// More than [`MAX_SMMUS`], or a function behind one that there is not, or behind two.
+    #[error("the SMMUs are too many, or not those that functions are behind")]
+    Smmus,
     /// An [`Rmr`] without a PCI host and an SMMU.
     #[error("a reserved mapping needs a PCI host and an SMMU")]
     RmrWithoutSmmu,
@@ -372,7 +380,8 @@ impl GuestPlatform {
                 base: map::RTC,
                 interrupt: Spi(2),
             }),
-            smmu: None,
+            smmus: Vec::new(),
+            behind: Vec::new(),
             pci: None,
             rmrs: Vec::new(),
             conduit: Conduit::Hvc,
@@ -392,13 +401,48 @@ impl GuestPlatform {
         platform
     }
 
+    /// The SMMU that a requester is behind, by its place; `None` when there is none.
+    #[must_use]
+    pub fn smmu_of(&self, function: Bdf) -> Option<usize> {
+        let mut behind = self.behind.iter();
+        let other = behind.find(|(known, _)| *known == function);
+        let place = other.map_or(0, |(_, place)| *place);
+        (place < self.smmus.len()).then_some(place)
+    }
+
+    /// All requesters in order, as ranges behind one SMMU each: the first, how many, which SMMU. Empty without an SMMU.
+    #[must_use]
+    pub fn requesters(&self) -> Vec<(u32, u32, usize)> {
+        const ALL: u32 = 0x1_0000;
+        let mut ranges = Vec::new();
+        if self.smmus.is_empty() {
+            return ranges;
+        }
+        let mut behind = self.behind.clone();
+        behind.sort_unstable();
+        let mut next = 0;
+        for (function, place) in behind {
+            let at = u32::from(function.bits());
+            if let Some(before) = at.checked_sub(next).filter(|count| *count > 0) {
+                ranges.push((next, before, 0));
+            }
+            ranges.push((at, 1, place));
+            next = at.saturating_add(1);
+        }
+        if let Some(rest) = ALL.checked_sub(next).filter(|count| *count > 0) {
+            ranges.push((next, rest, 0));
+        }
+        ranges
+    }
+
     /// Adds the PCI host and the ITS of [`GuestPlatform::with_virt_pci`] without an SMMU: for a guest
     /// whose devices are translated by stage 2 alone, of which it sees nothing. Its buses are 0 to
     /// `last_bus`, whose configuration space takes 1 MiB each: 15 makes that 16 MiB.
     #[must_use]
     pub fn with_virt_pci_and_no_smmu(mut self, last_bus: u8) -> Self {
         self.gic.its = Some(map::ITS);
-        self.smmu = None;
+        self.smmus.clear();
+        self.behind.clear();
         self.pci = Some(PciHost {
             ecam: map::ECAM,
             buses: 0..=last_bus,
@@ -421,15 +465,49 @@ impl GuestPlatform {
         self
     }
 
-    /// Adds the SMMU of [`GuestPlatform::with_virt_pci`] in front of the PCI host.
-    pub fn add_virt_smmu(&mut self) {
-        self.smmu = Some(Smmu {
-            base: map::SMMU,
-            event: Spi(74),
-            pri: Spi(75),
-            sync: Spi(76),
-            gerror: Spi(77),
+    /// Adds an SMMU in front of the PCI host and returns its place: the first is that of
+    /// [`GuestPlatform::with_virt_pci`], further ones follow its registers and its interrupts. `None` when there are
+    /// [`MAX_SMMUS`].
+    pub fn add_virt_smmu(&mut self) -> Option<usize> {
+        let place = self.smmus.len();
+        if place >= MAX_SMMUS {
+            return None;
+        }
+        let offset = SMMU_BYTES.checked_mul(u64::try_from(place).ok()?)?;
+        let first = u16::try_from(place).ok()?.checked_mul(4)?.checked_add(74)?;
+        self.smmus.push(Smmu {
+            base: map::SMMU.checked_add(offset)?,
+            event: Spi(first),
+            pri: Spi(first.saturating_add(1)),
+            sync: Spi(first.saturating_add(2)),
+            gerror: Spi(first.saturating_add(3)),
         });
+        Some(place)
+    }
+
+    /// Adds an SMMU for each of the machine's that the functions are behind, in the order in which they first occur:
+    /// the guest sees its devices divided as they are.
+    ///
+    /// # Errors
+    /// [`PlatformError::Smmus`] when they are more than [`MAX_SMMUS`].
+    pub fn add_virt_smmus<U: Copy + PartialEq>(
+        &mut self,
+        functions: impl Iterator<Item = (Bdf, U)>,
+    ) -> Result<(), PlatformError> {
+        let mut units: Vec<U> = Vec::new();
+        for (function, unit) in functions {
+            let place = match units.iter().position(|known| *known == unit) {
+                Some(place) => place,
+                None => {
+                    units.push(unit);
+                    self.add_virt_smmu().ok_or(PlatformError::Smmus)?
+                }
+            };
+            if place > 0 {
+                self.behind.push((function, place));
+            }
+        }
+        Ok(())
     }
 
     /// Checks everything the writers of device tree and ACPI rely on.
@@ -441,6 +519,7 @@ impl GuestPlatform {
         self.check_cpus()?;
         self.check_devices()?;
         self.check_pci()?;
+        self.check_smmus()?;
         self.check_rmrs()?;
         if self.bootargs.bytes().any(|byte| byte == 0) {
             return Err(PlatformError::Bootargs);
@@ -494,11 +573,11 @@ impl GuestPlatform {
             (self.gic.its, ITS_BYTES),
             (Some(self.uart.base), PRIMECELL_BYTES),
             (self.rtc.map(|rtc| rtc.base), PRIMECELL_BYTES),
-            (self.smmu.map(|smmu| smmu.base), SMMU_BYTES),
         ];
+        let smmus = self.smmus.iter().map(|smmu| (Some(smmu.base), SMMU_BYTES));
         let mut taken = self.memory.clone();
         let mut spans = Vec::from([self.gic.redistributors]);
-        for (base, bytes) in fixed {
+        for (base, bytes) in fixed.into_iter().chain(smmus) {
             if let Some(base) = base {
                 spans.push(Span::from_len(base, bytes).ok_or(PlatformError::Device(base))?);
             }
@@ -544,8 +623,24 @@ impl GuestPlatform {
         Ok(())
     }
 
+    fn check_smmus(&self) -> Result<(), PlatformError> {
+        let mut functions: Vec<Bdf> = self.behind.iter().map(|(function, _)| *function).collect();
+        functions.sort_unstable();
+        let twice = functions
+            .windows(2)
+            .any(|pair| matches!(pair, [a, b] if a == b));
+        let nowhere = self
+            .behind
+            .iter()
+            .any(|(_, place)| *place >= self.smmus.len());
+        if self.smmus.len() > MAX_SMMUS || twice || nowhere {
+            return Err(PlatformError::Smmus);
+        }
+        Ok(())
+    }
+
     fn check_rmrs(&self) -> Result<(), PlatformError> {
-        if !self.rmrs.is_empty() && (self.pci.is_none() || self.smmu.is_none()) {
+        if !self.rmrs.is_empty() && (self.pci.is_none() || self.smmus.is_empty()) {
             return Err(PlatformError::RmrWithoutSmmu);
         }
         for rmr in &self.rmrs {

@@ -307,6 +307,89 @@ fn configuration_space_has_the_buses_of_the_bridge() {
     }
 }
 
+/// Devices behind three of the machine's SMMUs, which are called 7, 3 and 5 there.
+fn three_smmus() -> GuestPlatform {
+    let mut platform = stage_2_only();
+    let bdf = |bits| Bdf::from_bits(bits);
+    let functions = [(0x10, 7), (0x100, 3), (0x08, 7), (0x200, 5), (0x108, 3)];
+    let functions = functions.map(|(bits, unit)| (bdf(bits), unit));
+    platform.add_virt_smmus(functions.into_iter()).unwrap();
+    platform.rmrs = vec![Rmr {
+        window: span(0x0800_0000, 0x10_0000),
+        remapping: Remapping::Permitted,
+        devices: functions
+            .map(|(function, _)| DevicePath::new(vec![], function))
+            .into(),
+    }];
+    platform
+}
+
+#[test]
+fn each_smmu_has_its_own_node_registers_wires_and_requesters() {
+    let platform = three_smmus();
+    assert_eq!(platform.check(), Ok(()));
+    let all = write(&platform);
+    walk(&all);
+    let iort = find(&all, b"IORT");
+    assert_eq!(
+        word(&iort, 36),
+        6,
+        "an ITS group, three SMMUs, the root complex, an RMR"
+    );
+    let smmus = [0x48, 0x48 + 88, 0x48 + 2 * 88];
+    for (number, at) in smmus.into_iter().enumerate() {
+        let node = &iort[at..];
+        assert_eq!((node[0], word(node, 8)), (4, 1));
+        assert_eq!(long(node, 16), 0x0905_0000 + 0x2_0000 * number as u64);
+        let first = 106 + 4 * u32::try_from(number).unwrap();
+        let wires = [44, 48, 52, 56].map(|field| word(node, field));
+        // Events, page requests, errors, waits.
+        assert_eq!(wires, [first, first + 1, first + 3, first + 2]);
+        assert_eq!(
+            word(node, 68 + 12),
+            0x30,
+            "its devices' messages go to the ITS"
+        );
+    }
+    let root = &iort[smmus[2] + 88..];
+    let count = word(root, 8);
+    assert_eq!(root[0], 2);
+    let mapping = |node: &[u8], index: usize| {
+        let at = word(node, 12) as usize + 20 * index;
+        [0, 4, 8, 12].map(|field| word(node, at + field))
+    };
+    let ranges: Vec<_> = (0..count as usize)
+        .map(|index| mapping(root, index))
+        .collect();
+    let [first, second, third] = smmus.map(|at| u32::try_from(at).unwrap());
+    assert_eq!(
+        ranges,
+        [
+            [0, 0xff, 0, first],
+            [0x100, 0, 0x100, second],
+            [0x101, 6, 0x101, first],
+            [0x108, 0, 0x108, second],
+            [0x109, 0xf6, 0x109, first],
+            [0x200, 0, 0x200, third],
+            [0x201, 0xfdfe, 0x201, first],
+        ]
+    );
+    let rmr = &iort[smmus[2] + 88 + word(root, 12) as usize + 20 * count as usize..];
+    assert_eq!((rmr[0], word(rmr, 8)), (6, 5));
+    let reserved: Vec<_> = (0..5).map(|index| mapping(rmr, index)).collect();
+    let of = |stream, smmu| [stream, 0, stream, smmu];
+    assert_eq!(
+        reserved,
+        [
+            of(0x10, first),
+            of(0x100, second),
+            of(0x08, first),
+            of(0x200, third),
+            of(0x108, second),
+        ]
+    );
+}
+
 #[test]
 fn without_an_smmu_requesters_go_straight_to_the_its() {
     let mut platform = stage_2_only();

@@ -93,6 +93,55 @@ fn msis_go_to_the_its_with_and_without_an_smmu() {
 }
 
 #[test]
+fn each_smmu_has_its_own_node_and_every_requester_is_behind_one() {
+    let mut platform = stage_2_only();
+    let functions = [(0x10, 'b'), (0x100, 'a'), (0x08, 'b')];
+    let functions = functions.map(|(bits, unit)| (Bdf::from_bits(bits), unit));
+    platform.add_virt_smmus(functions.into_iter()).unwrap();
+    let tree = tree(&platform);
+    let node = |name| tree.find_node(name).unwrap();
+    let cell = |name, property| node(name).property(property).unwrap().value_as::<u32>();
+    let first = cell("/smmuv3@9050000", "phandle").unwrap();
+    let second = cell("/smmuv3@9070000", "phandle").unwrap();
+    assert_ne!(first, second);
+    let wires = |name| {
+        node(name)
+            .property("interrupts")
+            .unwrap()
+            .value_as::<[u32; 12]>()
+    };
+    let edges = |spi: u32| [0, spi, 1, 0, spi + 1, 1, 0, spi + 2, 1, 0, spi + 3, 1];
+    assert_eq!(wires("/smmuv3@9050000"), Ok(edges(74)));
+    assert_eq!(wires("/smmuv3@9070000"), Ok(edges(78)));
+    let pcie = node("/pcie@4010000000");
+    let map = pcie.property("iommu-map").unwrap().value_as::<[u32; 12]>();
+    let expected = [
+        [0, first, 0, 0x100],
+        [0x100, second, 0x100, 1],
+        [0x101, first, 0x101, 0xfeff],
+    ];
+    assert_eq!(map, Ok(expected.concat().try_into().unwrap()));
+}
+
+#[test]
+fn a_guest_has_at_most_eight_smmus_and_functions_are_behind_those() {
+    let functions = |count: u16| (0..count).map(|n| (Bdf::from_bits(n << 3), n));
+    let mut platform = stage_2_only();
+    platform.add_virt_smmus(functions(8)).unwrap();
+    assert_eq!(platform.check(), Ok(()));
+    let places: Vec<_> = functions(8).map(|(f, _)| platform.smmu_of(f)).collect();
+    assert_eq!(places, (0..8).map(Some).collect::<Vec<_>>());
+    platform.behind.push((Bdf::from_bits(0x100), 8));
+    assert_eq!(platform.check(), Err(PlatformError::Smmus));
+    platform.behind = vec![(Bdf::from_bits(8), 1); 2];
+    assert_eq!(platform.check(), Err(PlatformError::Smmus));
+    let mut platform = stage_2_only();
+    let many = platform.add_virt_smmus(functions(9));
+    assert_eq!(many, Err(PlatformError::Smmus));
+    assert_eq!(stage_2_only().smmu_of(Bdf::from_bits(8)), None);
+}
+
+#[test]
 fn sixteen_buses_take_sixteen_mebibytes() {
     let tree = tree(&stage_2_only());
     let pcie = tree.find_node("/pcie@4010000000").unwrap();
@@ -210,7 +259,7 @@ fn a_description_that_makes_no_sense_is_refused() {
             },
             PlatformError::Window(Ipa::truncated(0x3eff_0000)),
         ),
-        (|p| p.smmu = None, PlatformError::RmrWithoutSmmu),
+        (|p| p.smmus.clear(), PlatformError::RmrWithoutSmmu),
         (
             |p| p.rmrs[0].window = span(0x0800_1000, 0x1_0000),
             PlatformError::Rmr(Ipa::truncated(0x0800_1000)),

@@ -91,6 +91,8 @@ pub(crate) fn run(options: &Options) -> Verdict {
     smmu.drain();
     println!("dma beat 4: a message by stage 1 arrives, without its page {without}");
 
+    let stale = elsewhere(&mut smmu, edu)?;
+    println!("dma messages: elsewhere they fault or are data, after a mapping is removed {stale}");
     states(&mut smmu, edu)?;
     println!("dma beat 5: abort, bypass, invalid and stage 1 follow each other");
     off_and_on(&mut smmu, edu)?;
@@ -181,6 +183,67 @@ fn round_trip(edu: Edu, source: u64, target: u64, salt: u64) -> Result<(), Failu
             [at, salt, memory::read(at)],
         )),
     }
+}
+
+/// Messages to addresses of the guest's choice go where its tables lead: to the ITS by any address, to a fault, to
+/// memory. Returns how many arrive by an address that led to the ITS when it was written and does not any more.
+fn elsewhere(smmu: &mut Smmu, edu: Edu) -> Result<u64, Failure> {
+    /// Another way to the doorbell.
+    const ALIAS: u64 = 0x38_0000_0000;
+    let offset = DOORBELL as u64 & 0xfff;
+    let msi = edu.msi().ok_or("edu has no MSI capability")?;
+    let send = |smmu: &mut Smmu, address: Option<u64>| {
+        smmu.drain();
+        if let Some(address) = address {
+            msi.disable();
+            msi.enable(address, 0);
+        }
+        let before = lpis(0);
+        edu.raise(1);
+        edu.acknowledge(1);
+        cpu::unmask();
+        cpu::sleep_us(10_000);
+        cpu::mask();
+        let event = smmu.event();
+        smmu.drain();
+        gic::enable_shared(SMMU_EVENT, gic::Trigger::Edge);
+        (lpis(0) - before, event)
+    };
+    smmu.map(ALIAS, DOORBELL as u64)?;
+    let (arrived, event) = send(smmu, Some(ALIAS + offset));
+    if arrived != 1 || event.is_some() {
+        return Err(Failure(
+            "a message by an alias of the doorbell",
+            [arrived, 0, 0],
+        ));
+    }
+    let (arrived, event) = send(smmu, Some(NOWHERE + offset));
+    let told = event.is_some_and(|event| {
+        event.kind() == F_TRANSLATION && event.address() == NOWHERE + offset && !event.is_read()
+    });
+    if arrived != 0 || !told {
+        return Err(Failure("a message to nowhere", [arrived, told.into(), 0]));
+    }
+    memory::fill_with(TARGET, BUFFER, u64::MAX);
+    let (arrived, event) = send(smmu, Some(IO_TARGET));
+    let written = memory::read(TARGET);
+    if arrived != 0 || event.is_some() || written >> 32 != 0xffff_ffff || written == u64::MAX {
+        return Err(Failure("a message to memory", [arrived, written, 0]));
+    }
+    // What was written when it led to the doorbell.
+    let (arrived, _) = send(smmu, Some(ALIAS + offset));
+    smmu.unmap(ALIAS)?;
+    let (stale, _) = send(smmu, None);
+    // Written again, it is what it leads to now.
+    let (again, event) = send(smmu, Some(ALIAS + offset));
+    if arrived != 1 || again != 0 || event.is_none() {
+        return Err(Failure(
+            "a message by an alias that was removed",
+            [arrived, again, 0],
+        ));
+    }
+    msi.enable(DOORBELL as u64, 0);
+    Ok(stale)
 }
 
 /// A DMA that must do nothing but leave events, the first of which is returned.

@@ -134,7 +134,7 @@ impl vm::Arch for Machine {
         };
         let mut lines = pci.lines();
         lines.push(pci.summary());
-        lines.extend(pci.smmu_line());
+        lines.extend(pci.smmu_lines());
         lines
     }
 

@@ -46,7 +46,8 @@ pub(crate) struct Bus {
     redistributors: u64,
     redistributor_bytes: u64,
     its: u64,
-    smmu: u64,
+    /// The first of the SMMUs, and the bytes of all.
+    smmus: (u64, u64),
     config: (u64, u64),
     windows: [(u64, u64); 2],
 }
@@ -74,7 +75,10 @@ impl Bus {
             redistributors: redistributors.start().bits(),
             redistributor_bytes: redistributors.len().unwrap_or(0),
             its: platform.gic.its.map_or(u64::MAX, Ipa::bits),
-            smmu: platform.smmu.map_or(u64::MAX, |smmu| smmu.base.bits()),
+            smmus: platform.smmus.first().map_or(NOTHING, |first| {
+                let count = platform.smmus.len() as u64;
+                (first.base.bits(), count * firmware::SMMU_BYTES)
+            }),
             config,
             windows: [window(0), window(1)],
         }
@@ -102,8 +106,8 @@ impl Bus {
         if offset < vgic::its::ITS_BYTES {
             return Some(Target::Its(offset));
         }
-        let offset = ipa.wrapping_sub(self.smmu);
-        if offset < firmware::SMMU_BYTES {
+        let offset = ipa.wrapping_sub(self.smmus.0);
+        if offset < self.smmus.1 {
             return Some(Target::Smmu(offset));
         }
         let offset = ipa.wrapping_sub(self.config.0);
@@ -183,7 +187,7 @@ pub(crate) fn read(vm: &Vm, target: Target, width: Width) -> Option<(u64, Kicks)
             (value, Kicks::NONE)
         }
         Target::Smmu(offset) => {
-            let smmu = vm.pci.as_ref()?.smmu.as_ref()?;
+            let (smmu, offset) = vm.pci.as_ref()?.smmu_at(offset)?;
             (smmu.read(offset, width), Kicks::NONE)
         }
         Target::Config(offset) => (vm.pci.as_ref()?.read_config(offset, width), Kicks::NONE),
@@ -218,7 +222,7 @@ pub(crate) fn write(vm: &Vm, target: Target, width: Width, value: u64) -> Option
                 .post_lpis_to(vits.write(vm, offset, gic_width(width), value).post())
         }
         Target::Smmu(offset) => {
-            let smmu = vm.pci.as_ref()?.smmu.as_ref()?;
+            let (smmu, offset) = vm.pci.as_ref()?.smmu_at(offset)?;
             smmu.write(vm, offset, width, value)
         }
         Target::Config(offset) => {

@@ -59,9 +59,10 @@ struct State {
     links: Links,
 }
 
-/// A guest's SMMU.
+/// A guest's SMMU over one of the machine's.
 pub(crate) struct GuestSmmu {
     hardware: &'static Hardware,
+    unit: UnitId,
     features: Features,
     lines: Lines,
     state: Mutex<State>,
@@ -79,7 +80,7 @@ fn stream_of(guest: Bdf) -> Option<StreamId> {
 }
 
 impl GuestSmmu {
-    /// The SMMU of a guest over a physical one.
+    /// The SMMU of a guest over a physical one, the `place`th of the platform.
     ///
     /// # Errors
     /// What is in the way, for the log.
@@ -87,12 +88,15 @@ impl GuestSmmu {
         hardware: &'static Hardware,
         unit: UnitId,
         platform: &GuestPlatform,
+        place: usize,
         ipa_bits: u8,
     ) -> Result<Self, String> {
         let features = Self::features(hardware, unit, ipa_bits)?;
-        let smmu = platform.smmu.ok_or("the platform has no SMMU")?;
+        let smmu = platform.smmus.get(place);
+        let smmu = smmu.ok_or("the platform has no SMMU")?;
         Ok(Self {
             hardware,
+            unit,
             features,
             lines: Lines {
                 event: smmu.event.intid(),
@@ -130,6 +134,11 @@ impl GuestSmmu {
             ..Options::default()
         };
         Features::derive(&identity, options).map_err(|unfit| format!("its SMMU: {unfit}"))
+    }
+
+    /// The machine's SMMU that it is over.
+    pub(crate) fn unit(&self) -> UnitId {
+        self.unit
     }
 
     /// Back to reset, without streams. None is linked.
@@ -302,6 +311,26 @@ impl GuestSmmu {
                 Health::Broken => ", BROKEN",
             }
         )
+    }
+
+    /// Where a write of a device's ends by the guest's tables as they are now and stage 2; `None` when it reaches
+    /// nothing.
+    pub(crate) fn end_of(
+        &self,
+        vm: &Vm,
+        guest: Bdf,
+        address: u64,
+        stage_two: impl FnMut(Ipa) -> Option<Pa>,
+    ) -> Option<Pa> {
+        let stream = (stream_of(guest)?, None);
+        let state = self.state.lock();
+        let walk = state
+            .smmu
+            .walk(stream, address, Access::Write, vm, stage_two);
+        match walk.end() {
+            End::Reached(pa) => Some(pa),
+            End::Aborts | End::Fault(_) | End::StageTwo(_) => None,
+        }
     }
 
     /// Where DMA of a device goes by the guest's tables and stage 2, a line for each step.

@@ -26,7 +26,7 @@ use super::pci::{Assigned, GuestPci};
 use super::smmu::GuestSmmu;
 use super::vcpu::Vcpu;
 use crate::console::SystemCounter;
-use crate::hardware::{Backend, Hardware};
+use crate::hardware::{Backend, Function, Hardware};
 use crate::memory::Ram;
 use crate::serial::Port;
 
@@ -126,24 +126,31 @@ pub(crate) struct Devices<'a> {
 }
 
 impl Devices<'_> {
-    /// Gives the platform the SMMU that the guest is to see, if it is to see one.
-    fn add_smmu(
+    /// Gives the platform the SMMUs that the guest is to see, one for each of the machine's that its devices are
+    /// behind; none where it is to see none.
+    fn add_smmus(
         &self,
         config: &VmConfig,
         platform: &mut GuestPlatform,
-    ) -> Result<Option<GuestSmmu>, BuildError> {
-        let unit = match (config.iommu, self.nesting_unit()) {
-            (IommuMode::Nested, unit) => unit.map_err(|why| {
+    ) -> Result<Vec<GuestSmmu>, BuildError> {
+        let units = match (config.iommu, self.nesting_units()) {
+            (IommuMode::Nested, units) => units.map_err(|why| {
                 BuildError::Device(format!("iommu = \"nested\" is not to be had: {why}"))
             })?,
-            (IommuMode::Auto, Ok(unit)) => unit,
+            (IommuMode::Auto, Ok(units)) => units,
             (IommuMode::Auto, Err(why)) => {
                 log::info!("vm {}: its guest sees no SMMU: {why}", config.name);
-                return Ok(None);
+                return Ok(Vec::new());
             }
-            _ => return Ok(None),
+            _ => return Ok(Vec::new()),
         };
-        platform.add_virt_smmu();
+        let behind = self.seats().filter_map(|(seat, function)| {
+            let behind = function.smmu?;
+            Some((seat.guest, behind.unit))
+        });
+        platform
+            .add_virt_smmus(behind)
+            .map_err(BuildError::Platform)?;
         if msi_policy(config) == MsiPolicy::Rmr {
             let default = iommu::MsiWindow::DEFAULT.span();
             let start = config
@@ -161,9 +168,11 @@ impl Devices<'_> {
                 devices: super::pci::paths(self.assigned).map_err(BuildError::Device)?,
             });
         }
-        GuestSmmu::new(self.hardware, unit, platform, IPA_BITS)
-            .map(Some)
-            .map_err(BuildError::Device)
+        let smmus = units
+            .into_iter()
+            .enumerate()
+            .map(|(place, unit)| GuestSmmu::new(self.hardware, unit, platform, place, IPA_BITS));
+        smmus.collect::<Result<_, _>>().map_err(BuildError::Device)
     }
 
     /// Whether one of them is behind no SMMU.
@@ -175,17 +184,22 @@ impl Devices<'_> {
         })
     }
 
-    /// The SMMU that all devices are behind and that nests; or why there is none.
-    fn nesting_unit(&self) -> Result<UnitId, String> {
-        let functions = self.assigned.iter();
-        let functions = functions.filter_map(|seat| self.hardware.functions.get(seat.function));
-        let mut unit = None;
-        for function in functions {
+    /// The devices, with the machine's functions that they are.
+    fn seats(&self) -> impl Iterator<Item = (&Assigned, &'static Function)> {
+        let functions = &self.hardware.functions;
+        let seats = self.assigned.iter();
+        seats.filter_map(|seat| Some((seat, functions.get(seat.function)?)))
+    }
+
+    /// The SMMUs that the devices are behind, in the order of the devices, all of which nest; or why there are none.
+    fn nesting_units(&self) -> Result<Vec<UnitId>, String> {
+        let mut units = Vec::new();
+        for (_, function) in self.seats() {
             let Some(behind) = function.smmu else {
                 return Err("a device of it is behind no SMMU".into());
             };
-            if *unit.get_or_insert(behind.unit) != behind.unit {
-                return Err("its devices are behind several SMMUs".into());
+            if !units.contains(&behind.unit) {
+                units.push(behind.unit);
             }
             if !self.hardware.is_alone(function) {
                 return Err(format!(
@@ -194,9 +208,13 @@ impl Devices<'_> {
                 ));
             }
         }
-        let unit = unit.ok_or("it has no device")?;
-        GuestSmmu::features(self.hardware, unit, IPA_BITS)?;
-        Ok(unit)
+        if units.is_empty() {
+            return Err("it has no device".into());
+        }
+        for unit in &units {
+            GuestSmmu::features(self.hardware, *unit, IPA_BITS)?;
+        }
+        Ok(units)
     }
 }
 
@@ -261,9 +279,9 @@ impl Vm {
         if devices.is_some() {
             platform = platform.with_virt_pci_and_no_smmu(LAST_BUS);
         }
-        let smmu = match &devices {
-            Some(devices) => devices.add_smmu(config, &mut platform)?,
-            None => None,
+        let smmus = match &devices {
+            Some(devices) => devices.add_smmus(config, &mut platform)?,
+            None => Vec::new(),
         };
         platform.check().map_err(BuildError::Platform)?;
         let payload = Payload {
@@ -291,7 +309,7 @@ impl Vm {
         let affinities: Vec<u64> = platform.cpus.iter().map(|mpidr| mpidr.bits()).collect();
         let pci = devices.map(|Devices { hardware, assigned }| {
             let vcpus = affinities.len();
-            GuestPci::new(hardware, &platform, vcpus, assigned, config, smmu)
+            GuestPci::new(hardware, &platform, vcpus, assigned, config, smmus)
         });
         let pci = pci.transpose().map_err(BuildError::Device)?;
         let mut gic = new_gic(&affinities)?;

@@ -5,6 +5,8 @@
 
 use alloc::vec::Vec;
 
+use types::Bdf;
+
 use super::{Bytes, Identity, tables};
 use crate::platform::{GuestPlatform, Remapping, Rmr, Smmu};
 
@@ -108,11 +110,32 @@ fn length(bytes: &Bytes) -> u32 {
 pub(super) fn build(platform: &GuestPlatform, identity: &Identity) -> Vec<u8> {
     let mut nodes = Nodes::new();
     let its = platform.gic.its.map(|_| its_group(&mut nodes));
-    let smmu = platform.smmu.map(|smmu| add_smmu(&mut nodes, &smmu, its));
-    root_complex(&mut nodes, smmu.or(its));
-    if let Some(smmu) = smmu {
+    let smmus: Vec<u32> = platform
+        .smmus
+        .iter()
+        .map(|smmu| add_smmu(&mut nodes, smmu, its))
+        .collect();
+    let requesters = platform.requesters();
+    let mut mappings: Vec<Mapping> = requesters
+        .into_iter()
+        .filter_map(|(first, count, place)| {
+            Some(Mapping {
+                input: first,
+                more: count.saturating_sub(1),
+                output: first,
+                target: *smmus.get(place)?,
+            })
+        })
+        .collect();
+    if mappings.is_empty() {
+        mappings.extend(its.map(Mapping::all_to));
+    }
+    root_complex(&mut nodes, &mappings);
+    if !smmus.is_empty() {
         for rmr in &platform.rmrs {
-            add_rmr(&mut nodes, rmr, smmu);
+            add_rmr(&mut nodes, rmr, |function| {
+                smmus.get(platform.smmu_of(function)?).copied()
+            });
         }
     }
     let body = Bytes::default()
@@ -150,7 +173,7 @@ fn add_smmu(nodes: &mut Nodes, smmu: &Smmu, its: Option<u32>) -> u32 {
     nodes.add(SMMU_V3, 4, &body, mapping.as_slice(), &Bytes::default())
 }
 
-fn root_complex(nodes: &mut Nodes, target: Option<u32>) {
+fn root_complex(nodes: &mut Nodes, mappings: &[Mapping]) {
     const CACHE_COHERENT: u32 = 1;
     // Coherent path to memory, and device accesses are inner-shareable write-back.
     const MEMORY_FLAGS: u8 = 3;
@@ -164,17 +187,10 @@ fn root_complex(nodes: &mut Nodes, target: Option<u32>) {
         .u32(0)
         .u8(ADDRESS_BITS)
         .zeros(3);
-    let mapping = target.map(Mapping::all_to);
-    nodes.add(
-        ROOT_COMPLEX,
-        3,
-        &body,
-        mapping.as_slice(),
-        &Bytes::default(),
-    );
+    nodes.add(ROOT_COMPLEX, 3, &body, mappings, &Bytes::default());
 }
 
-fn add_rmr(nodes: &mut Nodes, rmr: &Rmr, smmu: u32) {
+fn add_rmr(nodes: &mut Nodes, rmr: &Rmr, smmu_of: impl Fn(Bdf) -> Option<u32>) {
     const REMAPPING_PERMITTED: u32 = 1;
     let flags = match rmr.remapping {
         Remapping::Denied => 0,
@@ -183,14 +199,14 @@ fn add_rmr(nodes: &mut Nodes, rmr: &Rmr, smmu: u32) {
     let mappings: Vec<Mapping> = rmr
         .devices
         .iter()
-        .map(|device| {
+        .filter_map(|device| {
             let stream = u32::from(device.function().bits());
-            Mapping {
+            Some(Mapping {
                 input: stream,
                 more: 0,
                 output: stream,
-                target: smmu,
-            }
+                target: smmu_of(device.function())?,
+            })
         })
         .collect();
     let count = u32::try_from(mappings.len()).unwrap_or(u32::MAX);

@@ -283,6 +283,20 @@ pub(crate) struct Board {
 
 impl Board {
     pub(crate) fn new(model: Model) -> Self {
+        let memory: &FakeMemory = leak(FakeMemory::new(Pa::new(BASE).unwrap(), BYTES as usize));
+        Self::over(model, memory, leak(FakeFrames::new(memory)))
+    }
+
+    /// A further SMMU of the same machine.
+    pub(crate) fn beside(&self, model: Model) -> Self {
+        Self::over(model, self.memory, self.frames)
+    }
+
+    fn over(
+        model: Model,
+        memory: &'static FakeMemory,
+        frames: &'static FakeFrames<'static>,
+    ) -> Self {
         let identity = Identity {
             idr0: Idr0::from_bits(0x0d44_101b).with_cd2l(model.substreams > 0),
             idr1: Idr1::from_bits(0x0273_0010).with_ssidsize(model.substreams),
@@ -302,7 +316,6 @@ impl Board {
             single_address: SingleAddress::WholeLeaf,
         };
         let features = Features::derive(&identity, options).unwrap().double();
-        let memory = leak(FakeMemory::new(Pa::new(BASE).unwrap(), BYTES as usize));
         let mut smmu = VSmmu::new(features);
         for sid in STREAMS {
             let sid = StreamId::new(sid).unwrap();
@@ -318,7 +331,7 @@ impl Board {
         });
         Self {
             memory,
-            frames: leak(FakeFrames::new(memory)),
+            frames,
             hardware,
         }
     }

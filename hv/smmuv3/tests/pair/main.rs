@@ -10,3 +10,4 @@ mod engine;
 mod guests;
 mod nested;
 mod storm;
+mod units;

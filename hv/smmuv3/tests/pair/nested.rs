@@ -34,6 +34,8 @@ pub(crate) const CDS: u64 = RAM + 0x3000;
 pub(crate) const TABLES: [u64; 3] = [RAM + 0x4000, RAM + 0x5000, RAM + 0x6000];
 /// Pages for data.
 pub(crate) const DATA: u64 = RAM + 0x10_0000;
+/// How much higher all of these are for the second SMMU of a VM.
+pub(crate) const SHIFT: u64 = 0x8_0000;
 
 /// A guest's memory, at its own addresses.
 #[derive(Clone, Copy)]
@@ -133,6 +135,10 @@ pub(crate) struct Vm {
     viommu: ViommuId,
     links: Vec<Link>,
     slot: u32,
+    /// The machine's SMMU that this one is over.
+    unit: u32,
+    /// How much higher than the constants its driver's things are.
+    shift: u64,
 }
 
 /// Streams as guests know them.
@@ -141,6 +147,8 @@ pub(crate) const NET: u32 = 0x30;
 
 pub(crate) struct World {
     pub(crate) board: Board,
+    /// The machine's SMMUs; the first is `board`.
+    pub(crate) boards: Vec<Board>,
     pub(crate) core: Core,
     pub(crate) vms: Vec<Vm>,
 }
@@ -164,9 +172,35 @@ impl World {
             .map(|(number, sources)| Vm::new(&board, &mut core, number, sources));
         Self {
             board,
+            boards: vec![board],
             core,
             vms: vms.into(),
         }
+    }
+
+    /// A machine with two SMMUs and one VM, whose devices are behind both: `vms[0]` and `vms[1]` are its two SMMUs
+    /// over one memory. The machine's stream IDs are the same at either.
+    pub(crate) fn two_units() -> Self {
+        let boards = [Board::new(Model::default())];
+        let boards = vec![boards[0], boards[0].beside(Model::default())];
+        let platform = Platform {
+            input_bits: 40,
+            coherent: true,
+        };
+        let units = boards.iter().map(Board::driver).collect();
+        let backend = SmmuBackend::new(units, boards[0].memory, boards[0].frames, platform);
+        let mut core = Iommu::new(backend);
+        let first = Vm::new(&boards[0], &mut core, 1, [3, 8]);
+        let second = first.beside(&mut core, 1, [3, 8]);
+        let mut world = Self {
+            board: boards[0],
+            boards,
+            core,
+            vms: vec![first, second],
+        };
+        world.bring_up(0);
+        world.bring_up(1);
+        world
     }
 
     /// Two VMs whose drivers translate for both devices.
@@ -215,9 +249,9 @@ impl World {
     }
 
     pub(crate) fn put(&self, vm: usize, at: u64, words: &[u64]) {
-        let ram = self.vms[vm].ram;
+        let (ram, shift) = (self.vms[vm].ram, self.vms[vm].shift);
         for (word, n) in words.iter().zip(0..) {
-            let ipa = Ipa::new(at + n * 8).unwrap();
+            let ipa = Ipa::new(at + shift + n * 8).unwrap();
             ram.write(ipa, &word.to_le_bytes()).unwrap();
         }
     }
@@ -249,17 +283,18 @@ impl World {
     /// A guest's driver: queues, a linear stream table, one address space for both devices, in which
     /// page 5 leads to the first page of data.
     pub(crate) fn bring_up(&mut self, vm: usize) {
-        self.write(vm, regs::CMDQ_BASE, Width::Double, CMDQ | 6);
-        self.write(vm, regs::EVENTQ_BASE, Width::Double, EVTQ | 5);
+        let shift = self.vms[vm].shift;
+        self.write(vm, regs::CMDQ_BASE, Width::Double, (CMDQ + shift) | 6);
+        self.write(vm, regs::EVENTQ_BASE, Width::Double, (EVTQ + shift) | 5);
         self.w32(vm, regs::CR0, 0xc);
-        self.write(vm, regs::STRTAB_BASE, Width::Double, STRTAB);
+        self.write(vm, regs::STRTAB_BASE, Width::Double, STRTAB + shift);
         self.w32(vm, regs::STRTAB_BASE_CFG, 6);
-        self.put(vm, TABLES[0], &[TABLES[1] | 3]);
-        self.put(vm, TABLES[1], &[TABLES[2] | 3]);
-        self.put(vm, TABLES[2] + 5 * 8, &[leaf(DATA)]);
-        self.cd(vm, CDS, 1, TABLES[0]);
+        self.put(vm, TABLES[0], &[(TABLES[1] + shift) | 3]);
+        self.put(vm, TABLES[1], &[(TABLES[2] + shift) | 3]);
+        self.put(vm, TABLES[2] + 5 * 8, &[leaf(DATA + shift)]);
+        self.cd(vm, CDS, 1, TABLES[0] + shift);
         for stream in [DISK, NET] {
-            self.ste(vm, stream, [1 | 5 << 1 | CDS, 0]);
+            self.ste(vm, stream, [1 | 5 << 1 | (CDS + shift), 0]);
         }
         self.w32(vm, regs::CR0, 0xd);
     }
@@ -285,7 +320,9 @@ impl World {
 
     /// Where a device's write goes, by what the hardware has cached.
     pub(crate) fn dma(&self, vm: usize, stream: u32, at: u64) -> Result<u64, Fault> {
-        self.board.hardware.dma(self.access(vm, stream, at))
+        let unit = self.vms[vm].unit as usize;
+        let access = self.access(vm, stream, at);
+        self.boards[unit].hardware.dma(access)
     }
 
     /// Where it goes by what is in memory.
@@ -316,12 +353,14 @@ impl World {
     /// Hands the hardware's records on; returns them with what became of each.
     pub(crate) fn events(&mut self) -> Vec<([u64; 4], Delivery)> {
         let Self { core, vms, .. } = self;
-        let driver = core.backend_mut().unit_mut(UnitId::new(0)).unwrap();
         let mut records = Vec::new();
-        driver.drain(64, |event| records.push(event));
+        for unit in (0..).take(self.boards.len()) {
+            let driver = core.backend_mut().unit_mut(UnitId::new(unit)).unwrap();
+            driver.drain(64, |event| records.push((unit, event)));
+        }
         let mut seen = Vec::new();
-        for record in records {
-            for vm in &mut *vms {
+        for (unit, record) in records {
+            for vm in vms.iter_mut().filter(|vm| vm.unit == unit) {
                 let mut links = vm.links.iter();
                 let Some(link) = links.find(|link| link.physical == record.sid()) else {
                     continue;
@@ -342,7 +381,7 @@ impl World {
         if producer == consumer {
             return None;
         }
-        let at = EVTQ + (consumer & 31) * 32;
+        let at = EVTQ + self.vms[vm].shift + (consumer & 31) * 32;
         let mut bytes = [0; 32];
         let ipa = Ipa::new(at).unwrap();
         self.vms[vm].ram.read(ipa, &mut bytes).unwrap();
@@ -367,8 +406,33 @@ impl Vm {
         };
         let ioas = core.create_ioas(owner).unwrap();
         let memory = core.add_ram(owner, &[extent]).unwrap();
+        let ram = Ram {
+            memory: board.memory,
+            at,
+        };
+        let vm = Self::behind(core, number, (ioas, memory, ram), (0, 0), sources);
+        vm.map(core, Part::Tables);
+        vm.map(core, Part::Data);
+        vm
+    }
+
+    /// The VM's SMMU over the machine's second one.
+    pub(crate) fn beside(&self, core: &mut Core, unit: u32, sources: [u32; 2]) -> Self {
+        let number = core.ioas(self.ioas).unwrap().owner().bits();
+        let memory = (self.ioas, self.memory, self.ram);
+        Self::behind(core, number, memory, (unit, SHIFT), sources)
+    }
+
+    fn behind(
+        core: &mut Core,
+        number: u32,
+        (ioas, memory, ram): (IoasId, MemoryId, Ram),
+        (unit, shift): (u32, u64),
+        sources: [u32; 2],
+    ) -> Self {
+        let owner = OwnerId::new(number);
         let features = {
-            let unit = &core.backend().units()[0];
+            let unit = &core.backend().units()[unit as usize];
             let options = Options {
                 stream_bits: 8,
                 ..Options::default()
@@ -376,7 +440,7 @@ impl Vm {
             Features::derive(unit.identity(), options).unwrap()
         };
         let devices = sources.map(|source| {
-            let group = core.add_group(UnitId::new(0), Residence::Free).unwrap();
+            let group = core.add_group(UnitId::new(unit), Residence::Free).unwrap();
             let description = DeviceDescription {
                 group,
                 sources: &[source],
@@ -399,15 +463,14 @@ impl Vm {
         let viommu = core.create_viommu(devices[0], parent).unwrap();
         let mut vm = Self {
             smmu: VSmmu::new(features),
-            ram: Ram {
-                memory: board.memory,
-                at,
-            },
+            ram,
             ioas,
             memory,
             viommu,
             links: Vec::new(),
             slot: 0,
+            unit,
+            shift,
         };
         for ((device, physical), virtual_id) in devices.into_iter().zip(sources).zip([DISK, NET]) {
             core.attach(device, Target::Domain(parent)).unwrap();
@@ -430,8 +493,6 @@ impl Vm {
             let added = vm.smmu.add_stream(stream, &vm.ram, &mut machine);
             assert_eq!(added.unwrap().work, Work::Done);
         }
-        vm.map(core, Part::Tables);
-        vm.map(core, Part::Data);
         vm
     }
 

@@ -9,6 +9,7 @@ use iommu::{DomainOptions, Extent, Map, Permissions, Placement, Target};
 use types::{Iova, PageSize};
 
 use super::{Dma, GuestPci, Held, State};
+use crate::guest::smmu::GuestSmmu;
 use crate::guest::vm::Vm;
 use crate::hardware;
 
@@ -38,9 +39,7 @@ impl GuestPci {
         let mut attached = 0;
         if outcome.is_ok() {
             let mut dma = self.dma.lock();
-            if let Some(smmu) = &self.smmu {
-                smmu.restart();
-            }
+            self.smmus.iter().for_each(GuestSmmu::restart);
             for held in &mut state.held {
                 outcome = self
                     .attach(vm, &mut dma, held)
@@ -148,7 +147,7 @@ impl GuestPci {
             Some((_, domain)) => *domain,
             None => {
                 let options = DomainOptions {
-                    nest_parent: self.smmu.is_some(),
+                    nest_parent: !self.smmus.is_empty(),
                     dirty_tracking: false,
                 };
                 let domain = core
@@ -193,7 +192,7 @@ impl GuestPci {
             }
         }
         drop(core);
-        if let Some(smmu) = &self.smmu
+        if let Some(smmu) = self.smmu_of(function)
             && let Err(error) = smmu.link(vm, held.guest, behind.device, domain)
         {
             self.detach(held);
@@ -203,14 +202,14 @@ impl GuestPci {
     }
 
     fn detach(&self, held: &Held) {
-        if let Some(smmu) = &self.smmu
+        let Some(function) = self.hardware.functions.get(held.function) else {
+            return;
+        };
+        if let Some(smmu) = self.smmu_of(function)
             && smmu.unlink(held.guest)
         {
             return;
         }
-        let Some(function) = self.hardware.functions.get(held.function) else {
-            return;
-        };
         if let Some(behind) = function.smmu
             && let Err(error) = self.hardware.iommu.lock().detach(behind.device)
         {

@@ -16,21 +16,28 @@ impl GuestPci {
     ///
     /// Without an SMMU of the guest's, only its doorbell means one. With one, the guest's address is
     /// translated by its stage 1: policy `vits` has the device use it as it is (it leads nowhere that the
-    /// device's other accesses do not), policy `rmr` has it use the window, which the guest maps to itself.
+    /// device's other accesses do not), policy `rmr` has it use the window, which the guest maps to itself, for an
+    /// address that the guest's tables lead to the doorbell now; any other is the device's to use as it is, and what
+    /// becomes of that is what becomes of its other accesses: a fault, or a write to the guest's memory.
     fn route(&self, vm: &Vm, held: &Held, address: u64, data: u32) -> Option<(Route, u64)> {
         let route = Route {
             vm: vm.number,
             device: held.guest.bits(),
             event: u16::try_from(data).ok()?,
         };
-        match (&self.smmu, self.msi) {
-            (None, _) => (address == self.doorbell)
-                .then_some((route, held.direct_doorbell.unwrap_or(address))),
-            (Some(_), bundle::MsiPolicy::Rmr) => Some((route, held.window_doorbell)),
-            (Some(_), bundle::MsiPolicy::Vits) => {
-                address.is_multiple_of(4).then_some((route, address))
+        let function = self.hardware.functions.get(held.function)?;
+        let Some(smmu) = self.smmu_of(function) else {
+            let written = held.direct_doorbell.unwrap_or(address);
+            return (address == self.doorbell).then_some((route, written));
+        };
+        if self.msi == bundle::MsiPolicy::Rmr {
+            let stage_two = |ipa| self.stage_two(function, ipa);
+            let end = smmu.end_of(vm, held.guest, address, stage_two);
+            if end.is_some() && end == self.hardware.doorbell(function) {
+                return Some((route, held.window_doorbell));
             }
         }
+        address.is_multiple_of(4).then_some((route, address))
     }
 
     pub(super) fn update_msix(

@@ -32,7 +32,7 @@ use vsmmuv3::Delivery;
 
 use super::smmu::{Broken, GuestSmmu};
 use super::vm::Vm;
-use crate::hardware::Hardware;
+use crate::hardware::{Function, Hardware};
 use pins::Pins;
 use ports::add_ports;
 
@@ -96,8 +96,9 @@ pub(crate) struct GuestPci {
     doorbell: u64,
     windows: Vec<Span<Ipa>>,
     msi_window: Option<bundle::MsiWindow>,
-    /// The SMMU that the guest sees, if it sees one.
-    pub(crate) smmu: Option<GuestSmmu>,
+    /// The SMMUs that the guest sees, in the order of the platform: one for each of the machine's that its devices are
+    /// behind, or none.
+    smmus: Vec<GuestSmmu>,
     msi: bundle::MsiPolicy,
     /// The devices, as the manifest has them.
     seats: Vec<Assigned>,
@@ -117,7 +118,7 @@ impl GuestPci {
         vcpus: usize,
         assigned: &[Assigned],
         config: &bundle::VmConfig,
-        smmu: Option<GuestSmmu>,
+        smmus: Vec<GuestSmmu>,
     ) -> Result<Self, String> {
         let host = platform.pci.as_ref().ok_or("the platform has no PCI")?;
         let its = platform.gic.its.ok_or("the platform has no ITS")?;
@@ -189,7 +190,7 @@ impl GuestPci {
                 .filter_map(firmware::PciWindow::span)
                 .collect(),
             msi_window: config.msi_window,
-            smmu,
+            smmus,
             msi: super::vm::msi_policy(config),
             seats: assigned.to_vec(),
             pins,
@@ -221,15 +222,42 @@ impl GuestPci {
 
     /// How the guest's devices are translated and signal, as a line.
     pub(crate) fn summary(&self) -> String {
-        match &self.smmu {
-            None => "its guest sees no SMMU: stage 2 alone translates".to_string(),
-            Some(_) => format!("its guest has an SMMU of its own, messages by {}", self.msi),
+        match self.smmus.len() {
+            0 => "its guest sees no SMMU: stage 2 alone translates".to_string(),
+            1 => format!("its guest has an SMMU of its own, messages by {}", self.msi),
+            n => format!(
+                "its guest has {n} SMMUs of its own, messages by {}",
+                self.msi
+            ),
         }
     }
 
-    /// What the guest's SMMU did, as a line, if it has one.
-    pub(crate) fn smmu_line(&self) -> Option<String> {
-        self.smmu.as_ref().map(GuestSmmu::line)
+    /// What each of the guest's SMMUs did, as lines.
+    pub(crate) fn smmu_lines(&self) -> impl Iterator<Item = String> + '_ {
+        self.smmus.iter().map(GuestSmmu::line)
+    }
+
+    /// The SMMU of the guest's that a device is behind.
+    fn smmu_of(&self, function: &Function) -> Option<&GuestSmmu> {
+        let behind = function.smmu?;
+        let mut smmus = self.smmus.iter();
+        smmus.find(|smmu| smmu.unit() == behind.unit)
+    }
+
+    /// The SMMU whose register is so far behind the first register of the first, and how far behind its own first.
+    #[inline]
+    pub(crate) fn smmu_at(&self, offset: u64) -> Option<(&GuestSmmu, u64)> {
+        let place = usize::try_from(offset / firmware::SMMU_BYTES).ok()?;
+        Some((self.smmus.get(place)?, offset % firmware::SMMU_BYTES))
+    }
+
+    /// Where stage 2 takes an address of a device's.
+    fn stage_two(&self, function: &Function, ipa: Ipa) -> Option<Pa> {
+        let at = Iova::truncated(ipa.bits());
+        match self.hardware.stage_two(function, at)? {
+            Walk::Mapped { pa, .. } => Pa::new(pa).ok(),
+            Walk::Unmapped { .. } => None,
+        }
     }
 
     /// Where DMA of a device goes at an address, by the tables in memory, a line for each step.
@@ -237,18 +265,12 @@ impl GuestPci {
         let seat = self.seats.iter().find(|seat| seat.guest == bdf)?;
         let function = self.hardware.functions.get(seat.function)?;
         let mut lines = Vec::from([self.hardware.entry(function)?]);
-        match &self.smmu {
+        match self.smmu_of(function) {
             Some(smmu) => lines.extend(smmu.walk(
                 vm,
                 bdf,
                 at,
-                |ipa| {
-                    let at = Iova::truncated(ipa.bits());
-                    match self.hardware.stage_two(function, at)? {
-                        Walk::Mapped { pa, .. } => Pa::new(pa).ok(),
-                        Walk::Unmapped { .. } => None,
-                    }
-                },
+                |ipa| self.stage_two(function, ipa),
                 |ipa| {
                     let at = Iova::truncated(ipa);
                     Some(stage_two_line(&self.hardware.stage_two(function, at)?, at))
@@ -265,13 +287,14 @@ impl GuestPci {
     /// Tells the guest of a hardware event of one of its devices; `None` when it is not the guest's to see.
     pub(crate) fn report(&self, vm: &Vm, function: usize, event: &Event) -> Option<Kicks> {
         let seat = self.seats.iter().find(|seat| seat.function == function)?;
-        let (delivery, kicks) = self.smmu.as_ref()?.report(vm, seat.guest, event);
+        let of = self.hardware.functions.get(function)?;
+        let (delivery, kicks) = self.smmu_of(of)?.report(vm, seat.guest, event);
         (delivery == Delivery::Delivered).then_some(kicks)
     }
 
     /// Whether something that the guest began is to be gone on with.
     pub(crate) fn has_work(&self) -> bool {
-        self.vits.has_work() || self.smmu.as_ref().is_some_and(GuestSmmu::has_work)
+        self.vits.has_work() || self.smmus.iter().any(GuestSmmu::has_work)
     }
 
     /// Goes on with it, as far as one call may.
@@ -284,7 +307,7 @@ impl GuestPci {
             let told = self.vits.run(vm).post();
             kicks = vm.gic.post_lpis_to(told);
         }
-        if let Some(smmu) = self.smmu.as_ref().filter(|smmu| smmu.has_work()) {
+        for smmu in self.smmus.iter().filter(|smmu| smmu.has_work()) {
             kicks = kicks.union(smmu.run(vm)?);
         }
         Ok(kicks)

@@ -1,0 +1,110 @@
+//! A VM whose devices are behind two of the machine's SMMUs, and which sees two.
+
+use bulkhead_smmuv3::spec::{SteConfig, regs};
+use iommu::{Endpoint, UnitId};
+use vsmmuv3::{Delivery, Width};
+
+use crate::engine::Fault;
+use crate::nested::{DATA, DISK, NET, Part, SHIFT, TABLES, World, leaf};
+
+/// Where the guest's drivers map a page.
+const AT: u64 = 5 << 12;
+
+/// Opcodes that each of the machine's SMMUs has carried out.
+fn opcodes(world: &World) -> [Vec<u64>; 2] {
+    [0, 1].map(|unit: usize| world.boards[unit].opcodes())
+}
+
+#[test]
+fn each_smmu_translates_for_its_own_devices_over_one_memory() {
+    let world = World::two_units();
+    for stream in [DISK, NET] {
+        assert_eq!(world.dma(0, stream, AT), Ok(world.pa(0, DATA)));
+        assert_eq!(world.dma(1, stream, AT), Ok(world.pa(0, DATA + SHIFT)));
+    }
+    // The same stream ID of the machine's, at two SMMUs, is two devices with two stage 1.
+    let entries = [0, 1].map(|unit| {
+        let source = world.source(unit as usize, DISK);
+        let unit = UnitId::new(unit);
+        let endpoint = Endpoint { unit, source };
+        world.core.backend().read_entry(endpoint).unwrap()
+    });
+    assert_eq!(world.source(0, DISK), world.source(1, DISK));
+    assert!(entries.iter().all(|ste| ste.config() == SteConfig::Nested));
+    assert_eq!(entries[1].s1_context() - entries[0].s1_context(), SHIFT);
+    assert_ne!(entries[0].s2ttb(), entries[1].s2ttb(), "a stage 2 each");
+}
+
+#[test]
+fn commands_reach_the_smmu_they_were_given_to_and_no_other() {
+    let mut world = World::two_units();
+    opcodes(&world);
+    let to = |stream: u32, opcode: u64| [opcode | u64::from(stream) << 32, 1];
+    for vm in 0..2 {
+        assert_eq!(world.dma(vm, DISK, AT + 8), world.dma(vm, NET, AT + 8));
+        world.send(vm, &[[0x12 | 1 << 48, AT | 1], to(DISK, 5), [0x10, 0]]);
+        let seen = opcodes(&world);
+        assert!(
+            seen[vm].contains(&0x12) || seen[vm].contains(&0x10),
+            "{seen:x?}"
+        );
+        assert!(seen[vm].contains(&5));
+        assert!(seen[1 - vm].is_empty(), "{seen:x?}");
+    }
+    // A page changed behind the first: it is seen there after its invalidation, the other has its own.
+    assert_eq!(world.dma(0, DISK, AT), Ok(world.pa(0, DATA)));
+    world.put(0, TABLES[2] + 5 * 8, &[leaf(DATA + 0x2000)]);
+    world.send(1, &[[0x10, 0]]);
+    assert_eq!(
+        world.dma(0, DISK, AT),
+        Ok(world.pa(0, DATA)),
+        "still cached"
+    );
+    world.send(0, &[[0x10, 0]]);
+    assert_eq!(world.dma(0, DISK, AT), Ok(world.pa(0, DATA + 0x2000)));
+    assert_eq!(world.dma(1, DISK, AT), Ok(world.pa(0, DATA + SHIFT)));
+}
+
+#[test]
+fn faults_are_told_by_the_smmu_the_device_is_behind() {
+    let mut world = World::two_units();
+    for vm in 0..2 {
+        assert!(world.dma(vm, NET, 0x9000).is_err());
+        let seen = world.events();
+        assert_eq!(seen.len(), 1);
+        assert_eq!(seen[0].1, Delivery::Delivered);
+        let record = world.guest_event(vm).unwrap();
+        assert_eq!(record[0], 0x10 | u64::from(NET) << 32);
+        assert_eq!((world.guest_event(0), world.guest_event(1)), (None, None));
+    }
+}
+
+#[test]
+fn one_smmu_turned_off_leaves_the_other_as_it_is() {
+    let mut world = World::two_units();
+    opcodes(&world);
+    world.write(0, regs::GBPA, Width::Word, 1 << 31 | 1 << 20);
+    world.write(0, regs::CR0, Width::Word, 0xc);
+    assert_eq!(world.dma(0, DISK, AT), Err(Fault::Silent));
+    assert_eq!(world.dma(1, DISK, AT), Ok(world.pa(0, DATA + SHIFT)));
+    assert!(opcodes(&world)[1].is_empty());
+    world.reset(1);
+    world.bring_up(0);
+    assert_eq!(world.dma(0, DISK, AT), Ok(world.pa(0, DATA)));
+}
+
+#[test]
+fn memory_taken_from_the_vm_is_out_of_reach_behind_both() {
+    let mut world = World::two_units();
+    for vm in 0..2 {
+        assert!(world.dma(vm, DISK, AT).is_ok());
+    }
+    let World { core, vms, .. } = &mut world;
+    vms[0].unmap(core, Part::Data);
+    for vm in 0..2 {
+        assert!(matches!(
+            world.dma(vm, DISK, AT),
+            Err(Fault::Recorded { stage2: true, .. })
+        ));
+    }
+}
