@@ -356,7 +356,7 @@ fn live_walk() -> Case {
     .asks(
         "devices linux",
         &[
-            "00:01.0 is 0000:00:01.0 BAR0 at 0x",
+            "00:01.0 is 0000:00:01.0.* BAR0 at 0x",
             "its guest's SMMU: 1 streams, [1-9][0-9]* commands, 0 refused, [1-9]",
         ],
     )
