@@ -31,9 +31,8 @@ pub struct Edu {
 }
 
 impl Edu {
-    /// The one in slot 0 behind a host bridge: it decodes and masters the bus from now on.
-    pub fn open(bridge: u64) -> Option<Self> {
-        let function = Function::new(bridge, 0);
+    /// The one at this place: it decodes and masters the bus from now on.
+    pub fn open(function: Function) -> Option<Self> {
         if function.read(0, 4) != (0, 0x11e8_1234) {
             return None;
         }
@@ -82,11 +81,16 @@ impl Edu {
         self.wait();
     }
 
+    /// Whether a DMA runs.
+    pub fn is_busy(self) -> bool {
+        mmio::read32(self.registers + 0x98) & 1 != 0
+    }
+
     /// Waits for the end of a DMA.
     pub fn wait(self) {
         wait::until(cpu::now() + cpu::ticks(DMA_US));
         let end = cpu::now() + cpu::ticks(PATIENCE_US);
-        while mmio::read32(self.registers + 0x98) & 1 != 0 {
+        while self.is_busy() {
             assert!(cpu::now() < end, "a DMA does not end");
             wait::until(cpu::now() + cpu::ticks(1000));
         }

@@ -19,23 +19,28 @@ pub const MEMORY: u32 = 2;
 /// See [`MEMORY`].
 pub const MASTER: u32 = 4;
 
-/// A function of bus 0 behind one of QEMU's host bridges.
+/// A function behind one of QEMU's host bridges.
 #[derive(Clone, Copy, Debug)]
 pub struct Function {
     bridge: u64,
+    bus: u32,
     slot: u32,
 }
 
 impl Function {
     /// Function 0 of a slot.
-    pub const fn new(bridge: u64, slot: u32) -> Self {
-        Self { bridge, slot }
+    pub const fn new(bridge: u64, bus: u32, slot: u32) -> Self {
+        Self { bridge, bus, slot }
     }
 
     /// Configuration address and unique id, as services want them.
     pub fn name(self) -> [u32; 3] {
         let buid = FIRST_BUID + self.bridge;
-        [self.slot << 11, (buid >> 32) as u32, buid as u32]
+        [
+            self.bus << 16 | self.slot << 11,
+            (buid >> 32) as u32,
+            buid as u32,
+        ]
     }
 
     /// Reads `bytes` of its configuration space: status and value.

@@ -187,9 +187,10 @@ impl Pe {
         u32::from(self.bus) << 16 | 1
     }
 
-    /// Whether a configuration address is the PE's, or of a device on its bus.
+    /// Whether a configuration address is the PE's, or may be of a device of it, on its bus or behind a
+    /// bridge.
     pub(crate) fn is_named_by(&self, address: u32) -> bool {
-        let is_device = address >> 16 == u32::from(self.bus) && address & 0xff == 0;
+        let is_device = address >> 24 == 0 && address & 0xff == 0;
         address == self.address() || is_device
     }
 

@@ -116,8 +116,8 @@ impl Outcome {
 }
 
 impl Pe {
-    /// Whether a service's arguments name this PE: its unique id, and its own configuration address or
-    /// one of a device on its bus.
+    /// Whether a service's arguments may name this PE: its unique id, and its own configuration address or
+    /// one that a device of it may have.
     #[must_use]
     pub fn is_meant(&self, arguments: &[u32]) -> bool {
         match arguments {
@@ -140,21 +140,17 @@ impl Pe {
         results: usize,
         device: impl Fn(u32) -> bool,
     ) -> Outcome {
-        if !self.is_meant(arguments) {
+        let named = arguments.first().copied().unwrap_or(0);
+        if !self.is_meant(arguments) || named != self.address() && !device(named) {
             return Outcome::status(PARAMETER);
         }
         match (service, arguments, results) {
             (Service::SetOption, &[_, _, _, option], 1) => self.set_option(option),
-            (Service::AddressInfo, &[address, _, _, function], 2) => {
-                if address != self.address() && !device(address) {
-                    return Outcome::status(PARAMETER);
-                }
-                match function {
-                    0 => Outcome::of([self.address()]),
-                    1 => Outcome::of([SHARED]),
-                    _ => Outcome::status(PARAMETER),
-                }
-            }
+            (Service::AddressInfo, &[_, _, _, function], 2) => match function {
+                0 => Outcome::of([self.address()]),
+                1 => Outcome::of([SHARED]),
+                _ => Outcome::status(PARAMETER),
+            },
             (Service::ReadState, &[_, _, _], 4 | 5) => {
                 // The time to wait until it may be better: none, it will not.
                 let (state, wait) = (self.state().bits(), 0);

@@ -262,7 +262,7 @@ fn another_pe_is_not_meant() {
                 let mut arguments = Vec::from([address, high, low]);
                 arguments.extend(rest);
                 for results in 0..6 {
-                    let outcome = rig.pe.service(service, &arguments, results, |_| true);
+                    let outcome = rig.pe.service(service, &arguments, results, |_| false);
                     assert_eq!((outcome.status, outcome.effect), (-3, Effect::None));
                 }
             }

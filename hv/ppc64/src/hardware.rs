@@ -1,7 +1,7 @@
 //! The machine's host bridges and what is behind them, as the VMs share them out.
 
 use alloc::vec::Vec;
-use core::sync::atomic::AtomicBool;
+use core::sync::atomic::AtomicUsize;
 
 use boot::Frames;
 use hal::{FrameAllocator as _, NotMemory, OutOfFrames, PhysMemory as _};
@@ -62,8 +62,8 @@ pub(crate) struct Bridge {
     pub(crate) buid: u64,
     pub(crate) topology: Topology,
     pub(crate) devices: Vec<(Bdf, DeviceId)>,
-    /// A VM has had it.
-    pub(crate) used: AtomicBool,
+    /// The VM that had it last, by its number and one more.
+    pub(crate) used: AtomicUsize,
 }
 
 /// All host bridges, and the core that says who may reach what.
@@ -138,7 +138,7 @@ impl Hardware {
                 buid: found.tables.buid,
                 topology: found.topology,
                 devices,
-                used: AtomicBool::new(false),
+                used: AtomicUsize::new(0),
             });
         }
         Ok(Self {

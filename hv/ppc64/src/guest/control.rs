@@ -9,6 +9,7 @@ use hal::Clock;
 use types::{Bdf, Iova, Ipa};
 use vm::{Arrival, Departure, Iommu, Registers, SharedTerminal, Walk};
 
+use super::devices::Devices;
 use super::environment::Surroundings;
 use super::run::{self, Core, Guests};
 use super::vm::{Beside, BuildError, Slot, Vm};
@@ -76,6 +77,11 @@ impl vm::Arch for Platform {
         {
             log::error!("vm {}: keeps devices, which may still be at work", vm.name);
         }
+    }
+
+    fn is_giving_back(vm: &Vm) -> bool {
+        let off = matches!(vm.lifecycle.state(), vm::State::Stopped | vm::State::Failed);
+        off && vm.devices.as_ref().is_some_and(Devices::has_bridges)
     }
 
     fn receive(guests: &Guests, vm: &Vm, byte: u8, from: usize) {

@@ -5,7 +5,11 @@
 
 use std::time::Duration;
 
-use super::{Bundle, Case};
+use anyhow::{Result, ensure};
+use regex::Regex;
+
+use super::vms::MONITOR;
+use super::{Bundle, Case, Check};
 use crate::qemu::Time;
 
 const BOARD: &str = "pseries";
@@ -33,7 +37,7 @@ macro_rules! vm {
 }
 
 pub(super) fn cases() -> Vec<Case> {
-    vec![sweep(), forge(), flood()]
+    vec![sweep(), forge(), flood(), reassigned()]
 }
 
 /// The guest as a VM, with devices behind host bridges 1 and 2.
@@ -100,4 +104,76 @@ fn flood() -> Case {
         "dma verdict: watch ok: .* forged=0",
         "verdict 0: all VMs are off",
     ])
+}
+
+/// How often the host bridge changes hands.
+const TURNS: usize = 100;
+
+/// A VM that is stopped in the middle of what it does to its windows, and another that gets them.
+fn reassigned() -> Case {
+    let mut case = Case::new(
+        BOARD,
+        "a host bridge changes hands a hundred times in the middle of lists and DMA, and nothing is left",
+    )
+    .bundle(Bundle::Manifest(concat!(
+        "[[vm]]\nname = \"a\"\nmemory = \"32M\"\npin = [1]\nkernel = \"guest:dma\"\n",
+        "kernel_format = \"elf\"\nrestart = \"never\"\nappend = \"linger phb=1 bus=1 slot=1\"\n",
+        "devices = [ { host = \"phb:800000020000001\" } ]\n",
+        "[[vm]]\nname = \"b\"\nmemory = \"32M\"\npin = [1]\nkernel = \"guest:dma\"\n",
+        "kernel_format = \"elf\"\nrestart = \"never\"\nappend = \"linger phb=1 bus=1 slot=1\"\n",
+        "devices = [ { host = \"phb:800000020000001\" } ]\nstart = \"manual\"\n",
+    )))
+    // Behind a bridge, whose bus is reset: the device has no reset of its own.
+    .args(&["-device", "spapr-pci-host-bridge,index=1,id=p1"])
+    .args(&["-device", "pci-bridge,id=b1,chassis_nr=1,shpc=off,bus=p1.0"])
+    .args(&["-device", "edu,dma_mask=0xffffffffffffffff,bus=b1,addr=1"]);
+    let going = "dma linger: nothing is left of before, a DMA is under way";
+    case = case.expect(&[going]).types(MONITOR).asks("log warn", &[]);
+    // While the first has it, the second does not start.
+    case = case.asks("start b", &["phb:800000020000001 is in use by another VM"]);
+    for turn in 0..TURNS {
+        let (from, to) = if turn % 2 == 0 {
+            ("a", "b")
+        } else {
+            ("b", "a")
+        };
+        if turn % 10 == 2 {
+            case = case.asks(
+                &format!("devices {from}"),
+                &[r"audit: [1-9]\d* entries looked at, 0 wrong"],
+            );
+        }
+        case = case
+            .asks(&format!("stop {from}"), &[&format!("{from}: stopped")])
+            .asks("frames", &["frames of 4 KiB free"])
+            .asks(
+                &format!("devices {from}"),
+                &["audit: 0 entries looked at, 0 wrong"],
+            )
+            .asks(&format!("start {to}"), &[&format!(r"\[{to}\] {going}")]);
+    }
+    case = case
+        .asks("list", &[" a +running .* 51 ", " b +stopped .* 50 "])
+        .asks("quit", &["verdict 0"]);
+    case.forbids = vec![
+        r"\] WARN  |PANIC|EXCEPTION|FAILED".to_owned(),
+        "[1-9][0-9]* wrong".to_owned(),
+    ];
+    case.check = Check::Judged(same_frames);
+    case.timeout = Duration::from_secs(400);
+    case
+}
+
+/// From when each VM has had the bridge once, the same is free whenever nobody has it.
+fn same_frames(console: &str) -> Result<()> {
+    let frames = Regex::new(r"(\d+) of \d+ frames of 4 KiB free, heap: (\d+) of")?;
+    let all = frames.captures_iter(console);
+    let mut all = all.map(|found| (found[1].to_owned(), found[2].to_owned()));
+    let first = all.nth(1);
+    let last = all.last();
+    ensure!(
+        first.is_some() && first == last,
+        "free at first {first:?}, at last {last:?}"
+    );
+    Ok(())
 }

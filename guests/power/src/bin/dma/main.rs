@@ -1,5 +1,5 @@
-//! A guest with a device that masters the bus: QEMU's `edu` in slot 0 behind the host bridge `phb=N`. It
-//! uses it, and tries to reach with it what is not its.
+//! A guest with a device that masters the bus: QEMU's `edu` behind the host bridge `phb=N` (in
+//! `slot=N` of `bus=N`, 0). It uses it, and tries to reach with it what is not its.
 //!
 //! The first word of the command line says what to do; each ends with one line, `dma verdict: NAME ok:
 //! …` or `dma verdict: NAME FAILED: …`.
@@ -9,12 +9,15 @@
 //! | `sweep` | entries for all of the machine, in every kind of call; DMA to and from where no entry is, not for that, not any more, or another's; windows made and removed; `top` (8 GiB) ends the machine |
 //! | `watch` | has memory and a device that others want, for `beats` (100) periods of `period_us` (100000); both must stay as they are |
 //! | `forge` | messages with the numbers of others, by plain DMA, `times` (10) after `wait_us` (1000000) |
+//! | `linger` | looks whether anything of an earlier life is there or comes; then writes entries, makes and removes windows, with a DMA under way, until it is stopped |
 //! | `flood` | messages without a pause for `us` (200000); more than `most` (6000) must not come |
 #![no_std]
 #![no_main]
 #![expect(unsafe_code, reason = "the guest has its memory to itself")]
+#![expect(clippy::cast_possible_truncation, reason = "small numbers")]
 
 mod forge;
+mod linger;
 mod memory;
 mod sweep;
 mod watch;
@@ -23,11 +26,12 @@ use core::fmt;
 
 use power_guests::edu::Edu;
 use power_guests::options::Options;
+use power_guests::pci::Function;
 use power_guests::{cpu, guest, println, rtas};
 
 guest! { main: main, secondary: secondary }
 
-const NAMES: [&str; 4] = ["sweep", "watch", "forge", "flood"];
+const NAMES: [&str; 5] = ["sweep", "watch", "forge", "flood", "linger"];
 
 /// Why a guest fails: what, and up to two numbers that show it.
 #[derive(Clone, Copy, Debug)]
@@ -58,13 +62,16 @@ fn main(options: Options) -> ! {
     let mut names = NAMES.into_iter();
     let name = names.find(|name| wanted == Some(name)).unwrap_or("nothing");
     println!("dma start: {name}");
-    let done = match Edu::open(bridge) {
+    let cell = |name| options.number(name).unwrap_or(0) as u32;
+    let function = Function::new(bridge, cell("bus"), cell("slot"));
+    let done = match Edu::open(function) {
         None => Err("there is no edu".into()),
         Some(edu) => match name {
             "sweep" => sweep::run(edu, bridge, options),
             "watch" => watch::run(edu, bridge, options),
             "forge" => forge::run(edu, bridge, options),
             "flood" => forge::flood(edu, options),
+            "linger" => linger::run(edu, bridge),
             _ => Err("there is no such task".into()),
         },
     };

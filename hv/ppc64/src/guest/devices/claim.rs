@@ -3,7 +3,7 @@
 use alloc::string::String;
 use alloc::vec::Vec;
 use alloc::{format, vec};
-use core::sync::atomic::Ordering;
+use core::sync::atomic::{AtomicBool, Ordering};
 
 use bundle::{HostDevice, TcePolicy, VmConfig};
 use eeh::{Limits, Pe};
@@ -31,6 +31,8 @@ pub(crate) enum Refusal {
     Bar { bdf: Bdf, bar: u8 },
     #[error("phb:{buid:x} is in use by another VM")]
     InUse { buid: u64 },
+    #[error("{bdf} cannot be reset, and VM {vm} has used it: it might go on with that VM's work")]
+    NoReset { bdf: Bdf, vm: usize },
     #[error("{0}")]
     Core(#[from] iommu::Error),
     #[error("{0}")]
@@ -149,6 +151,7 @@ impl Devices {
             bridges,
             policy: policy(&config.tce),
             held: Mutex::new(Vec::new()),
+            has_bridges: AtomicBool::new(false),
             past: Mutex::new(Vec::new()),
             dma: Mutex::new(dma),
         }))
@@ -172,8 +175,9 @@ impl Devices {
                 }
             };
             let bridge = &self.hardware.bridges[*at];
+            let last = bridge.used.swap(self.vm + 1, Ordering::AcqRel);
             if let Some(held) = held
-                && bridge.used.swap(true, Ordering::AcqRel)
+                && last != 0
                 && !self.restart(held, view)
             {
                 return Err(Refusal::InUse { buid: bridge.buid });
@@ -183,12 +187,19 @@ impl Devices {
         if taken.is_err() {
             self.give_back_all(&mut all, memory);
         }
+        self.has_bridges.store(!all.is_empty(), Ordering::Release);
         taken
     }
 
     fn take_one(&self, at: usize, view: View<'_>) -> Result<Held, Refusal> {
         let bridge = &self.hardware.bridges[at];
         let buid = bridge.buid;
+        let last = bridge.used.load(Ordering::Acquire);
+        if let Some(vm) = last.checked_sub(1).filter(|last| *last != self.vm)
+            && let Some(bdf) = self.without_reset(at)
+        {
+            return Err(Refusal::NoReset { bdf, vm });
+        }
         let mut core = self.hardware.core.lock();
         let mut done = 0;
         let bound = bridge.devices.iter().try_for_each(|(_, device)| {
@@ -224,7 +235,6 @@ impl Devices {
             masters: false,
             decodes: true,
             shown: Shown::Nothing,
-            reset: None,
         });
         let mut held = Held {
             bridge: at,
@@ -232,6 +242,7 @@ impl Devices {
             domain,
             pe: self.errors_of(at, buid),
             functions: functions.collect(),
+            resets: Vec::new(),
         };
         self.show(&mut held, view);
         Ok(held)
@@ -310,7 +321,9 @@ impl Devices {
     /// then; else it keeps them. No vCPU of it runs.
     pub(crate) fn give_back(&self, memory: &Memory) -> bool {
         let mut all = self.held.lock();
-        self.give_back_all(&mut all, memory)
+        let given = self.give_back_all(&mut all, memory);
+        self.has_bridges.store(!all.is_empty(), Ordering::Release);
+        given
     }
 
     fn give_back_all(&self, all: &mut Vec<Held>, memory: &Memory) -> bool {

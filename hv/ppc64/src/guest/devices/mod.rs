@@ -17,6 +17,7 @@ mod registers;
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
+use core::sync::atomic::{AtomicBool, Ordering};
 
 use boot::Frames;
 use dtoolkit::model::DeviceTreeNode;
@@ -74,6 +75,8 @@ struct Held {
     domain: DomainId,
     pe: eeh::Pe,
     functions: Vec<FunctionState>,
+    /// Resets under way.
+    resets: Vec<Reset>,
 }
 
 /// A function of it.
@@ -86,7 +89,6 @@ struct FunctionState {
     decodes: bool,
     /// What the guest finds in the place of its registers.
     shown: Shown,
-    reset: Option<Reset>,
 }
 
 /// The devices of a VM.
@@ -99,6 +101,8 @@ pub(crate) struct Devices {
     bridges: Vec<usize>,
     policy: Policy,
     held: Mutex<Vec<Held>>,
+    /// Any are held.
+    has_bridges: AtomicBool,
     /// Its errors, while it does not have the bridge: a VM that restarts is no better than before.
     past: Mutex<Vec<(usize, eeh::Pe)>>,
     dma: Mutex<Dma>,
@@ -168,6 +172,11 @@ impl Devices {
             looked += backend.audit(unit, tce::AuditScope::Used, &mut |_| wrong += 1);
         }
         (looked, wrong)
+    }
+
+    /// Whether it has bridges now.
+    pub(crate) fn has_bridges(&self) -> bool {
+        self.has_bridges.load(Ordering::Acquire)
     }
 
     /// The bridge that a call's unique id names, as the VM holds it.

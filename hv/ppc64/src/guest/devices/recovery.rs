@@ -2,11 +2,13 @@
 
 use alloc::format;
 use alloc::string::String;
+use alloc::vec::Vec;
 
 use eeh::{Cause, Effect, Frozen, Service};
 use hal::Clock;
 use papr::Served;
 use pci::{Progress, Reset};
+use types::Bdf;
 
 use super::config::MASTER;
 use super::{Devices, HARDWARE, Held, PARAMETER, View, address};
@@ -55,7 +57,7 @@ impl Devices {
         let topology = &self.hardware.bridges[held.bridge].topology;
         let exists = |config: u32| {
             let bits = u16::try_from(config >> 8 & 0xffff);
-            bits.is_ok_and(|bits| topology.function(types::Bdf::from_bits(bits)).is_some())
+            bits.is_ok_and(|bits| topology.function(Bdf::from_bits(bits)).is_some())
         };
         let outcome = held.pe.service(service, arguments, results, exists);
         if outcome.effect != Effect::None {
@@ -150,23 +152,61 @@ impl Devices {
         sure
     }
 
-    /// Begins to reset every function that can be reset; the others have lost their bus mastering and
-    /// their interrupts.
+    /// Begins to reset every function that can be reset, by itself or by the bus it is on; the others have
+    /// lost their bus mastering and their interrupts.
     fn begin_resets(&self, held: &mut Held) {
         let bridge = &self.hardware.bridges[held.bridge];
+        let topology = &bridge.topology;
         // SAFETY: the devices are the VM's, which reaches them by way of us.
         let space = unsafe { RtasConfig::new(self.hardware.rtas, bridge.buid) };
+        held.resets.clear();
+        let mut buses: Vec<Bdf> = Vec::new();
         for function in &mut held.functions {
             (function.masters, function.decodes) = (false, true);
-            function.reset =
-                Reset::function(&space, &bridge.topology, function.bdf, &TimeBase).ok();
-            if function.reset.is_none()
-                && let Some(described) = bridge.topology.function(function.bdf)
-            {
-                silence(&space, described);
+            let Some(described) = topology.function(function.bdf) else {
+                continue;
+            };
+            match described.parent {
+                // All below it are the VM's: the bridge on the host bridge's own bus is enough.
+                Some(parent) => {
+                    let mut top = parent;
+                    while let Some(above) = topology.function(top).and_then(|top| top.parent) {
+                        top = above;
+                    }
+                    if !buses.contains(&top) {
+                        buses.push(top);
+                    }
+                }
+                None => match Reset::function(&space, topology, function.bdf, &TimeBase) {
+                    Ok(reset) => held.resets.push(reset),
+                    Err(_) => silence(&space, described),
+                },
+            }
+        }
+        for bus in buses {
+            match Reset::bus(&space, topology, bus, &TimeBase) {
+                Ok(reset) => held.resets.push(reset),
+                Err(error) => log::warn!("vm {}: {bus}: {error}", self.vm),
             }
         }
         let _ = self.poll_resets(held);
+    }
+
+    /// A device behind a bridge that cannot be reset.
+    pub(super) fn without_reset(&self, at: usize) -> Option<Bdf> {
+        let bridge = &self.hardware.bridges[at];
+        let mut functions = bridge.topology.functions().iter();
+        let without = functions.find(|function| {
+            let supported = |reset| reset == pci::FunctionReset::Supported;
+            let capabilities = &function.capabilities;
+            let express = capabilities.express.as_ref();
+            let advanced = capabilities.advanced.as_ref();
+            function.bridge().is_none()
+                && function.parent.is_none()
+                && !express.is_some_and(|express| supported(express.reset))
+                && !advanced.is_some_and(|advanced| supported(advanced.reset))
+        });
+        without.map(|function| function.bdf)
     }
 
     /// Moves resets on. True when none is under way.
@@ -174,21 +214,17 @@ impl Devices {
         let bridge = &self.hardware.bridges[held.bridge];
         // SAFETY: as above.
         let space = unsafe { RtasConfig::new(self.hardware.rtas, bridge.buid) };
-        let mut done = true;
-        for function in &mut held.functions {
-            let Some(reset) = &mut function.reset else {
-                continue;
-            };
-            match reset.poll(&space, &bridge.topology, &TimeBase) {
-                Ok(Progress::Wait(_)) => done = false,
-                Ok(Progress::Done) => function.reset = None,
+        held.resets.retain_mut(
+            |reset| match reset.poll(&space, &bridge.topology, &TimeBase) {
+                Ok(Progress::Wait(_)) => true,
+                Ok(Progress::Done) => false,
                 Err(error) => {
-                    log::warn!("vm {}: {}: {error}", self.vm, function.bdf);
-                    function.reset = None;
+                    log::warn!("vm {}: phb:{:x}: {error}", self.vm, bridge.buid);
+                    false
                 }
-            }
-        }
-        done
+            },
+        );
+        held.resets.is_empty()
     }
 
     /// Resets all devices of a bridge and waits for it.
