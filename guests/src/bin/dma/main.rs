@@ -18,6 +18,7 @@
 //! | `peer` | DMA of a device to registers of another: `reach=1` the first one's may be reached; `elsewhere=ADDRESS` may not |
 //! | `latency` | from a device's write of a message to the handler, in ticks |
 //! | `smmu` | an SMMU of the guest's own: stage 1, its faults |
+//! | `smmu-attacks` | what can be tried against an SMMU, one after the other, each with what must become of it (a hypervisor's) |
 //! | `smmu-flood` | refused DMA of all devices for `rounds`, by entries that are not valid or (`stage1=1`) without a mapping; then all works |
 //! | `smmu-watch` | a refused DMA for each of `beats` periods, which must be told, and nothing else |
 //! | `smmu-hostile` | entries, queues and registers that an SMMU must survive, `ops`, `seed` |
@@ -37,6 +38,7 @@ mod memory;
 mod peer;
 mod probe;
 mod smmu;
+mod smmu_attacks;
 mod smmu_flood;
 mod smmu_hostile;
 mod storm;
@@ -96,6 +98,7 @@ static ROLE: AtomicU64 = AtomicU64::new(ROLE_MESSAGES);
 const ROLE_MESSAGES: u64 = 0;
 const ROLE_QUEUES: u64 = 1;
 const ROLE_TRAFFIC: u64 = 2;
+const ROLE_ATTACKS: u64 = 3;
 
 /// Why a guest fails: what, and up to three numbers that show it.
 #[derive(Clone, Copy, Debug)]
@@ -183,7 +186,7 @@ impl fmt::Display for Summary {
 type Task = fn(&Options) -> Verdict;
 
 /// What there is to do.
-const TASKS: [(&str, Task); 16] = [
+const TASKS: [(&str, Task); 17] = [
     ("probe", probe::run),
     ("sweep", sweep::run),
     ("config-fuzz", config::run),
@@ -197,6 +200,7 @@ const TASKS: [(&str, Task); 16] = [
     ("latency", latency::run),
     ("smmu", smmu::run),
     ("smmu-hostile", smmu_hostile::run),
+    ("smmu-attacks", smmu_attacks::run),
     ("smmu-flood", smmu_flood::run),
     ("smmu-watch", smmu_flood::watch),
     ("hitless", hitless::run),
@@ -223,6 +227,7 @@ fn secondary(_: usize) -> ! {
     match ROLE.load(Ordering::SeqCst) {
         ROLE_MESSAGES => flood::second_cpu(),
         ROLE_TRAFFIC => hitless::second_cpu(),
+        ROLE_ATTACKS => smmu_attacks::second_cpu(),
         _ => smmu_hostile::second_cpu(),
     }
 }

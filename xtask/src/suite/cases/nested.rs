@@ -62,6 +62,7 @@ pub(super) fn cases() -> Vec<Case> {
                 ""
             )),
         ),
+        attacks(),
         fire(),
         hitless(),
         hitless_control(),
@@ -163,6 +164,46 @@ fn translates(policy: &str, bundle: Bundle) -> Case {
     ]);
     // The guest's faults are told to the guest alone.
     case.forbids = vec![OURS.to_owned(), "F_TRANSLATION".to_owned()];
+    case
+}
+
+/// Each attack of docs/vsmmuv3.md that a guest can carry out, with what the SMMU must say to it.
+fn attacks() -> Case {
+    let names = [
+        "command queues elsewhere",
+        "stream tables elsewhere",
+        "level-2 stream tables elsewhere",
+        "event queues elsewhere",
+        "context descriptors elsewhere",
+        "stage-1 tables elsewhere",
+        "an event queue over the command queue",
+        "every opcode",
+        "reserved bits of commands and entries",
+        "a producer beyond a lap",
+        r"queues of 2\^19 entries filled at once",
+        "enables in a storm",
+        "entries in a storm",
+        "queues and tables that change as they are read",
+        "every vCPU at every bell",
+    ];
+    let mut case = edus(Case::new(
+        BOARD,
+        "nested: every attack on an SMMU by name, each ends as the manual says, and it works again",
+    ))
+    .bundle(manifest!(dma!(
+        "dma",
+        "2",
+        "vits",
+        both!(),
+        "smmu-attacks",
+        "pin = [0, 1]\n"
+    )));
+    for (number, name) in (1..).zip(names) {
+        let turns = if number < 14 { "" } else { "[1-9]" };
+        case = case.expect(&[&format!("dma attack {number}: {name}: held \\({turns}")]);
+    }
+    let mut case = case.expect(&["dma verdict: smmu-attacks ok: attacks=15 vcpus=2"]);
+    case.forbids = vec![OURS.to_owned(), "FAILED".to_owned()];
     case
 }
 
