@@ -72,14 +72,16 @@ pub(crate) fn run(options: &Options) -> Verdict {
     round_trip(edu, IO_SOURCE, IO_TARGET, 2)?;
     println!("dma beat 3: a mapping that is removed faults, put back it serves");
 
-    // Messages go by stage 1, too.
+    // Messages go by stage 1, too. Where the device writes them: with policy `rmr`, the window's first page.
+    let page = options.number("messages").unwrap_or(DOORBELL as u64);
+    if !WINDOW.contains(&page) {
+        smmu.map(page, page)?;
+    }
     let _its = start_messages(&devices)?;
     let before = lpis(0);
     edu.raise(1);
     await_lpis(0, before + 1)?;
     edu.acknowledge(1);
-    // Where the device writes its messages: with policy `rmr`, the window's first page.
-    let page = options.number("messages").unwrap_or(DOORBELL as u64);
     smmu.unmap(page)?;
     smmu.drain();
     edu.raise(1);

@@ -62,6 +62,8 @@ pub(super) fn cases() -> Vec<Case> {
                 ""
             )),
         ),
+        window_elsewhere(),
+        linux_window_elsewhere(),
         attacks(),
         fire(),
         hitless(),
@@ -164,6 +166,60 @@ fn translates(policy: &str, bundle: Bundle) -> Case {
     ]);
     // The guest's faults are told to the guest alone.
     case.forbids = vec![OURS.to_owned(), "F_TRANSLATION".to_owned()];
+    case
+}
+
+/// The window for messages is where the manifest says, and of that size.
+fn window_elsewhere() -> Case {
+    let mut case = edus(Case::new(
+        BOARD,
+        "nested: messages by rmr go through the window that the manifest names",
+    ))
+    .bundle(manifest!(dma!(
+        "dma",
+        "1",
+        "rmr",
+        both!(),
+        "smmu messages=0xa000000",
+        "msi_window = { start = 0x0a000000, size = \"2M\" }\n"
+    )))
+    .expect(&[
+        // Without the window's page nothing arrives, whatever else leads to the doorbell.
+        "dma beat 4: a message by stage 1 arrives, without its page 0",
+        "dma verdict: smmu ok: events=[1-9][0-9]* gerrors=0 without_doorbell=0 ",
+    ]);
+    case.forbids = vec![OURS.to_owned()];
+    case
+}
+
+/// The same with Linux, whose firmware tells it of the window.
+fn linux_window_elsewhere() -> Case {
+    let bundle = Bundle::Manifest(
+        "version = 1\n[[vm]]\nname = \"linux\"\nmemory = \"512M\"\nkernel = \"debian:6.12\"\n\
+         initrd = \"initramfs\"\nfirmware = \"acpi\"\niommu = \"nested\"\nmsi = \"rmr\"\n\
+         msi_window = { start = 0x0a000000, size = \"2M\" }\n\
+         append = \"console=ttyAMA0 quiet do=irqs\"\ndevices = [ { host = \"0000:00:01.0\" } ]\n",
+    );
+    let mut case = Case::new(
+        BOARD,
+        "nested: Linux maps the window that the manifest names, and its disk's messages go through it",
+    )
+    .bundle(bundle)
+    .expect(&[r"action irqs: ok: [1-9]\d* interrupts by 1 devices", "/ # "])
+    .types("cat /sys/kernel/iommu_groups/*/reserved_regions\r")
+    .expect(&[
+        "0x0000000008000000 0x00000000080fffff msi",
+        "0x000000000a000000 0x000000000a1fffff direct-relaxable",
+    ])
+    .types(MONITOR)
+    .asks("stream linux 00:01.0 a000040", &["reaches 0x8090040"])
+    // The control: where the window is not, stage 1 has nothing.
+    .asks(
+        "stream linux 00:01.0 8000040",
+        &["faults: F_TRANSLATION, told to the guest"],
+    )
+    .asks("quit", &["verdict 0: the monitor was told to quit"]);
+    case.forbids = vec![OURS.to_owned(), "(?i)firmware bug|call trace".to_owned()];
     case
 }
 
