@@ -98,6 +98,14 @@ pub(super) fn judge_neighbour(console: &str) -> Result<()> {
     neighbour(&told, 1000)
 }
 
+/// Whether every refusal of the neighbour was told of, while a guest's own SMMU was flooded.
+///
+/// # Errors
+/// What is missing.
+pub(super) fn judge_bystander(console: &str) -> Result<()> {
+    neighbour(&told(console)?, 1000)
+}
+
 /// Every 50 beats it writes where nothing is.
 fn neighbour(told: &Told, beats: u64) -> Result<()> {
     for beat in (50..=beats).step_by(50) {

@@ -11,7 +11,7 @@
 //! | `config-fuzz` | `ops` random accesses to configuration space, `seed` |
 //! | `its-flood` | `ops` commands and register accesses that an ITS must survive, `seed`; with two CPUs messages race with them |
 //! | `forge` | messages with numbers and addresses that were not given, plain DMA to the doorbell |
-//! | `storm` | `rounds` of refused DMA from all devices without a pause, then messages |
+//! | `storm` | `rounds` of refused DMA from all devices without a pause, then messages; `stage1=1` has an SMMU of the guest's own refuse it |
 //! | `linger` | goes off (`reset=1`: starts anew) `after_us` into a DMA that is to interrupt; the next life must notice neither. Lives are told apart by nothing, the host counts |
 //! | `watch` | has memory and a device that others want, for `beats` periods; both must stay as they are |
 //! | `wire` | INTx as the interrupt `intid`: turned off, left up for `hold` interrupts, shared by two devices |

@@ -8,6 +8,8 @@ use guests::{cpu, println};
 use crate::memory::{self, TARGET};
 use crate::{Devices, Failure, Summary, Verdict, lpis, start_messages};
 
+/// How long a flood is paid for, at most, in microseconds.
+const REST_US: u64 = 1_100_000;
 /// Nothing of a guest's is there.
 const NOWHERE: u64 = 0x20_0000_0000;
 
@@ -16,8 +18,13 @@ pub(crate) fn run(options: &Options) -> Verdict {
     let messages = options.number("messages").unwrap_or(20_000);
     let at = options.number("at").unwrap_or(NOWHERE);
     let devices = Devices::open()?;
+    // With an SMMU of the guest's own it is its stage 1 that refuses, and its event queue that is told.
+    let mut smmu = match options.number("stage1").unwrap_or(0) {
+        0 => None,
+        _ => Some(crate::smmu::start(&devices)?),
+    };
     let _its = start_messages(&devices)?;
-    let mut transfers = 0;
+    let (mut transfers, mut events) = (0, 0);
     for round in 0..rounds {
         for (index, edu) in devices.iter().enumerate() {
             edu.wait()?;
@@ -31,12 +38,18 @@ pub(crate) fn run(options: &Options) -> Verdict {
             edu.start(direction, address, 0, BUFFER, AtTheEnd::Silence);
             transfers += 1;
         }
+        events += smmu.as_mut().map_or(0, |smmu| smmu.drain().0);
         if round % 10 == 0 {
             println!("dma beat {round}");
         }
     }
     for edu in devices.iter() {
         edu.wait()?;
+    }
+    if let Some(smmu) = &mut smmu {
+        // A stream that floods may have to rest: what it does meanwhile is gone.
+        cpu::sleep_us(REST_US);
+        events += smmu.drain().0;
     }
     println!("dma beat {rounds}: now messages");
     cpu::unmask();
@@ -57,12 +70,16 @@ pub(crate) fn run(options: &Options) -> Verdict {
     // Each device still does what it is told.
     memory::fill_with(TARGET, BUFFER, 0);
     for (index, edu) in devices.iter().enumerate() {
-        crate::probe::round_trip(edu, index as u64)?;
+        match &smmu {
+            None => crate::probe::round_trip(edu, index as u64)?,
+            Some(_) => crate::smmu::translated_round_trip(edu, index as u64)?,
+        }
     }
     Ok(Summary::new(&[
         ("devices", devices.count()),
         ("transfers", transfers),
         ("messages", messages),
         ("arrived", arrived),
+        ("events", events),
     ]))
 }

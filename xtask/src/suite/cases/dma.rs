@@ -132,6 +132,26 @@ fn guarded() -> Vec<Case> {
     ]);
     attacks.check = Check::Judged(refusals::judge_neighbour);
 
+    // The neighbour is on the CPU that reads the records, the flood's owner on the other.
+    let mut stage1 = guarded_case(
+        "a flood of stage-1 faults is paid for by its owner: a neighbour's records and beats are all there",
+        Bundle::Manifest(concat!(
+            "[[vm]]\nname = \"storm\"\nmemory = \"80M\"\npin = [1]\nkernel = \"guest:dma\"\n",
+            "kernel_format = \"flat\"\nrestart = \"never\"\niommu = \"nested\"\nmsi = \"vits\"\n",
+            "append = \"storm rounds=60 stage1=1\"\n",
+            "devices = [ { host = \"0000:01:00.0\" }, { host = \"0000:02:00.0\" } ]\n",
+            "[[vm]]\nname = \"neighbour\"\nmemory = \"80M\"\npin = [0]\nkernel = \"guest:dma\"\n",
+            "kernel_format = \"flat\"\nrestart = \"never\"\niommu = \"stage2\"\nmsi = \"vits\"\n",
+            "append = \"watch beats=1000 period_us=10000 limit_us=20000 refused=50\"\n",
+            "devices = [ { host = \"0000:03:00.0\" } ]\n"
+        )),
+    )
+    .expect(&[
+        r"dma verdict: storm ok: devices=2 transfers=120 messages=20000 arrived=[1-9]\d* events=[1-9]\d{3,4}$",
+        "dma verdict: watch ok: beats=1000 latest_us=",
+    ]);
+    stage1.check = Check::Judged(refusals::judge_bystander);
+
     // The control: it would notice.
     let noticed = guarded_case(
         "a neighbour notices a message that it did not ask for",
@@ -270,6 +290,7 @@ fn guarded() -> Vec<Case> {
     vec![
         sweep,
         attacks,
+        stage1,
         at_once,
         alike,
         level,
