@@ -74,14 +74,15 @@ pub(crate) fn command(options: &BenchOptions) -> Result<u8> {
     if name == Some(traps::NAME) {
         return traps::run(options.board.as_deref().unwrap_or(traps::BOARDS[0].name));
     }
+    if name == Some(boot::NAME) {
+        return boot::run(options.board.as_deref().unwrap_or(boot::BOARDS[0].board));
+    }
     ensure!(
         options.board.is_none(),
-        "only `{}` is measured on several boards",
-        traps::NAME
+        "only `{}` and `{}` are measured on several boards",
+        traps::NAME,
+        boot::NAME
     );
-    if name == Some(boot::NAME) {
-        return boot::run();
-    }
     if name == Some(iommu::NAME) {
         return iommu::run();
     }
@@ -147,7 +148,10 @@ pub(crate) fn command(options: &BenchOptions) -> Result<u8> {
             for board in &traps::BOARDS {
                 worst = worst.max(traps::run(board.name)?);
             }
-            let others = [boot::run, iommu::run, smmu::run, io::run];
+            for measured in &boot::BOARDS {
+                worst = worst.max(boot::run(measured.board)?);
+            }
+            let others = [iommu::run, smmu::run, io::run];
             others
                 .iter()
                 .try_fold(worst, |worst, bench| Ok(worst.max(bench()?)))

@@ -197,10 +197,10 @@ impl Vm {
                 .is_none_or(|devices| devices.give_back(&self.memory));
             return Err(error);
         }
-        self.timebase_offset.store(
-            spr::timebase().wrapping_neg().cast_signed(),
-            Ordering::Release,
-        );
+        let now = spr::timebase();
+        log::debug!("vm {}: its counter starts at tick {now}", self.name);
+        self.timebase_offset
+            .store(now.wrapping_neg().cast_signed(), Ordering::Release);
         if let Some(first) = self.slots.first() {
             first.beside.begins.store(true, Ordering::Release);
         }
