@@ -2,11 +2,11 @@
 
 use std::cell::RefCell;
 
-use papr::{Config, Date, Environment, Kind, NotGuestMemory, Platform, Servers, Source};
+use bulkhead_papr::{Config, Date, Environment, Kind, NotGuestMemory, Platform, Servers, Source};
 
-pub const MEMORY: usize = 0x1_0000;
+pub(crate) const MEMORY: usize = 0x1_0000;
 
-pub struct Surroundings(pub RefCell<Vec<u8>>);
+pub(crate) struct Surroundings(pub(crate) RefCell<Vec<u8>>);
 
 impl Surroundings {
     fn range(&self, at: u64, bytes: usize) -> Result<std::ops::Range<usize>, NotGuestMemory> {
@@ -65,7 +65,7 @@ impl Environment for Surroundings {
     }
 }
 
-pub fn platform() -> Platform {
+pub(crate) fn platform() -> Platform {
     let source = |number, kind| Source { number, kind };
     Platform::new(Config {
         cpus: 3,
