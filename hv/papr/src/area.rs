@@ -29,21 +29,21 @@ pub(crate) struct Areas {
 }
 
 /// Copies a big-endian word.
-fn word(env: &impl Environment, at: u64) -> Option<u32> {
+fn word(env: &dyn Environment, at: u64) -> Option<u32> {
     let mut bytes = [0; 4];
     env.read(at, &mut bytes).ok()?;
     Some(u32::from_be_bytes(bytes))
 }
 
 /// Whether the area lies in one page, all of it in memory.
-fn in_one_page(env: &impl Environment, at: u64, bytes: u32) -> bool {
+fn in_one_page(env: &dyn Environment, at: u64, bytes: u32) -> bool {
     let offset = at % PAGE;
     offset.saturating_add(bytes.into()) <= PAGE && env.is_memory(at, bytes.into())
 }
 
 impl Areas {
     /// `H_REGISTER_VPA`: `function` is what the flags ask for.
-    pub(crate) fn register(&mut self, function: u64, at: u64, env: &impl Environment) -> Status {
+    pub(crate) fn register(&mut self, function: u64, at: u64, env: &dyn Environment) -> Status {
         match function {
             1 => self.register_vpa(at, env),
             2 => self.register_log(at, env),
@@ -65,7 +65,7 @@ impl Areas {
         }
     }
 
-    fn register_vpa(&mut self, at: u64, env: &impl Environment) -> Status {
+    fn register_vpa(&mut self, at: u64, env: &dyn Environment) -> Status {
         if at == 0 {
             return Status::HARDWARE;
         }
@@ -88,7 +88,7 @@ impl Areas {
         Status::SUCCESS
     }
 
-    fn register_log(&mut self, at: u64, env: &impl Environment) -> Status {
+    fn register_log(&mut self, at: u64, env: &dyn Environment) -> Status {
         if at == 0 {
             return Status::HARDWARE;
         }
@@ -104,7 +104,7 @@ impl Areas {
         Status::SUCCESS
     }
 
-    fn register_shadow(&mut self, at: u64, env: &impl Environment) -> Status {
+    fn register_shadow(&mut self, at: u64, env: &dyn Environment) -> Status {
         if at == 0 {
             return Status::HARDWARE;
         }
@@ -121,7 +121,7 @@ impl Areas {
     }
 
     /// How often the vCPU has been dispatched, by its own area.
-    pub(crate) fn count(&self, env: &impl Environment) -> Option<u32> {
+    pub(crate) fn count(&self, env: &dyn Environment) -> Option<u32> {
         if self.vpa == 0 {
             return None;
         }
@@ -129,7 +129,7 @@ impl Areas {
     }
 
     /// The vCPU comes on a thread, or leaves it: the count becomes even, or odd.
-    pub(crate) fn dispatch(&self, parity: u32, env: &impl Environment) {
+    pub(crate) fn dispatch(&self, parity: u32, env: &dyn Environment) {
         let Some(count) = self.count(env) else {
             return;
         };

@@ -122,7 +122,7 @@ impl Platform {
         vcpu: usize,
         gpr: &mut [u64; 32],
         msr: u64,
-        env: &impl Environment,
+        env: &dyn Environment,
     ) -> After {
         use number as n;
         let [_, _, _, number, a, b, c, d, ..] = *gpr;
@@ -182,7 +182,7 @@ impl Platform {
         After::Resume
     }
 
-    fn presentation(&self, vcpu: usize, gpr: &mut Gpr, env: &impl Environment) -> Status {
+    fn presentation(&self, vcpu: usize, gpr: &mut Gpr, env: &dyn Environment) -> Status {
         use number as n;
         let [_, _, _, number, first, second, ..] = *gpr;
         let low = |value: u64| value.to_le_bytes()[0];
@@ -256,7 +256,7 @@ impl Platform {
     }
 
     /// `H_CONFER`: to one vCPU, unless it has been dispatched since the caller looked, or to all.
-    fn confer(&self, gpr: &mut Gpr, server: u64, count: u64, env: &impl Environment) -> After {
+    fn confer(&self, gpr: &mut Gpr, server: u64, count: u64, env: &dyn Environment) -> After {
         let areas = {
             let mut cpus = self.cpus.lock();
             match cpus.server(server) {
@@ -278,7 +278,7 @@ impl Platform {
         }
     }
 
-    fn register_vpa(&self, [flags, server, at, _]: [u64; 4], env: &impl Environment) -> Status {
+    fn register_vpa(&self, [flags, server, at, _]: [u64; 4], env: &dyn Environment) -> Status {
         /// The function is three bits of the flags.
         const SHIFT: u32 = 63 - 18;
         let function = flags >> SHIFT & 7;
@@ -324,7 +324,7 @@ impl Platform {
     fn register_process_table(
         &self,
         [flags, base, page_size, size]: [u64; 4],
-        env: &impl Environment,
+        env: &dyn Environment,
     ) -> Status {
         const GTSE: u64 = 0x01;
         const RADIX: u64 = 0x04;
@@ -386,7 +386,7 @@ impl Platform {
     }
 
     /// `H_SIGNAL_SYS_RESET`. [LoPAPR §14.5.4.3.11]
-    fn system_reset(&self, vcpu: usize, target: u64, env: &impl Environment) -> Status {
+    fn system_reset(&self, vcpu: usize, target: u64, env: &dyn Environment) -> Status {
         const ALL: i64 = -1;
         const ALL_BUT_SELF: i64 = -2;
         let mut cpus = self.cpus.lock();
@@ -423,7 +423,7 @@ fn values<const N: usize>(gpr: &mut Gpr, found: Result<[u64; N], Status>) -> Sta
 }
 
 /// Tells whom it concerns; without anybody that can be told the call was about no vCPU or source.
-fn kick(told: Option<Servers>, env: &impl Environment) -> Status {
+fn kick(told: Option<Servers>, env: &dyn Environment) -> Status {
     match told {
         Some(told) => {
             if !told.is_empty() {

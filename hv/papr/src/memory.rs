@@ -5,7 +5,7 @@ use crate::{Environment, Status};
 const PAGE: usize = 4096;
 
 /// `H_PAGE_INIT`: clears a page, or copies one. [LoPAPR §14.5.4.2.4]
-pub(crate) fn page_init([flags, to, from, _]: [u64; 4], env: &impl Environment) -> Status {
+pub(crate) fn page_init([flags, to, from, _]: [u64; 4], env: &dyn Environment) -> Status {
     /// Flags are bits of a doubleword whose first is the most significant.
     const ZERO: u64 = 1 << (63 - 48);
     const COPY: u64 = 1 << (63 - 49);
@@ -42,7 +42,7 @@ fn access(size: u64, at: u64) -> Option<usize> {
 }
 
 /// `H_LOGICAL_CI_LOAD`: big-endian, from memory: there are no device registers.
-pub(crate) fn load([size, at, ..]: [u64; 4], env: &impl Environment) -> Result<u64, Status> {
+pub(crate) fn load([size, at, ..]: [u64; 4], env: &dyn Environment) -> Result<u64, Status> {
     let bytes = access(size, at).ok_or(Status::PARAMETER)?;
     let mut value = [0; 8];
     let (_, part) = value
@@ -58,7 +58,7 @@ pub(crate) fn load([size, at, ..]: [u64; 4], env: &impl Environment) -> Result<u
 }
 
 /// `H_LOGICAL_CI_STORE`.
-pub(crate) fn store([size, at, value, _]: [u64; 4], env: &impl Environment) -> Status {
+pub(crate) fn store([size, at, value, _]: [u64; 4], env: &dyn Environment) -> Status {
     let Some(bytes) = access(size, at) else {
         return Status::PARAMETER;
     };

@@ -166,16 +166,16 @@ impl Platform {
     }
 
     /// The vCPU comes on a thread.
-    pub fn comes(&self, vcpu: usize, env: &impl Environment) {
+    pub fn comes(&self, vcpu: usize, env: &dyn Environment) {
         self.dispatch(vcpu, 0, env);
     }
 
     /// The vCPU leaves its thread.
-    pub fn goes(&self, vcpu: usize, env: &impl Environment) {
+    pub fn goes(&self, vcpu: usize, env: &dyn Environment) {
         self.dispatch(vcpu, 1, env);
     }
 
-    fn dispatch(&self, vcpu: usize, parity: u32, env: &impl Environment) {
+    fn dispatch(&self, vcpu: usize, parity: u32, env: &dyn Environment) {
         let areas = self.cpus.lock().get(vcpu).map(|cpu| cpu.areas);
         if let Some(areas) = areas {
             areas.dispatch(parity, env);

@@ -101,7 +101,7 @@ struct Block {
 }
 
 impl Block {
-    fn read(at: u64, env: &impl Environment) -> Option<Self> {
+    fn read(at: u64, env: &dyn Environment) -> Option<Self> {
         let mut head = [[0; 4]; 3];
         env.read(at, head.as_flattened_mut()).ok()?;
         let [token, inputs, outputs] = head.map(u32::from_be_bytes);
@@ -124,7 +124,7 @@ impl Block {
     }
 
     /// Writes the status, and results behind it, as far as the block has room for them.
-    fn answer(&self, status: i32, values: &[u32], env: &impl Environment) {
+    fn answer(&self, status: i32, values: &[u32], env: &dyn Environment) {
         let mut at = self.results;
         let all = core::iter::once(status.cast_unsigned()).chain(values.iter().copied());
         for value in all.take(usize::try_from(self.outputs).unwrap_or(0)) {
@@ -157,7 +157,7 @@ impl Values {
 
 /// Serves the call whose block is at `at`. A block that is not all in memory, results included, does
 /// nothing.
-pub(crate) fn call(platform: &Platform, vcpu: usize, at: u64, env: &impl Environment) -> Outcome {
+pub(crate) fn call(platform: &Platform, vcpu: usize, at: u64, env: &dyn Environment) -> Outcome {
     let Some(block) = Block::read(at, env) else {
         return Outcome::refused();
     };
@@ -267,7 +267,7 @@ pub(crate) fn call(platform: &Platform, vcpu: usize, at: u64, env: &impl Environ
     }
 }
 
-fn told(told: Option<Servers>, env: &impl Environment) -> i32 {
+fn told(told: Option<Servers>, env: &dyn Environment) -> i32 {
     match told {
         Some(told) => {
             if !told.is_empty() {
@@ -279,14 +279,14 @@ fn told(told: Option<Servers>, env: &impl Environment) -> i32 {
     }
 }
 
-fn get_time(platform: &Platform, env: &impl Environment) -> Option<Date> {
+fn get_time(platform: &Platform, env: &dyn Environment) -> Option<Date> {
     let now = env.now()?;
     let offset = platform.clock_offset.load(Ordering::Relaxed);
     let seconds = now.seconds().saturating_add(offset);
     Some(Date::from_seconds(seconds, now.nanosecond))
 }
 
-fn set_time(platform: &Platform, cells: [u32; MOST as usize], env: &impl Environment) -> i32 {
+fn set_time(platform: &Platform, cells: [u32; MOST as usize], env: &dyn Environment) -> i32 {
     let [year, month, day, hour, minute, second, nanosecond, ..] = cells;
     let wanted = Date::from_cells([year, month, day, hour, minute, second, nanosecond]);
     let Some(wanted) = wanted else {
@@ -306,7 +306,7 @@ fn start_cpu(
     server: u32,
     entry: u32,
     argument: u32,
-    env: &impl Environment,
+    env: &dyn Environment,
 ) -> i32 {
     let start = Start {
         entry: entry.into(),
@@ -333,7 +333,7 @@ fn get_parameter(
     number: u32,
     buffer: u32,
     room: u32,
-    env: &impl Environment,
+    env: &dyn Environment,
 ) -> i32 {
     let mut text = [0; 96];
     let mut writer = Writer {
@@ -398,7 +398,7 @@ impl core::fmt::Write for Writer<'_> {
     }
 }
 
-fn last_words(at: u32, env: &impl Environment) -> Text {
+fn last_words(at: u32, env: &dyn Environment) -> Text {
     let mut words = [0; 80];
     // Words at the end of memory are read one by one.
     for (at, byte) in (u64::from(at)..).zip(words.iter_mut()) {

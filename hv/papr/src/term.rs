@@ -10,7 +10,7 @@ fn is_terminal(unit: u64) -> bool {
 }
 
 /// The first character is the most significant byte of the first register.
-pub(crate) fn put([unit, length, first, second]: [u64; 4], env: &impl Environment) -> Status {
+pub(crate) fn put([unit, length, first, second]: [u64; 4], env: &dyn Environment) -> Status {
     let bytes = (u128::from(first) << 64 | u128::from(second)).to_be_bytes();
     let length = usize::try_from(length).unwrap_or(usize::MAX);
     match bytes.get(..length) {
@@ -23,7 +23,7 @@ pub(crate) fn put([unit, length, first, second]: [u64; 4], env: &impl Environmen
 }
 
 /// How many characters there are, and the characters.
-pub(crate) fn get(unit: u64, env: &impl Environment) -> Result<[u64; 3], Status> {
+pub(crate) fn get(unit: u64, env: &dyn Environment) -> Result<[u64; 3], Status> {
     if !is_terminal(unit) {
         return Err(Status::PARAMETER);
     }

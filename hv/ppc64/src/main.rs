@@ -6,6 +6,8 @@
 #![no_std]
 #![no_main]
 #![feature(asm_experimental_arch)]
+// The binary is built for size; what runs in every exit of a guest is not.
+#![feature(optimize_attribute)]
 #![expect(
     unsafe_code,
     reason = "enters from firmware, calls the platform, owns the memory"

@@ -10,6 +10,7 @@ use hal::{Clock, FrameAllocator, OutOfFrames};
 use crate::console::TimeBase;
 use crate::cpu::{self, Cpu};
 use crate::hcall::{self, Hcall};
+use crate::nested::Watched;
 use crate::rtas::{self, Rtas};
 use crate::{entry, guest, presentation, spr};
 
@@ -73,6 +74,14 @@ pub(crate) fn start(
 /// How many CPUs have arrived.
 pub(crate) fn online() -> u64 {
     ONLINE.load(Ordering::Acquire)
+}
+
+/// Whether other CPUs watch over the ends of slices. It says the same from when the last one is online.
+pub(crate) fn watched() -> Watched {
+    match online() {
+        1 => Watched::ByNobody,
+        _ => Watched::ByOthers,
+    }
 }
 
 /// The first Rust of a secondary CPU: on its own stack, SPRG0 set.

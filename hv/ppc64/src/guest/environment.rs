@@ -113,6 +113,7 @@ impl Environment for Surroundings<'_> {
         run::kick(self.guests, self.vm, vcpus, self.core);
     }
 
+    #[optimize(speed)]
     fn device_hypercall(&self, number: u64, arguments: [u64; 4]) -> Option<(u64, Option<u64>)> {
         let devices = self.vm.devices.as_ref()?;
         devices.hypercall(&self.vm.memory, number, arguments)

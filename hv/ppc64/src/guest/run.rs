@@ -102,7 +102,7 @@ pub(crate) fn serve() {
         smp::park();
     };
     // SAFETY: this thread runs guests here only, from now on.
-    let thread = unsafe { GuestThread::claim() };
+    let thread = unsafe { GuestThread::claim(smp::watched()) };
     guests.serve(number, core, thread)
 }
 
@@ -192,6 +192,8 @@ pub(super) fn this_core(guests: &Guests) -> usize {
 }
 
 /// Runs a vCPU on this core until it leaves.
+#[inline(never)]
+#[optimize(speed)]
 pub(super) fn stay(
     guests: &Guests,
     thread: &mut GuestThread,
@@ -281,6 +283,7 @@ const UNCORRECTABLE: u64 = 1 << 15;
 const BY_FETCH: u64 = 1 << 18;
 
 impl Residency<'_> {
+    #[optimize(speed)]
     fn run(&mut self, shared: bool) -> Departure {
         if !shared {
             self.slice_end = spr::timebase() + Vm::ticks(LOOK_US);
@@ -328,6 +331,7 @@ impl Residency<'_> {
     }
 
     /// Runs the vCPU until it leaves by itself, by the end of its slice, or because it was called.
+    #[optimize(speed)]
     fn enter(&mut self, now: u64) -> Result<Exit, nested::Refused> {
         let platform = &self.vm.platform;
         let vcpu = &mut *self.loaded.vcpu;
@@ -361,6 +365,7 @@ impl Residency<'_> {
         exit
     }
 
+    #[optimize(speed)]
     fn handle(&mut self, exit: Exit) -> Then {
         match exit {
             Exit::Hcall => return self.hypercall(),
@@ -409,6 +414,7 @@ impl Residency<'_> {
         devices.access(real, is_store, self.surroundings.view(&leave))
     }
 
+    #[optimize(speed)]
     fn hypercall(&mut self) -> Then {
         let registers = &mut *self.loaded.vcpu.registers;
         let msr = registers.msr;

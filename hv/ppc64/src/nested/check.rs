@@ -8,9 +8,9 @@ use hal::{FrameAllocator, OutOfFrames, PhysMemory};
 use pagetable::{NotLive, PageTable, Radix, RadixAccess, RadixAttributes, RadixMemory};
 use types::{Ipa, Pa, PageSize, Span};
 
-use super::vcpu::{Exit, GuestThread, Loaded, MSR_LE, MSR_ME, MSR_SF, Refused, Vcpu};
+use super::vcpu::{Exit, GuestThread, Loaded, MSR_LE, MSR_ME, MSR_SF, Refused, Vcpu, Watched};
 use super::{NoTable, PartitionTable};
-use crate::{cpu, presentation, spr};
+use crate::{cpu, presentation, smp, spr};
 
 // Entered at guest real address 0 in real mode, with r29 = a page that may not be executed and r30 =
 // an address where nothing is. What it leaves in registers is looked at below.
@@ -105,7 +105,8 @@ pub(crate) enum Failure {
 /// Whether the guest's slice is to get lost once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum LostSlice {
-    /// Its end never comes, and another CPU must make the guest leave: up to 30 ms.
+    /// Its end never comes, and another CPU must make the guest leave: up to 30 ms. Where there is none,
+    /// it must come at once.
     Provoke,
     /// All slices end.
     Spare,
@@ -186,7 +187,7 @@ fn steps(lost: LostSlice) -> Result<u64, Failure> {
     vcpu.registers.gpr[31] = KEPT;
     vcpu.set_timebase_offset(AHEAD);
     // SAFETY: this runs before anything else runs guests.
-    let mut thread = unsafe { GuestThread::claim() };
+    let mut thread = unsafe { GuestThread::claim(smp::watched()) };
     let mut other = Vcpu::new(LPID, 0, MSR_SF | MSR_ME | MSR_LE);
     let mut loaded = vcpu.load(&mut thread);
     first_steps(&mut loaded, lost)?;
@@ -256,15 +257,17 @@ fn guest_address(label: *const u8) -> u64 {
     (label.addr() - (&raw const check_guest).addr()) as u64
 }
 
-/// Enters the guest, which loops, with a slice that ended long ago: another CPU must make it leave.
+/// Enters the guest, which loops, with a slice that ended long ago: another CPU must make it leave, or it
+/// must leave at once where there is no other.
 fn lose_slice(vcpu: &mut Loaded<'_>) -> Result<(), Failure> {
     // SAFETY: as in `run_once`.
     let exit = unsafe { vcpu.enter(1) };
     match exit.map_err(|refused| Failure::Refused { step: 5, refused })? {
-        Exit::Interrupt => {
+        Exit::Interrupt if smp::watched() == Watched::ByOthers => {
             presentation::acknowledge(cpu::this().server());
             Ok(())
         }
+        Exit::SliceEnd if smp::watched() == Watched::ByNobody => Ok(()),
         exit => Err(Failure::Exit {
             step: 5,
             exit,

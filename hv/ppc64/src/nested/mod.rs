@@ -14,7 +14,8 @@ use crate::hcall::{self, FUNCTION, Hcall, SUCCESS};
 
 pub(crate) use check::{LostSlice, check};
 pub(crate) use vcpu::{
-    Exit, GuestThread, Loaded, Location, MACHINE_CHECK, MSR_EE, Order, Refused, Vcpu, sleep,
+    Exit, GuestThread, Loaded, Location, MACHINE_CHECK, MSR_EE, Order, Refused, Vcpu, Watched,
+    sleep,
 };
 
 /// Whether the platform lets this partition have partitions of its own.
@@ -78,8 +79,9 @@ pub(crate) struct PartitionTable<M> {
     base: Pa,
 }
 
-/// Partitions that the table has room for. Number 0 is the hypervisor.
+/// Partitions that the table has room for. Number 0 is the hypervisor, the last one never has memory.
 pub(crate) const PARTITIONS: u16 = 256;
+const NO_PARTITION: u16 = PARTITIONS - 1;
 /// Log2 of the table's size, less 12.
 const TABLE_SIZE: u64 = 0;
 
@@ -103,7 +105,7 @@ impl<M: PhysMemory> PartitionTable<M> {
             pa: self.base,
             bytes: 16,
         };
-        if lpid.get() >= PARTITIONS {
+        if lpid.get() >= NO_PARTITION {
             return Err(outside);
         }
         let at = self

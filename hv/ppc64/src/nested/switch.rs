@@ -92,6 +92,16 @@ macro_rules! sprs {
         /// How many.
         const $count: usize = [$($number),*].len();
 
+        /// Where one of them is in the list.
+        const fn place(number: u32) -> usize {
+            let numbers = [$($number),*];
+            let mut at = 0;
+            while numbers[at] != number {
+                at += 1;
+            }
+            at
+        }
+
         /// Reads them all.
         fn read() -> [u64; $count] {
             [$({
@@ -167,9 +177,13 @@ fn fscr() -> u64 {
 
 impl Default for Unswitched {
     fn default() -> Self {
+        const COUNTERS_FROZEN: u64 = 1 << 31;
+        let mut sprs = [0; SPRS];
+        // Or counters would count what nobody has asked for.
+        sprs[const { place(795) }] = COUNTERS_FROZEN;
         Self {
             vsx: Vsx([0; 66]),
-            sprs: [0; SPRS],
+            sprs,
             // RUN.
             control: 1,
             decrementer_expires: u64::MAX >> 9,

@@ -64,6 +64,37 @@ pub(crate) enum Location {
     Alternate,
 }
 
+/// The seam to the platform: how the registers that it switches get into a CPU and out of it. Others than
+/// [`V1`] are described in docs/power-boot.md, "The seam to other platforms".
+trait Enter {
+    /// Runs a guest CPU until it leaves: the vector by which it did. What the platform does not switch is in
+    /// the thread, before and after.
+    ///
+    /// # Safety
+    /// The guest must reach memory of its own only, and nobody may depend on what registers hold that are
+    /// not in the two structures.
+    unsafe fn enter(state: &mut HvState, registers: &mut Registers) -> Result<u64, Refused>;
+}
+
+/// Version 1 of the platform's calls: `H_ENTER_NESTED`.
+struct V1;
+
+impl Enter for V1 {
+    #[optimize(speed)]
+    unsafe fn enter(state: &mut HvState, registers: &mut Registers) -> Result<u64, Refused> {
+        let state = core::ptr::from_mut(state).expose_provenance() as u64;
+        let registers = core::ptr::from_mut(registers).expose_provenance() as u64;
+        // SAFETY: the platform reads and writes the two structures, which are exactly as it wants
+        // them and which nothing else uses now; the rest is the caller's promise.
+        let outcome = unsafe { hcall::call(Hcall::EnterNested, [state, registers, 0, 0]) };
+        // Vectors are positive, and so are some refusals; no vector lies below the first.
+        match outcome.status {
+            status @ ..0x100 => Err(Refused { status }),
+            vector => Ok(vector.cast_unsigned()),
+        }
+    }
+}
+
 /// Why a guest CPU stopped running.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Exit {
@@ -149,6 +180,7 @@ impl Vcpu {
         Loaded { vcpu: self, thread }
     }
 
+    #[optimize(speed)]
     fn exit(&self, vector: u64) -> Exit {
         match vector {
             0xc00 if self.registers.msr & MSR_PR != 0 => Exit::HcallFromUser,
@@ -174,6 +206,7 @@ impl Vcpu {
 
     /// Makes the CPU take an interrupt, as its own hardware would have. `reason` goes to SRR1, where
     /// bits 33 to 36 and 42 to 47 say why. [Power ISA 3.1B Book III §7.5]
+    #[optimize(speed)]
     pub(crate) fn interrupt(&mut self, vector: u64, reason: u64) {
         const REASONS: u64 = 0x783f_0000;
         let msr = self.registers.msr;
@@ -212,6 +245,7 @@ impl Vcpu {
     }
 
     /// How interrupts arrive from now on: in which byte order, and where.
+    #[optimize(speed)]
     pub(crate) fn set_interrupts(&mut self, order: Order, location: Location) {
         self.state.lpcr = LPCR_LD
             | match order {
@@ -269,11 +303,64 @@ impl Vcpu {
     }
 }
 
+/// What makes the end of a slice sure where no other CPU watches.
+///
+/// The platform sees the end as the hypervisor's decrementer going from positive to negative. One that is
+/// negative when a guest is entered, because this thread lost time after it had read the clock, and was so
+/// before, makes no such step in QEMU (hw/ppc/ppc.c), and the guest runs for ever. So the decrementer is
+/// made positive first: by entering a partition without memory, which leaves at its first instruction.
+#[derive(Debug)]
+struct Primer {
+    state: Box<HvState>,
+    registers: Box<Registers>,
+}
+
+impl Primer {
+    /// Ticks from now to an end that never comes: a year.
+    const FAR: u64 = 1 << 54;
+
+    fn new() -> Self {
+        let state = HvState {
+            version: VERSION,
+            lpid: super::NO_PARTITION.into(),
+            lpcr: LPCR_LD,
+            hfscr: HFSCR_ALL,
+            ..HvState::default()
+        };
+        Self {
+            state: Box::new(state),
+            registers: Box::new(Registers::default()),
+        }
+    }
+
+    /// Makes the decrementer positive. Other registers stay as they are: nothing is executed.
+    fn prime(&mut self) {
+        *self.registers = Registers {
+            msr: MSR_SF | MSR_ME,
+            ..Registers::default()
+        };
+        self.state.dpdes = 0;
+        self.state.hdec_expiry = spr::timebase().saturating_add(Self::FAR);
+        // SAFETY: the partition has no memory. How it is left says nothing.
+        let _ = unsafe { V1::enter(&mut self.state, &mut self.registers) };
+    }
+}
+
+/// Whether other CPUs see to it that guests leave at the ends of their slices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Watched {
+    /// They do.
+    ByOthers,
+    /// There is no other CPU.
+    ByNobody,
+}
+
 /// The right to run guests on this thread. While it exists there is no watchpoint below the thread's
 /// stack, because it would be the guest's, too; the pattern stays.
 #[derive(Debug)]
 pub(crate) struct GuestThread {
     watched: bool,
+    primer: Option<Primer>,
     /// Not to be sent elsewhere.
     _here: PhantomData<*const ()>,
 }
@@ -283,10 +370,11 @@ impl GuestThread {
     ///
     /// # Safety
     /// There must be one a thread at most.
-    pub(crate) unsafe fn claim() -> Self {
+    pub(crate) unsafe fn claim(ends: Watched) -> Self {
         presentation::open();
         Self {
             watched: hcall::watch_nothing().is_ok(),
+            primer: (ends == Watched::ByNobody).then(Primer::new),
             _here: PhantomData,
         }
     }
@@ -339,27 +427,30 @@ impl Loaded<'_> {
     ///
     /// # Safety
     /// The partition's tree must give the guest only memory that is its own.
+    #[optimize(speed)]
     pub(crate) unsafe fn run(&mut self, deadline: u64) -> Result<Exit, Refused> {
         let earliest = spr::timebase() + SHORTEST_SLICE;
         // SAFETY: passed on to the caller.
         unsafe { self.enter(deadline.max(earliest)) }
     }
 
-    /// As [`Loaded::run`], with the end of the slice as it is given. One that is past never comes:
-    /// then only another CPU ends the slice.
+    /// As [`Loaded::run`], with the end of the slice as it is given. One that is past may never come: then
+    /// only another CPU ends the slice. Where there is none, it comes at once ([`Primer`]).
     ///
     /// # Errors
     /// As [`Loaded::run`].
     ///
     /// # Safety
     /// As [`Loaded::run`].
+    #[optimize(speed)]
     pub(super) unsafe fn enter(&mut self, slice_end: u64) -> Result<Exit, Refused> {
         let vcpu = &mut *self.vcpu;
         vcpu.registers.msr = vcpu.registers.msr & !MSR_HV | MSR_ME;
         // What directed doorbells a guest leaves pending makes QEMU stop.
         vcpu.state.dpdes = 0;
-        let state = core::ptr::from_mut(&mut *vcpu.state).expose_provenance() as u64;
-        let registers = core::ptr::from_mut(&mut *vcpu.registers).expose_provenance() as u64;
+        if let Some(primer) = &mut self.thread.primer {
+            primer.prime();
+        }
         let now = spr::timebase();
         let left = vcpu.unswitched.decrementer_expires.wrapping_sub(now);
         spr::set_decrementer(
@@ -368,20 +459,14 @@ impl Loaded<'_> {
         );
         vcpu.state.hdec_expiry = slice_end;
         cpu::this().slice_begins(slice_end);
-        // SAFETY: the platform reads and writes the two structures, which are exactly as it wants
-        // them and which nothing else uses now; the guest touches its own memory only, by the
-        // caller's promise, and the registers that it changes beside those that come back with the
-        // call are the guest's as long as `self` lives.
-        let outcome = unsafe { hcall::call(Hcall::EnterNested, [state, registers, 0, 0]) };
+        // SAFETY: the guest touches its own memory only, by the caller's promise, and the registers
+        // that it changes beside those that come back are the guest's as long as `self` lives.
+        let vector = unsafe { V1::enter(&mut vcpu.state, &mut vcpu.registers) };
         cpu::this().slice_ends();
         let left = spr::decrementer();
         vcpu.unswitched.decrementer_expires = spr::timebase().wrapping_add_signed(left);
         spr::postpone_decrementer();
-        // Vectors are positive, and so are some refusals; no vector lies below the first.
-        match outcome.status {
-            status @ ..0x100 => Err(Refused { status }),
-            vector => Ok(vcpu.exit(vector.cast_unsigned())),
-        }
+        vector.map(|vector| vcpu.exit(vector))
     }
 
     /// What the guest shall find in DAR and DSISR.

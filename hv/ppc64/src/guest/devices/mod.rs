@@ -194,6 +194,7 @@ impl Devices {
     }
 
     /// Serves a hypercall; `None` for one that is not about DMA.
+    #[optimize(speed)]
     pub(crate) fn hypercall(
         &self,
         memory: &Memory,
