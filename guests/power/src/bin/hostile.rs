@@ -1,7 +1,7 @@
 //! A guest that does everything wrong: hypercalls and run-time services at random, from privileged and
 //! problem state; blocks that lie, overlap or straddle the end of memory; accesses and jumps to where
 //! nothing is; instructions at random; the decrementer's extremes; invalidations without end; process
-//! tables of garbage; a second CPU that is started and stops, and at the end loops with interrupts off.
+//! tables and translations of garbage; a second CPU that is started and stops, and at the end loops with interrupts off.
 //!
 //! Options: `seed=N` (default 1), `ops=N` (default 100000), `doorbells=1` (instructions at random may be
 //! `msgsndp`, which makes QEMU stop while it counts instructions; default 0). The same seed does the same again, as far
@@ -32,6 +32,8 @@ const SCRATCH_BYTES: u64 = 0x40_0000;
 const PROCESS_TABLE: u64 = 0x80_0000;
 const ROOT: u64 = 0x81_0000;
 const TABLE: u64 = 0x82_0000;
+/// Where the machine has registers of devices, which are none of the guest's.
+const MACHINE_REGISTERS: u64 = 0x2000_8000_0000;
 /// Instructions that are written at random.
 const CODE: u64 = 0x90_0000;
 const CODE_WORDS: u64 = 64;
@@ -186,6 +188,7 @@ fn address(random: &mut Random, end: u64) -> u64 {
         4 => scratch,
         5 => scratch & !4095,
         6 => end.wrapping_sub(random.below(64)),
+        7 if random.one_in(2) => MACHINE_REGISTERS + random.below(1 << 20),
         7 => end.wrapping_add(random.below(1 << 40)),
         8 => u64::MAX.wrapping_sub(random.below(8192)),
         _ => 1 << random.below(64) | 1 << 41,
@@ -306,7 +309,8 @@ fn attack(random: &mut Random, end: u64, count: &mut Count, number: u64) {
             cage::run(jump, CODE, 0)
         }
         90..93 => cage::run(decrement, extreme(random), 0),
-        93..96 => cage::run(invalidate, random.bits(), random.bits()),
+        93..95 => cage::run(invalidate, random.bits(), random.bits()),
+        95 => mistranslated(random),
         96..98 => second(random),
         _ => {
             let table = [
@@ -383,6 +387,20 @@ fn call(random: &mut Random, end: u64, count: &mut Count) -> Left {
     put_arguments(arguments);
     let left = cage::run(hcall_at, number, open);
     count.refused += REFUSED.load(Ordering::Relaxed) - before;
+    left
+}
+
+/// Problem state by tables of garbage. Whatever it leads to is beyond memory, or nowhere.
+fn mistranslated(random: &mut Random) -> Left {
+    call_code(random.of(&NUMBERS));
+    let at = random.of(&[PROCESS_TABLE, ROOT, TABLE]);
+    put(at, (random.bits() | 1 << 40).to_be());
+    if random.one_in(2) {
+        // So that what was cached is not used.
+        register();
+    }
+    let left = cage::run(problem_state, CODE, 0);
+    prepare();
     left
 }
 

@@ -49,6 +49,11 @@ pub(super) fn cases() -> Vec<Case> {
             neighbours::judge_must_refuse,
         ),
         doorbells(),
+        registers("power9"),
+        Case {
+            only_full: true,
+            ..registers("power10")
+        },
     ];
     let full = [
         manifest!(11, 1_000_000, "0", "beats=500 period_us=10000"),
@@ -78,6 +83,37 @@ fn hostile(name: &str, bundle: Bundle, judge: fn(&str) -> anyhow::Result<()>) ->
     ];
     case.timeout = Duration::from_secs(1200);
     case.check = Check::Judged(judge);
+    case
+}
+
+/// VMs that take turns on one thread, and plant values in each register that the platform leaves to us: one
+/// finds its own and nobody else's, and a VM that starts later on the thread finds none.
+fn registers(cpu: &str) -> Case {
+    let mut case = Case::new(
+        BOARD,
+        format!("no register leaks from one VM to another on {cpu}"),
+    )
+    .bundle(Bundle::Manifest(concat!(
+        "[[vm]]\nname = \"one\"\nmemory = \"32M\"\npin = [0]\nkernel = \"guest:registers\"\n",
+        "kernel_format = \"elf\"\nrestart = \"never\"\nappend = \"seed=1 rounds=20\"\n",
+        "[[vm]]\nname = \"two\"\nmemory = \"32M\"\npin = [0]\nkernel = \"guest:registers\"\n",
+        "kernel_format = \"elf\"\nrestart = \"never\"\nappend = \"seed=2 rounds=60\"\n",
+        "[[vm]]\nname = \"three\"\nmemory = \"32M\"\npin = [0]\nkernel = \"guest:registers\"\n",
+        "kernel_format = \"elf\"\nrestart = \"never\"\nappend = \"seed=3 rounds=20\"\n",
+        "start = \"after:one\"\n",
+    )))
+    .expect(&[
+        r"\[one\] registers start: seed=1 stale=0 of 40",
+        r"\[two\] registers start: seed=2 stale=0 of 40",
+        // The look is able to find something: its own, at the end.
+        r"\[one\] registers end: seed=1 taken=[23]\d lost=0 control=[23]\d",
+        r"\[three\] registers start: seed=3 stale=0 of 40",
+        r"\[three\] registers end: seed=3 taken=[23]\d lost=0 control=[23]\d",
+        r"\[two\] registers end: seed=2 taken=[23]\d lost=0 control=[23]\d",
+        "verdict 0: all VMs are off",
+    ]);
+    case.vary.cpu = Some(cpu.to_owned());
+    case.vary.time = Time::Instructions;
     case
 }
 
