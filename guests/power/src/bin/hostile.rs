@@ -1,7 +1,8 @@
 //! A guest that does everything wrong: hypercalls and run-time services at random, from privileged and
 //! problem state; blocks that lie, overlap or straddle the end of memory; accesses and jumps to where
 //! nothing is; instructions at random; the decrementer's extremes; invalidations without end; process
-//! tables and translations of garbage; a second CPU that is started and stops, and at the end loops with interrupts off.
+//! tables and translations of garbage; a second CPU that is started and stops, and at the end loops with
+//! interrupts off.
 //!
 //! Options: `seed=N` (default 1), `ops=N` (default 100000), `doorbells=1` (instructions at random may be
 //! `msgsndp`, which makes QEMU stop while it counts instructions; default 0). The same seed does the same again, as far

@@ -92,6 +92,7 @@ registers! { COUNT:
     tar    "mfspr 4, 815"       "mtspr 815, 4"      0x0123_4567_89ab_cdef 0;
     tidr   "mfspr 4, 144"       "mtspr 144, 4"      0x0000_0000_0000_7654 0;
     psscr  "mfspr 4, 823"       "mtspr 823, 4"      0x0000_0000_0000_000f 0;
+    wort   "mfspr 4, 895"       "mtspr 895, 4"      0x0123_4567_89ab_cdef 0;
     hashkeyr "mfspr 4, 468"     "mtspr 468, 4"      0x0123_4567_89ab_cdef 0;
     sprg0  "mfspr 4, 272"       "mtspr 272, 4"      0x0101_0101_0101_0101 0;
     sprg3  "mfspr 4, 275"       "mtspr 275, 4"      0x0303_0303_0303_0303 0;

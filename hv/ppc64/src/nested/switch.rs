@@ -145,7 +145,7 @@ sprs! { SPRS:
     mmcr2 785 mmcra 786 pmc1 787 pmc2 788 pmc3 789 pmc4 790 pmc5 791 pmc6 792
     mmcr0 795 siar 796 sdar 797 mmcr1 798
     ebbhr 804 ebbrr 805 bescr 806 tar 815
-    tidr 144 sier 784 psscr 823
+    tidr 144 sier 784 psscr 823 wort 895
     mmcr3 754 sier2 752 sier3 753 hashkeyr 468
     fscr 153
 }

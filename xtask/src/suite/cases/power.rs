@@ -103,11 +103,11 @@ fn registers(cpu: &str) -> Case {
         "start = \"after:one\"\n",
     )))
     .expect(&[
-        r"\[one\] registers start: seed=1 stale=0 of 40",
-        r"\[two\] registers start: seed=2 stale=0 of 40",
+        r"\[one\] registers start: seed=1 stale=0 of 41",
+        r"\[two\] registers start: seed=2 stale=0 of 41",
         // The look is able to find something: its own, at the end.
         r"\[one\] registers end: seed=1 taken=[23]\d lost=0 control=[23]\d",
-        r"\[three\] registers start: seed=3 stale=0 of 40",
+        r"\[three\] registers start: seed=3 stale=0 of 41",
         r"\[three\] registers end: seed=3 taken=[23]\d lost=0 control=[23]\d",
         r"\[two\] registers end: seed=2 taken=[23]\d lost=0 control=[23]\d",
         "verdict 0: all VMs are off",
