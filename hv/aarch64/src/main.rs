@@ -25,12 +25,12 @@ mod serial;
 mod smp;
 mod survey;
 
-use boot::{Logger, Options, Verdict};
+use boot::{ItsSnoop, Logger, Options, Verdict};
 use console::{Pl011, SystemCounter};
 use dtoolkit::fdt::Fdt;
 use early::Handover;
 use hal::Clock;
-use machine::Machine;
+use machine::{Coherency, Machine};
 use types::{PageSize, Span};
 
 static LOGGER: spin::Once<Logger<Pl011, SystemCounter>> = spin::Once::new();
@@ -52,7 +52,7 @@ fn run(handover: Handover) -> ! {
     log::set_max_level(log::LevelFilter::Info);
     log::info!("Bulkhead {} on Arm, EL2", env!("CARGO_PKG_VERSION"));
 
-    let machine = match Machine::from_fdt(fdt) {
+    let mut machine = match Machine::from_fdt(fdt) {
         Ok(machine) => machine,
         Err(error) => {
             log::error!("device tree: {error}");
@@ -66,6 +66,11 @@ fn run(handover: Handover) -> ! {
     log::set_max_level(options.log);
     if let Some(test) = options.self_test {
         self_test::provoke(test);
+    }
+    if options.its == ItsSnoop::Never {
+        for its in &mut machine.itss {
+            its.coherency = Coherency::NonCoherent;
+        }
     }
     let mut holdings = survey::take(&machine, fdt_span, map);
     let bundle = survey::bundle(&machine, &mut holdings.map);

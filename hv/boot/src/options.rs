@@ -36,6 +36,16 @@ impl SelfTest {
     }
 }
 
+/// Whether ITSs and redistributors see the CPUs' caches.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ItsSnoop {
+    /// As the device tree says.
+    #[default]
+    AsTold,
+    /// `noncoherent`: they do not, whatever it says.
+    Never,
+}
+
 /// A `bulkhead.…` word that means nothing to this version.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Unknown<'a>(pub &'a str);
@@ -48,6 +58,8 @@ pub struct Options {
     pub log: LevelFilter,
     /// `bulkhead.test=…`: see [`SelfTest`].
     pub self_test: Option<SelfTest>,
+    /// `bulkhead.its=noncoherent` (Arm).
+    pub its: ItsSnoop,
 }
 
 impl Default for Options {
@@ -55,6 +67,7 @@ impl Default for Options {
         Self {
             log: LevelFilter::Info,
             self_test: None,
+            its: ItsSnoop::AsTold,
         }
     }
 }
@@ -73,6 +86,10 @@ impl Options {
                 Some(("test", test)) => SelfTest::parse(test)
                     .map(|test| options.self_test = Some(test))
                     .is_some(),
+                Some(("its", "noncoherent")) => {
+                    options.its = ItsSnoop::Never;
+                    true
+                }
                 _ => false,
             };
             if !understood {
@@ -89,25 +106,30 @@ mod tests {
 
     use log::LevelFilter;
 
-    use super::{Options, SelfTest, Unknown};
+    use super::{ItsSnoop, Options, SelfTest, Unknown};
 
     #[test]
     fn words_of_others_are_ignored_and_wrong_ones_are_named() {
         let mut unknown = Vec::new();
         let options = Options::parse(
-            "console=hvc0 bulkhead.log=debug bulkhead.colour=red bulkhead.test=panic bulkhead.log=loud",
+            "console=hvc0 bulkhead.log=debug bulkhead.colour=red bulkhead.test=panic bulkhead.log=loud bulkhead.its=noncoherent bulkhead.its=coherent",
             |word| unknown.push(word),
         );
         assert_eq!(
             options,
             Options {
                 log: LevelFilter::Debug,
-                self_test: Some(SelfTest::Panic)
+                self_test: Some(SelfTest::Panic),
+                its: ItsSnoop::Never,
             }
         );
         assert_eq!(
             unknown,
-            [Unknown("bulkhead.colour=red"), Unknown("bulkhead.log=loud")]
+            [
+                Unknown("bulkhead.colour=red"),
+                Unknown("bulkhead.log=loud"),
+                Unknown("bulkhead.its=coherent"),
+            ]
         );
     }
 

@@ -1,5 +1,7 @@
 //! The driver against an ITS that keeps what it is told.
 
+mod noncoherent;
+
 use core::cell::{Cell, RefCell};
 
 use alloc::collections::BTreeMap;

@@ -345,6 +345,19 @@ pub(crate) fn controller(node: Node<'_, '_>) -> Result<Option<InterruptControlle
     Ok(is_xics(node).then_some(InterruptController::Xics))
 }
 
+/// Machines whose ITS and redistributors do not snoop, whatever their registers take and an older tree
+/// leaves out [Linux, Documentation/arch/arm64/silicon-errata.rst: `ROCKCHIP_ERRATUM_3588001`].
+const SNOOPLESS: [&str; 2] = ["rockchip,rk3588", "rockchip,rk3588s"];
+
+/// The ITS has tables of its own, and the redistributors below the same controller have some, too.
+fn is_noncoherent(its: Node<'_, '_>) -> bool {
+    let above = core::iter::successors(Some(its), |node| node.parent());
+    let (gic, root) = (its.parent(), above.last());
+    its.has("dma-noncoherent")
+        || gic.is_some_and(|gic| gic.has("dma-noncoherent"))
+        || root.is_some_and(|root| SNOOPLESS.iter().any(|name| root.is_compatible(name)))
+}
+
 pub(crate) fn its(node: Node<'_, '_>) -> Result<Option<Its>, Error> {
     if !node.is_compatible("arm,gic-v3-its") {
         return Ok(None);
@@ -352,7 +365,7 @@ pub(crate) fn its(node: Node<'_, '_>) -> Result<Option<Its>, Error> {
     Ok(Some(Its {
         registers: first_register(node)?,
         phandle: node.u32("phandle")?,
-        coherency: if node.has("dma-noncoherent") {
+        coherency: if is_noncoherent(node) {
             Coherency::NonCoherent
         } else {
             Coherency::Coherent

@@ -388,6 +388,20 @@ fn interrupt_numbers_outside_their_range_are_refused() {
 }
 
 #[test]
+fn an_its_snoops_unless_the_tree_or_the_machine_says_otherwise() {
+    let its = |tree: N| read(tree).itss[0].coherency;
+    assert_eq!(its(virt(1)), Coherency::Coherent);
+    for place in [&["intc@8000000", "its@8080000"][..], &["intc@8000000"]] {
+        let told = virt(1).edit(place, |node| node.flag("dma-noncoherent"));
+        assert_eq!(its(told), Coherency::NonCoherent, "{place:?}");
+    }
+    let machine = virt(1).text("compatible", &["radxa,rock-5b", "rockchip,rk3588"]);
+    assert_eq!(its(machine), Coherency::NonCoherent);
+    let other = virt(1).text("compatible", &["rockchip,rk3399"]);
+    assert_eq!(its(other), Coherency::Coherent);
+}
+
+#[test]
 fn several_smmus_serve_parts_of_one_bridge_and_platform_masters() {
     let second = node("smmuv3@a050000")
         .cells("phandle", &[0x7000])

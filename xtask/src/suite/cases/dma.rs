@@ -265,6 +265,17 @@ fn guarded() -> Vec<Case> {
         ],
     );
 
+    // QEMU's snoops all the same: that it does without is tested on the host (`gic`).
+    let snoopless = guarded_case(
+        "messages arrive by an ITS that is taken for one that does not snoop",
+        Bundle::Manifest(vm!("a", "probe", [0], [1, 2], "")),
+    )
+    .args(&["-append", "bulkhead.its=noncoherent"])
+    .expect(&[
+        r"its 0: \S+, not coherent",
+        r"dma verdict: probe ok: devices=2 bar=1048576 moved=2 lpis=\d+",
+    ]);
+
     // Neither the SMMU nor the ITS can tell what is behind such a bridge apart.
     let name =
         "devices behind a bridge to conventional PCI do DMA and interrupt, by an ID they share";
@@ -294,6 +305,7 @@ fn guarded() -> Vec<Case> {
         at_once,
         alike,
         level,
+        snoopless,
         shared,
         no_peers,
         with_peers,
