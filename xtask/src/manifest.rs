@@ -207,6 +207,7 @@ struct RawDevice {
     guest: Option<Spanned<String>>,
     #[serde(default)]
     p2p: bool,
+    smmu: Option<Spanned<u8>>,
 }
 
 /// A number of bytes: `536870912`, `"512M"`, `"1 GiB"`.
@@ -568,7 +569,12 @@ impl<'a> Reader<'a> {
         for (index, device) in raw.into_iter().enumerate() {
             let at = |field| (Some(vm), Some(index), field);
             self.spans.insert(at(Field::Devices), device.span());
-            let RawDevice { host, guest, p2p } = device.into_inner();
+            let RawDevice {
+                host,
+                guest,
+                p2p,
+                smmu,
+            } = device.into_inner();
             self.spans.insert(at(Field::Host), host.span());
             let refuse = |reader: &Self, field, why: bundle::DeviceAddressError| {
                 let place = Place {
@@ -598,6 +604,10 @@ impl<'a> Reader<'a> {
                 } else {
                     PeerToPeer::Refused
                 },
+                smmu: smmu.map_or(0, |smmu| {
+                    self.spans.insert(at(Field::Smmu), smmu.span());
+                    smmu.into_inner()
+                }),
             });
         }
         Ok(devices)

@@ -261,11 +261,13 @@ fn assign(
         let same = |device: &&bundle::Device| device.host == HostDevice::Pci { segment, bdf };
         let device = config.devices.iter().find(same);
         let p2p = device.map_or(PeerToPeer::Refused, |device| device.p2p);
+        let smmu = device.map_or(0, |device| device.smmu);
         assigned.push(Assigned {
             function,
             guest,
             pin,
             p2p,
+            smmu,
         });
     }
     let untranslated = untranslated_peers(&assigned, hardware);

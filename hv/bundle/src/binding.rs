@@ -410,13 +410,22 @@ fn device(node: &FdtNode<'_>, parent: &str) -> Result<Device, BindingError> {
         Some(()) => PeerToPeer::Allowed,
         None => PeerToPeer::Refused,
     };
+    let smmu = match at.u32("guest-smmu")? {
+        None => 0,
+        Some(number) => u8::try_from(number).map_err(|_| at.illegal("guest-smmu"))?,
+    };
     if let Some(child) = node.children().next() {
         return Err(BindingError::UnknownNode {
             path: format!("{}/{}", at.path, child.name()),
         });
     }
     at.finish()?;
-    Ok(Device { host, guest, p2p })
+    Ok(Device {
+        host,
+        guest,
+        p2p,
+        smmu,
+    })
 }
 
 /// A node being written. Names are constants of the binding, so they need no check.
@@ -521,6 +530,9 @@ fn write_device(index: usize, device: &Device) -> Writer {
     }
     if device.p2p == PeerToPeer::Allowed {
         node.flag("peer-to-peer");
+    }
+    if device.smmu > 0 {
+        node.cells("guest-smmu", &[device.smmu.into()]);
     }
     node
 }

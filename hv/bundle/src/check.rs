@@ -10,7 +10,7 @@ use core::fmt;
 
 use crate::{
     Field, Firmware, GuestDevice, HostDevice, IommuMode, MANIFEST_NAME, MAX_CPUS, MAX_DEVICES,
-    MAX_VMS, MEMORY_ALIGNMENT, Manifest, Place, Start, TcePolicy, UnsafeDma, VmConfig,
+    MAX_SMMU, MAX_VMS, MEMORY_ALIGNMENT, Manifest, Place, Start, TcePolicy, UnsafeDma, VmConfig,
     archive::is_file_name,
 };
 
@@ -327,6 +327,10 @@ fn check_devices(index: usize, vm: &VmConfig, boot: &mut Owners) -> Result<(), M
             },
             problem,
         };
+        if device.smmu > MAX_SMMU {
+            let (value, max) = (device.smmu.into(), MAX_SMMU.into());
+            return Err(at(Field::Smmu, Invalid::Range { value, min: 0, max }));
+        }
         if let Some(guest) = device.guest {
             let same_kind = matches!(
                 (device.host, guest),

@@ -48,8 +48,8 @@ pub use check::{Invalid, ManifestError};
 pub use device::{DeviceAddressError, GuestDevice, HostDevice};
 pub use manifest::{
     Console, ConsoleUart, Device, Field, Firmware, IommuMode, Kernel, KernelFormat, MAX_CPUS,
-    MAX_DEVICES, MAX_VMS, MEMORY_ALIGNMENT, Manifest, MsiPolicy, MsiWindow, PeerToPeer, Place,
-    Restart, Start, TcePolicy, UnsafeDma, VmConfig,
+    MAX_DEVICES, MAX_SMMU, MAX_VMS, MEMORY_ALIGNMENT, Manifest, MsiPolicy, MsiWindow, PeerToPeer,
+    Place, Restart, Start, TcePolicy, UnsafeDma, VmConfig,
 };
 
 /// A bundle that cannot be used.

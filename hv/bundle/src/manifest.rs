@@ -13,6 +13,8 @@ pub const MAX_CPUS: u32 = 64;
 pub const MEMORY_ALIGNMENT: u64 = 2 << 20;
 /// The most devices of a VM.
 pub const MAX_DEVICES: usize = 256;
+/// The highest number of an SMMU of a guest's.
+pub const MAX_SMMU: u8 = 7;
 
 /// What the hypervisor is to run. Every value of this type has passed [`Manifest::new`].
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -319,6 +321,8 @@ pub struct Device {
     pub guest: Option<GuestDevice>,
     /// Whether the VM's other devices may reach its BARs.
     pub p2p: PeerToPeer,
+    /// Devices with different numbers, 0 to [`MAX_SMMU`](crate::MAX_SMMU), are behind different SMMUs of the guest's.
+    pub smmu: u8,
 }
 
 /// A value of a manifest, by the name its key has there.
@@ -350,10 +354,11 @@ pub enum Field {
     Host,
     Guest,
     P2p,
+    Smmu,
 }
 
 impl Field {
-    /// The key in a TOML manifest, below its VM (below its device for the last three).
+    /// The key in a TOML manifest, below its VM (below its device for the last four).
     #[must_use]
     pub const fn key(self) -> &'static str {
         match self {
@@ -382,6 +387,7 @@ impl Field {
             Self::Host => "host",
             Self::Guest => "guest",
             Self::P2p => "p2p",
+            Self::Smmu => "smmu",
         }
     }
 }

@@ -114,13 +114,17 @@ fn report_vm(vm: &VmConfig, line: &mut dyn FnMut(fmt::Arguments<'_>)) {
     }
     for device in &vm.devices {
         line(format_args!(
-            "vm {name}: device {}{}{}",
+            "vm {name}: device {}{}{}{}",
             device.host,
             With(" as ", device.guest.as_ref().map(Guest)),
             match device.p2p {
                 PeerToPeer::Refused => "",
                 PeerToPeer::Allowed => ", peer to peer",
-            }
+            },
+            With(
+                ", behind its SMMU ",
+                Some(device.smmu).filter(|number| *number > 0)
+            )
         ));
     }
 }

@@ -96,7 +96,7 @@ msi = "vits"
 msi_window = { start = 0x0900_0000, size = "2M" }
 devices = [
   { host = "0000:00:02.0", guest = "00:01.0", p2p = true },
-  { host = "0000:00:03.0" },
+  { host = "0000:00:03.0", smmu = 1 },
 ]
 [[vm]]
 name = "b"
@@ -171,7 +171,7 @@ fn unknown_and_missing_keys_are_named_with_what_is_allowed() {
     );
     let unknown = refused_line("devices = [{ hosts = \"x\" }]");
     assert!(
-        unknown.contains("unknown field `hosts`, expected one of `host`, `guest`, `p2p`"),
+        unknown.contains("unknown field `hosts`, expected one of `host`, `guest`, `p2p`, `smmu`"),
         "{unknown}"
     );
     let missing = refusal("[[vm]]\nname = \"linux\"\nkernel = \"k\"\n");

@@ -62,7 +62,6 @@ struct State {
 /// A guest's SMMU over one of the machine's.
 pub(crate) struct GuestSmmu {
     hardware: &'static Hardware,
-    unit: UnitId,
     features: Features,
     lines: Lines,
     state: Mutex<State>,
@@ -96,7 +95,6 @@ impl GuestSmmu {
         let smmu = smmu.ok_or("the platform has no SMMU")?;
         Ok(Self {
             hardware,
-            unit,
             features,
             lines: Lines {
                 event: smmu.event.intid(),
@@ -134,11 +132,6 @@ impl GuestSmmu {
             ..Options::default()
         };
         Features::derive(&identity, options).map_err(|unfit| format!("its SMMU: {unfit}"))
-    }
-
-    /// The machine's SMMU that it is over.
-    pub(crate) fn unit(&self) -> UnitId {
-        self.unit
     }
 
     /// Back to reset, without streams. None is linked.

@@ -146,7 +146,7 @@ impl Devices<'_> {
         };
         let behind = self.seats().filter_map(|(seat, function)| {
             let behind = function.smmu?;
-            Some((seat.guest, behind.unit))
+            Some((seat.guest, (behind.unit, seat.smmu)))
         });
         platform
             .add_virt_smmus(behind)
@@ -191,15 +191,17 @@ impl Devices<'_> {
         seats.filter_map(|seat| Some((seat, functions.get(seat.function)?)))
     }
 
-    /// The SMMUs that the devices are behind, in the order of the devices, all of which nest; or why there are none.
+    /// The machine's SMMU below each of the guest's, in the order of the devices, all of which nest; or why there are
+    /// none.
     fn nesting_units(&self) -> Result<Vec<UnitId>, String> {
-        let mut units = Vec::new();
-        for (_, function) in self.seats() {
+        let mut keys = Vec::new();
+        for (seat, function) in self.seats() {
             let Some(behind) = function.smmu else {
                 return Err("a device of it is behind no SMMU".into());
             };
-            if !units.contains(&behind.unit) {
-                units.push(behind.unit);
+            let key = (behind.unit, seat.smmu);
+            if !keys.contains(&key) {
+                keys.push(key);
             }
             if !self.hardware.is_alone(function) {
                 return Err(format!(
@@ -208,13 +210,13 @@ impl Devices<'_> {
                 ));
             }
         }
-        if units.is_empty() {
+        if keys.is_empty() {
             return Err("it has no device".into());
         }
-        for unit in &units {
+        for (unit, _) in &keys {
             GuestSmmu::features(self.hardware, *unit, IPA_BITS)?;
         }
-        Ok(units)
+        Ok(keys.into_iter().map(|(unit, _)| unit).collect())
     }
 }
 

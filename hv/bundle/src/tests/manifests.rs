@@ -213,6 +213,15 @@ fn a_device_has_one_owner_at_a_time() {
 }
 
 #[test]
+fn a_guest_has_at_most_eight_smmus() {
+    let behind = |smmu| Device { smmu, ..pci(8) };
+    assert_eq!(
+        refusal(|vm| vm.devices = vec![behind(8)]),
+        "vm[0].devices[0].smmu: 8 is outside 0 to 7"
+    );
+}
+
+#[test]
 fn devices_are_shown_at_distinct_places_of_their_kind() {
     let at = |device: Device, guest: &str| Device {
         guest: Some(guest.parse().unwrap()),

@@ -26,6 +26,7 @@ fn pci(bits: u16) -> Device {
         },
         guest: None,
         p2p: PeerToPeer::Refused,
+        smmu: 0,
     }
 }
 
@@ -51,6 +52,7 @@ fn everything() -> Manifest {
         Device {
             guest: Some(GuestDevice::Pci(Bdf::from_bits(0x10))),
             p2p: PeerToPeer::Allowed,
+            smmu: 1,
             ..pci(0x0110)
         },
         pci(0x18),
@@ -72,6 +74,7 @@ fn everything() -> Manifest {
         },
         guest: Some(GuestDevice::Phb(0)),
         p2p: PeerToPeer::Refused,
+        smmu: 0,
     }];
     let mut third = VmConfig::new("third", 64 << 20, "linux/kernel");
     third.start = Start::Manual;

@@ -178,6 +178,17 @@ impl World {
         }
     }
 
+    /// A machine with one SMMU and a VM that has two over it: `vms[0]` and `vms[1]`, over one memory.
+    pub(crate) fn two_over_one() -> Self {
+        let mut world = Self::cold(Model::default());
+        world.vms.truncate(1);
+        let second = world.vms[0].beside(&mut world.core, 0, [0, 0xff]);
+        world.vms.push(second);
+        world.bring_up(0);
+        world.bring_up(1);
+        world
+    }
+
     /// A machine with two SMMUs and one VM, whose devices are behind both: `vms[0]` and `vms[1]` are its two SMMUs
     /// over one memory. The machine's stream IDs are the same at either.
     pub(crate) fn two_units() -> Self {

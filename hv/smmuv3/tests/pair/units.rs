@@ -108,3 +108,43 @@ fn memory_taken_from_the_vm_is_out_of_reach_behind_both() {
         ));
     }
 }
+
+#[test]
+fn two_smmus_over_one_have_address_spaces_of_their_own() {
+    let mut world = World::two_over_one();
+    // Both guests' drivers use ASID 1, and the same address leads to two places.
+    for _ in 0..2 {
+        assert_eq!(world.dma(0, DISK, AT), Ok(world.pa(0, DATA)));
+        assert_eq!(world.dma(1, DISK, AT), Ok(world.pa(0, DATA + SHIFT)));
+    }
+    let entries = [0, 1].map(|vm| {
+        let unit = UnitId::new(0);
+        let source = world.source(vm, DISK);
+        let endpoint = Endpoint { unit, source };
+        world.core.backend().read_entry(endpoint).unwrap()
+    });
+    assert_ne!(entries[0].vmid(), entries[1].vmid());
+    // Everything that the one's guest invalidates is its own.
+    world.put(1, TABLES[2] + 5 * 8, &[leaf(DATA)]);
+    world.send(0, &[[0x30, 0]]);
+    assert_eq!(
+        world.dma(1, DISK, AT),
+        Ok(world.pa(0, DATA + SHIFT)),
+        "cached"
+    );
+    world.send(1, &[[0x30, 0]]);
+    assert_eq!(world.dma(1, DISK, AT), Ok(world.pa(0, DATA)));
+    // Faults are told by the one the device is behind.
+    assert!(world.dma(1, NET, 0x9000).is_err());
+    world.events();
+    assert_eq!(world.guest_event(0), None);
+    assert_eq!(
+        world.guest_event(1).unwrap()[0],
+        0x10 | u64::from(NET) << 32
+    );
+    // Off, the one takes nothing of the other.
+    world.write(0, regs::GBPA, Width::Word, 1 << 31 | 1 << 20);
+    world.write(0, regs::CR0, Width::Word, 0xc);
+    assert_eq!(world.dma(0, DISK, AT), Err(Fault::Silent));
+    assert_eq!(world.dma(1, DISK, AT), Ok(world.pa(0, DATA)));
+}

@@ -82,6 +82,7 @@ pub(super) fn cases() -> Vec<Case> {
         matrix(),
         vec![reset(), handed_on()],
         lives(),
+        two(),
         vec![refused()],
     ]
     .concat()
@@ -186,6 +187,53 @@ fn matrix() -> Vec<Case> {
             case
         })
         .collect()
+}
+
+/// The four devices, two of them behind an SMMU of their own.
+const BEHIND_TWO: &str = r#"{ host = "0000:00:01.0" }, { host = "0000:00:02.0", smmu = 1 }, { host = "0000:00:03.0" },
+    { host = "0000:00:04.0", smmu = 1 }"#;
+
+/// A guest with two SMMUs: Linux drives both, each device behind its own, and the program's faults are in the log of
+/// the one that its device is behind.
+fn two() -> Vec<Case> {
+    let linuxes = [("6.12", "acpi", "rmr"), ("6.1", "dt", "vits")];
+    linuxes
+        .map(|(kernel, firmware, policy)| {
+            let linux = Linux {
+                kernel,
+                firmware,
+                policy,
+                words: "iommu.strict=1",
+                vcpus: 2,
+                devices: BEHIND_TWO,
+            };
+            let name = format!(
+                "a guest's two SMMUs, devices behind each: Linux {kernel} by {firmware}, {policy}"
+            );
+            let actions = format!("iommu:{policy},irqs,net,disk,vfio");
+            let mut case = with_devices(name, linux.does(&actions)).expect(&[
+                &format!("vm linux: its guest has 2 SMMUs of its own, messages by {policy}"),
+                &format!("action iommu: ok: 2 SMMUs, 3 devices, DMA, {policy}"),
+                r"action irqs: ok: [1-9]\d* interrupts by 3 devices",
+                "action net: ok: 2 interfaces",
+                "action disk: ok: 1 disks",
+            ]);
+            case.expects.extend(driven("DMA"));
+            case = case
+                .expect(&["action vfio: ok: 1 devices driven by a program", "/ # "])
+                .types("\x1dm")
+                .asks(
+                    "devices linux",
+                    &[
+                        "its guest's SMMU: 2 streams, [1-9][0-9]* commands, 0 refused, [1-9]",
+                        "its guest's SMMU: 2 streams, [1-9][0-9]* commands, 0 refused, [1-9]",
+                    ],
+                )
+                .asks("quit", &["verdict 0: the monitor was told to quit"]);
+            case.forbids.push(FAILED.to_owned());
+            case
+        })
+        .into()
 }
 
 /// A reset of the VM, and all of it again with devices that were reset too.

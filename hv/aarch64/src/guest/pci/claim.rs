@@ -142,7 +142,9 @@ impl GuestPci {
             let mebibytes = window.bytes >> 20;
             core.set_msi_size(behind.device, mebibytes).map_err(say)?;
         }
-        let known = dma.domains.iter().find(|(unit, _)| *unit == behind.unit);
+        let place = self.behind.iter().find(|(known, _)| *known == held.guest);
+        let key = (behind.unit, place.map_or(0, |(_, place)| *place));
+        let known = dma.domains.iter().find(|(known, _)| *known == key);
         let domain = match known {
             Some((_, domain)) => *domain,
             None => {
@@ -153,7 +155,7 @@ impl GuestPci {
                 let domain = core
                     .create_domain(behind.device, ioas, options)
                     .map_err(say)?;
-                dma.domains.push((behind.unit, domain));
+                dma.domains.push((key, domain));
                 let table = core.domain(domain).map_err(say)?.table();
                 if let Some(table) = table {
                     vm.lend(core.backend_mut(), table);
@@ -192,7 +194,7 @@ impl GuestPci {
             }
         }
         drop(core);
-        if let Some(smmu) = self.smmu_of(function)
+        if let Some(smmu) = self.smmu_of(held.guest)
             && let Err(error) = smmu.link(vm, held.guest, behind.device, domain)
         {
             self.detach(held);
@@ -205,7 +207,7 @@ impl GuestPci {
         let Some(function) = self.hardware.functions.get(held.function) else {
             return;
         };
-        if let Some(smmu) = self.smmu_of(function)
+        if let Some(smmu) = self.smmu_of(held.guest)
             && smmu.unlink(held.guest)
         {
             return;

@@ -26,7 +26,7 @@ impl GuestPci {
             event: u16::try_from(data).ok()?,
         };
         let function = self.hardware.functions.get(held.function)?;
-        let Some(smmu) = self.smmu_of(function) else {
+        let Some(smmu) = self.smmu_of(held.guest) else {
             let written = held.direct_doorbell.unwrap_or(address);
             return (address == self.doorbell).then_some((route, written));
         };

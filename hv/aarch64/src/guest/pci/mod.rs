@@ -47,6 +47,8 @@ pub(crate) struct Assigned {
     pub(crate) pin: Pin,
     /// Whether the VM's devices reach its BARs.
     pub(crate) p2p: PeerToPeer,
+    /// Tells it from devices behind the same SMMU of the machine's that are to be behind another of the guest's.
+    pub(crate) smmu: u8,
 }
 
 /// A BAR that the guest sees.
@@ -85,7 +87,8 @@ struct State {
 #[derive(Default)]
 struct Dma {
     ioas: Option<(IoasId, MemoryId)>,
-    domains: Vec<(UnitId, DomainId)>,
+    /// By the machine's SMMU and the place of the guest's: the guest's address spaces are told apart by SMMU.
+    domains: Vec<((UnitId, usize), DomainId)>,
 }
 
 /// A VM's PCI segment.
@@ -99,6 +102,8 @@ pub(crate) struct GuestPci {
     /// The SMMUs that the guest sees, in the order of the platform: one for each of the machine's that its devices are
     /// behind, or none.
     smmus: Vec<GuestSmmu>,
+    /// Which of them each device is behind.
+    behind: Vec<(Bdf, usize)>,
     msi: bundle::MsiPolicy,
     /// The devices, as the manifest has them.
     seats: Vec<Assigned>,
@@ -190,6 +195,10 @@ impl GuestPci {
                 .filter_map(firmware::PciWindow::span)
                 .collect(),
             msi_window: config.msi_window,
+            behind: assigned
+                .iter()
+                .filter_map(|seat| Some((seat.guest, platform.smmu_of(seat.guest)?)))
+                .collect(),
             smmus,
             msi: super::vm::msi_policy(config),
             seats: assigned.to_vec(),
@@ -238,10 +247,9 @@ impl GuestPci {
     }
 
     /// The SMMU of the guest's that a device is behind.
-    fn smmu_of(&self, function: &Function) -> Option<&GuestSmmu> {
-        let behind = function.smmu?;
-        let mut smmus = self.smmus.iter();
-        smmus.find(|smmu| smmu.unit() == behind.unit)
+    fn smmu_of(&self, guest: Bdf) -> Option<&GuestSmmu> {
+        let (_, place) = self.behind.iter().find(|(known, _)| *known == guest)?;
+        self.smmus.get(*place)
     }
 
     /// The SMMU whose register is so far behind the first register of the first, and how far behind its own first.
@@ -265,7 +273,7 @@ impl GuestPci {
         let seat = self.seats.iter().find(|seat| seat.guest == bdf)?;
         let function = self.hardware.functions.get(seat.function)?;
         let mut lines = Vec::from([self.hardware.entry(function)?]);
-        match self.smmu_of(function) {
+        match self.smmu_of(bdf) {
             Some(smmu) => lines.extend(smmu.walk(
                 vm,
                 bdf,
@@ -287,8 +295,7 @@ impl GuestPci {
     /// Tells the guest of a hardware event of one of its devices; `None` when it is not the guest's to see.
     pub(crate) fn report(&self, vm: &Vm, function: usize, event: &Event) -> Option<Kicks> {
         let seat = self.seats.iter().find(|seat| seat.function == function)?;
-        let of = self.hardware.functions.get(function)?;
-        let (delivery, kicks) = self.smmu_of(of)?.report(vm, seat.guest, event);
+        let (delivery, kicks) = self.smmu_of(seat.guest)?.report(vm, seat.guest, event);
         (delivery == Delivery::Delivered).then_some(kicks)
     }
 
