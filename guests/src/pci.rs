@@ -23,6 +23,8 @@ pub const BUS_MASTER: u16 = 1 << 2;
 pub const INTERRUPT_DISABLE: u16 = 1 << 10;
 /// The capability ID of MSI.
 pub const CAP_MSI: u8 = 0x05;
+/// The capability ID of MSI-X.
+pub const CAP_MSIX: u8 = 0x11;
 /// Capabilities that fit into 256 bytes: a longer list goes in circles.
 const MOST_CAPABILITIES: usize = 48;
 
@@ -165,6 +167,15 @@ impl Function {
             Some((at, self.read8(at)))
         })
         .take(MOST_CAPABILITIES)
+    }
+
+    /// Where its MSI-X table is, with MSI-X on: the BAR, the offset in it, how many vectors.
+    pub fn start_msix(self) -> Option<(usize, usize, usize)> {
+        let at = self.capability(CAP_MSIX)?;
+        let control = self.read16(at + 2);
+        self.write16(at + 2, control | 1 << 15);
+        let place = self.read32(at + 4) as usize;
+        Some((place & 7, place & !7, usize::from(control & 0x7ff) + 1))
     }
 
     /// Its MSI capability.

@@ -2,16 +2,17 @@
 
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use guests::edu::REG_RAISE;
+use guests::edu::{self, REG_RAISE};
 use guests::its::{self, BASER, CBASER, CREADR, CTLR, CWRITER, Command, Its, command};
 use guests::options::Options;
-use guests::platform::{ITS, UART};
+use guests::pci::{self, BUS_MASTER, Function, MEMORY_SPACE};
+use guests::platform::{DOORBELL, ITS, UART};
 use guests::random::Random;
 use guests::{cpu, mmio, println};
 
 use crate::memory;
 use crate::{
-    Devices, RECEIVED, ROLE, ROLE_MESSAGES, Summary, Verdict, attempt, await_lpis, lpis,
+    Devices, Failure, RECEIVED, ROLE, ROLE_MESSAGES, Summary, Verdict, attempt, await_lpis, lpis,
     start_messages,
 };
 
@@ -19,6 +20,9 @@ use crate::{
 const ANEW: u64 = 128;
 /// Where the second CPU finds the device's register; 0 as long as it is to wait.
 static RAISE_AT: AtomicU64 = AtomicU64::new(0);
+/// An MSI-X table that the second CPU rewrites, and how many vectors it has.
+static TABLE: (AtomicU64, AtomicU64) = (AtomicU64::new(0), AtomicU64::new(0));
+static REWRITTEN: AtomicU64 = AtomicU64::new(0);
 static OVER: AtomicBool = AtomicBool::new(false);
 static SENT: AtomicU64 = AtomicU64::new(0);
 
@@ -26,7 +30,12 @@ static SENT: AtomicU64 = AtomicU64::new(0);
 pub(crate) fn second_cpu() -> ! {
     Its::start_lpis(memory::ITS);
     cpu::unmask();
+    let mut random = Random::new(1, 1);
     while !OVER.load(Ordering::SeqCst) {
+        let table = usize::try_from(TABLE.0.load(Ordering::SeqCst)).unwrap_or(0);
+        if table != 0 {
+            rewrite(&mut random, table, TABLE.1.load(Ordering::SeqCst));
+        }
         let at = usize::try_from(RAISE_AT.load(Ordering::SeqCst)).unwrap_or(0);
         if at != 0 {
             mmio::write32(at, 1);
@@ -40,6 +49,40 @@ pub(crate) fn second_cpu() -> ! {
     }
 }
 
+/// Writes a part of a vector: its address, data or mask, sensible or not.
+fn rewrite(random: &mut Random, table: usize, vectors: u64) {
+    let vector = usize::try_from(random.below(vectors)).unwrap_or(0);
+    let part = usize::try_from(random.below(4)).unwrap_or(0);
+    let low = u32::try_from(DOORBELL).unwrap_or(0);
+    let value = match (part, random.below(4)) {
+        (0, 0..3) => low,
+        (1, 0..3) => 0,
+        (2, 0..3) => u32::try_from(random.below(8)).unwrap_or(0),
+        (3, _) => u32::try_from(random.below(2)).unwrap_or(0),
+        _ => random.word(),
+    };
+    mmio::write32(table + 16 * vector + 4 * part, value);
+    REWRITTEN.fetch_add(1, Ordering::SeqCst);
+}
+
+/// Finds a function with MSI-X that is no `edu`, turns it on, and has the second CPU write its table.
+fn find_table() -> Result<(), Failure> {
+    let mut others = Function::all().filter(|function| function.read32(pci::IDS) != edu::IDS);
+    let Some(function) = others.find(|f| f.capability(pci::CAP_MSIX).is_some()) else {
+        return Ok(());
+    };
+    function.command(0);
+    let base = crate::bar_address(2 * crate::MOST_DEVICES);
+    let (bar, offset, vectors) = function.start_msix().ok_or("MSI-X went away")?;
+    if function.place(bar, base as u64) != base as u64 {
+        return Err("a BAR does not keep the address that it is given".into());
+    }
+    function.command(MEMORY_SPACE | BUS_MASTER);
+    TABLE.1.store(vectors as u64, Ordering::SeqCst);
+    TABLE.0.store((base + offset) as u64, Ordering::SeqCst);
+    Ok(())
+}
+
 pub(crate) fn run(options: &Options) -> Verdict {
     let seed = options.number("seed").unwrap_or(1);
     let ops = options.number("ops").unwrap_or(10_000);
@@ -49,6 +92,7 @@ pub(crate) fn run(options: &Options) -> Verdict {
     ROLE.store(ROLE_MESSAGES, Ordering::SeqCst);
     let second = cpu::start(1) == 0;
     RAISE_AT.store((edu.base + REG_RAISE) as u64, Ordering::SeqCst);
+    find_table()?;
     println!("dma beat 0: seed={seed} ops={ops}, a second CPU: {second}");
     let mut random = Random::new(seed, 0);
     let mut commands = 0;
@@ -81,6 +125,10 @@ pub(crate) fn run(options: &Options) -> Verdict {
         await_lpis(index, before + 1)?;
         edu.acknowledge(1);
     }
+    println!(
+        "dma beat {ops}: {} writes of an MSI-X table meanwhile",
+        REWRITTEN.load(Ordering::SeqCst)
+    );
     Ok(Summary::new(&[
         ("seed", seed),
         ("ops", ops),

@@ -9,7 +9,7 @@
 //! | `probe` | BAR sized and moved, DMA both ways with the data compared, MSI by the ITS, INTx (`intx=INTID`) |
 //! | `sweep` | DMA to and from every `step` bytes (2 MiB) below `top` (4 GiB) and chosen places; `own=BYTES` of memory count as the guest's own |
 //! | `config-fuzz` | `ops` random accesses to configuration space, `seed` |
-//! | `its-flood` | `ops` commands and register accesses that an ITS must survive, `seed`; with two CPUs messages race with them |
+//! | `its-flood` | `ops` commands and register accesses that an ITS must survive, `seed`; with two CPUs messages race with them, and writes of another function's MSI-X table |
 //! | `forge` | messages with numbers and addresses that were not given, plain DMA to the doorbell |
 //! | `storm` | `rounds` of refused DMA from all devices without a pause, then messages; `stage1=1` has an SMMU of the guest's own refuse it |
 //! | `linger` | goes off (`reset=1`: starts anew) `after_us` into a DMA that is to interrupt; the next life must notice neither. Lives are told apart by nothing, the host counts |

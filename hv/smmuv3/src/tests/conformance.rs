@@ -7,10 +7,10 @@ use std::vec::Vec;
 
 use hal::fake::{FakeClock, FakeFrames, FakeMemory};
 use iommu::conformance::{self, Subject};
-use iommu::{Endpoint, Permissions, UnitId};
-use types::{Iova, Pa};
+use iommu::{Backend, Binding, Endpoint, Permissions, TableId, TableOptions, UnitId};
+use types::{Iova, Pa, StreamId};
 
-use super::hardware::{Hardware, READ, Ranges, WRITE};
+use super::hardware::{Hardware, READ, Ranges, Vmids, WRITE};
 use crate::{Locked, Platform, Smmu, SmmuBackend};
 
 type Under =
@@ -28,8 +28,12 @@ fn leak<T>(value: T) -> &'static T {
 
 impl Rig {
     fn new(ranges: Ranges) -> Self {
-        let memory = leak(FakeMemory::new(Pa::new(0x4000_0000).unwrap(), 8 << 20));
-        let hardware = leak(Hardware::new(memory, ranges));
+        Self::with_vmids(ranges, Vmids::Short)
+    }
+
+    fn with_vmids(ranges: Ranges, vmids: Vmids) -> Self {
+        let memory = leak(FakeMemory::new(Pa::new(0x4000_0000).unwrap(), 16 << 20));
+        let hardware = leak(Hardware::new(memory, ranges, vmids));
         let frames = leak(FakeFrames::new(memory));
         let locked = Locked::take(hardware, &FakeClock::default()).unwrap();
         let smmu = Smmu::enable(locked, memory, frames, FakeClock::default()).unwrap();
@@ -101,4 +105,40 @@ fn an_smmu_that_forgets_nothing_is_noticed() {
         .filter(|name| catch_unwind(|| conformance::check_one(name, deaf)).is_err())
         .collect();
     assert!(noticed.len() > 5, "{noticed:?}");
+}
+
+/// Tables until there is no VMID left, or `most`.
+fn tables(vmids: Vmids, most: usize) -> (usize, Rig) {
+    let mut rig = Rig::with_vmids(Ranges::Yes, vmids);
+    let endpoint = rig.endpoints()[0];
+    let options = TableOptions {
+        nest_parent: false,
+        dirty: false,
+    };
+    let made = (0..most).take_while(|_| rig.backend.create_table(endpoint, options).is_ok());
+    (made.count(), rig)
+}
+
+#[test]
+fn every_table_has_a_vmid_of_its_own_as_long_as_there_are_any() {
+    // VMID 0 is nobody's.
+    let (made, mut rig) = tables(Vmids::Short, 300);
+    assert_eq!(made, 255);
+    // The last one of 8 bits is told in full, and one that is free again is used again.
+    let endpoint = rig.endpoints()[0];
+    let last = TableId::new(254);
+    rig.backend
+        .install(endpoint, &Binding::Table(last))
+        .unwrap();
+    let entry = rig.backend.units()[0].entry(StreamId::new(3).unwrap());
+    assert_eq!(entry.unwrap().vmid(), 255);
+    rig.backend.destroy_table(TableId::new(7));
+    let options = TableOptions {
+        nest_parent: false,
+        dirty: false,
+    };
+    assert!(rig.backend.create_table(endpoint, options).is_ok());
+    assert!(rig.backend.create_table(endpoint, options).is_err());
+    let (made, _) = tables(Vmids::Long, 300);
+    assert_eq!(made, 300);
 }

@@ -17,6 +17,15 @@ pub(super) enum Ranges {
     No,
 }
 
+/// How long its VMIDs are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Vmids {
+    /// 8 bits.
+    Short,
+    /// 16 bits.
+    Long,
+}
+
 /// A translation as it is kept: the page of 4 KiB, and what is allowed.
 #[derive(Clone, Copy, Debug)]
 struct Cached {
@@ -40,8 +49,9 @@ pub(super) const READ: u64 = 1;
 pub(super) const WRITE: u64 = 2;
 
 impl Hardware {
-    pub(super) fn new(memory: &'static FakeMemory, ranges: Ranges) -> Self {
+    pub(super) fn new(memory: &'static FakeMemory, ranges: Ranges, vmids: Vmids) -> Self {
         let idr0 = Idr0::new()
+            .with_vmid16(vmids == Vmids::Long)
             .with_s2p(true)
             .with_ttf(0b10)
             .with_cohacc(true)

@@ -55,7 +55,7 @@ macro_rules! below_ports {
     };
 }
 
-/// The board's disk, and all that is behind one switch: a second disk, an e1000e, a virtio disk.
+/// The board's disk, and all that is behind one switch: a second disk, a NIC, a virtio disk.
 macro_rules! below_switch {
     () => {
         "{ host = \"0000:00:01.0\" }, { host = \"0000:03:00.0\" }, { host = \"0000:04:00.0\" }, \
@@ -69,9 +69,10 @@ pub(super) fn cases() -> Vec<Case> {
             format!("a disk and three NICs, on the root bus and behind ports, by {firmware}");
         with_ports(used(name, bundle, (3, 1)))
     };
-    let switch = |kernel: &str, firmware: &str, bundle, only_full| {
-        let name = format!("three disks and a NIC, behind a switch, Linux {kernel} by {firmware}");
-        let mut case = with_switch(used(name, bundle, (1, 3)));
+    let switch = |nic: &str, kernel: &str, firmware: &str, bundle, only_full| {
+        let name =
+            format!("three disks and an {nic}, behind a switch, Linux {kernel} by {firmware}");
+        let mut case = with_switch(used(name, bundle, (1, 3)), nic);
         case.only_full = only_full;
         case
     };
@@ -81,12 +82,14 @@ pub(super) fn cases() -> Vec<Case> {
         ports("dt", linux!("6.12", "dt", "2", below_ports!())),
         ports("acpi", linux!("6.12", "acpi", "2", below_ports!())),
         switch(
+            "igb",
             "6.1",
             "dt",
             linux!("6.1", "dt", "1", below_switch!()),
             false,
         ),
         switch(
+            "e1000e",
             "6.1",
             "acpi",
             linux!("6.1", "acpi", "1", below_switch!()),
@@ -243,7 +246,7 @@ pub(super) fn with_ports(mut case: Case) -> Case {
 }
 
 /// No port of QEMU's switch has access control: all that is below it is one group.
-fn with_switch(mut case: Case) -> Case {
+fn with_switch(mut case: Case, model: &str) -> Case {
     case = device(case, "pcie-root-port,id=port0,chassis=1,addr=3");
     case = device(case, "x3130-upstream,id=switch,bus=port0");
     for slot in 0..3 {
@@ -257,7 +260,7 @@ fn with_switch(mut case: Case) -> Case {
         case,
         "virtio-blk-pci,iommu_platform=on,bus=down2,drive=spare2",
     );
-    nic(case, 0, "e1000e,bus=down1")
+    nic(case, 0, &format!("{model},bus=down1"))
 }
 
 /// A VM of two, with a disk and a NIC.
@@ -403,7 +406,7 @@ fn half_a_group() -> Case {
         "vm other: powered off",
     ]);
     case.forbids.clear();
-    with_switch(case)
+    with_switch(case, "e1000e")
 }
 
 /// Behind one switch, where devices reach each other without the SMMU.
@@ -424,7 +427,7 @@ fn peers_below_a_switch() -> Case {
             "vm other: powered off",
         ]);
     case.forbids.clear();
-    with_switch(case)
+    with_switch(case, "e1000e")
 }
 
 /// The board without its SMMU.
