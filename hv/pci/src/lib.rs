@@ -25,6 +25,12 @@
 
 extern crate alloc;
 
+// What the fuzz targets share with the tests names the crate as they do.
+#[cfg(test)]
+extern crate self as pci;
+#[cfg(test)]
+extern crate std;
+
 mod assign;
 mod capability;
 mod config;

@@ -4,6 +4,7 @@ mod assign;
 mod control;
 mod enumerate;
 mod groups;
+mod guest;
 mod place;
 mod properties;
 
