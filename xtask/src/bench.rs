@@ -65,6 +65,9 @@ struct Figure {
     command: String,
 }
 
+/// The bench of DMA windows on POWER, on the command line.
+const TCE: &str = "tce";
+
 /// Runs the benches, or one. The status is 1 when a figure is over its limit.
 ///
 /// # Errors
@@ -83,6 +86,9 @@ pub(crate) fn command(options: &BenchOptions) -> Result<u8> {
         traps::NAME,
         boot::NAME
     );
+    if name == Some(TCE) {
+        return traps::run_measured(&traps::TCE);
+    }
     if name == Some(iommu::NAME) {
         return iommu::run();
     }
@@ -100,7 +106,14 @@ pub(crate) fn command(options: &BenchOptions) -> Result<u8> {
         let known: Vec<&str> = BENCHES
             .iter()
             .map(|bench| bench.name)
-            .chain([traps::NAME, boot::NAME, iommu::NAME, smmu::NAME, io::NAME])
+            .chain([
+                traps::NAME,
+                TCE,
+                boot::NAME,
+                iommu::NAME,
+                smmu::NAME,
+                io::NAME,
+            ])
             .collect();
         bail!(
             "there is no such bench; the benches are: {}",
@@ -148,6 +161,7 @@ pub(crate) fn command(options: &BenchOptions) -> Result<u8> {
             for board in &traps::BOARDS {
                 worst = worst.max(traps::run(board.name)?);
             }
+            worst = worst.max(traps::run_measured(&traps::TCE)?);
             for measured in &boot::BOARDS {
                 worst = worst.max(boot::run(measured.board)?);
             }

@@ -14,6 +14,9 @@ struct Chunk {
     entries: Box<[Tce]>,
     /// Entries that are not empty; a chunk without any is let go, or not yet filled.
     live: u16,
+    /// It has no live entry, and what it holds instead means nothing: all of a chunk is emptied without a
+    /// store.
+    is_stale: bool,
 }
 
 impl Chunk {
@@ -27,7 +30,21 @@ impl Chunk {
         Ok(Self {
             entries: entries.into_boxed_slice(),
             live: 0,
+            is_stale: false,
         })
+    }
+
+    /// Makes what it holds mean something again, apart from the entries between these two, which are
+    /// written next.
+    #[inline]
+    fn refresh(&mut self, from: usize, to: usize) {
+        if self.is_stale {
+            self.is_stale = false;
+            let (before, rest) = self.entries.split_at_mut_checked(from).unwrap_or_default();
+            before.fill(Tce::EMPTY);
+            let behind = to.saturating_sub(from);
+            rest.get_mut(behind..).unwrap_or_default().fill(Tce::EMPTY);
+        }
     }
 }
 
@@ -94,7 +111,9 @@ impl Entries {
     pub fn get(&self, index: u64) -> Tce {
         let (chunk, at) = place(index);
         match self.chunks.get(chunk) {
-            Some(Some(chunk)) => chunk.entries.get(at).copied().unwrap_or_default(),
+            Some(Some(chunk)) if !chunk.is_stale => {
+                chunk.entries.get(at).copied().unwrap_or_default()
+            }
             _ => Tce::EMPTY,
         }
     }
@@ -172,6 +191,7 @@ impl Entries {
             debug_assert!(tce.is_empty(), "an entry without room");
             return Tce::EMPTY;
         };
+        chunk.refresh(0, 0);
         let Some(entry) = chunk.entries.get_mut(within) else {
             return Tce::EMPTY;
         };
@@ -203,10 +223,11 @@ impl Entries {
             let Some(Some(chunk)) = self.chunks.get_mut(at) else {
                 return;
             };
-            let rest = chunk.entries.get_mut(within..).unwrap_or_default();
             let here = usize::try_from(count.saturating_sub(done)).unwrap_or(usize::MAX);
-            let here = here.min(rest.len());
-            let rest = rest.get_mut(..here).unwrap_or_default();
+            let here = here.min(CHUNK_LEN.saturating_sub(within));
+            let end = within.saturating_add(here);
+            chunk.refresh(within, end);
+            let rest = chunk.entries.get_mut(within..end).unwrap_or_default();
             let gone = if chunk.live == 0 {
                 0
             } else {
@@ -244,13 +265,17 @@ impl Entries {
                 let end = within.saturating_add(usize::try_from(here).unwrap_or(0));
                 let entries = chunk.entries.get_mut(within..end).unwrap_or_default();
                 let gone = if here == CHUNK {
-                    // All of it: nothing has to be counted.
+                    // All of it: nothing has to be counted or written.
+                    chunk.is_stale = true;
                     chunk.live
+                } else if chunk.is_stale {
+                    0
                 } else {
                     let live = entries.iter().filter(|entry| !entry.is_empty());
-                    u16::try_from(live.count()).unwrap_or(u16::MAX)
+                    let live = u16::try_from(live.count()).unwrap_or(u16::MAX);
+                    entries.fill(Tce::EMPTY);
+                    live
                 };
-                entries.fill(Tce::EMPTY);
                 chunk.live = chunk.live.saturating_sub(gone);
                 self.live = self.live.saturating_sub(gone.into());
                 if chunk.live == 0 {

@@ -1,4 +1,5 @@
-//! Measures what exits cost: `cargo xtask bench traps --board pseries`.
+//! Measures what exits cost: `cargo xtask bench traps --board pseries`, and with the word `tce` what entries
+//! of DMA windows do: `cargo xtask bench tce`.
 //!
 //! Everything is counted with the time base. Under QEMU's `-icount shift=0` an instruction takes a
 //! nanosecond, the hypervisor's included, and what the platform below does takes none: so a figure is
@@ -10,7 +11,8 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use power_guests::cage::{self, Left};
 use power_guests::options::Options;
-use power_guests::{cpu, guest, hcall, println, rtas};
+use power_guests::pci::Function;
+use power_guests::{cpu, guest, hcall, println, rtas, tce};
 
 guest! { main: main, secondary: secondary }
 
@@ -25,7 +27,7 @@ const UNKNOWN: u64 = 0x3fc;
 /// Ticks between setting the decrementer and its time: 250 Hz.
 const PERIOD: u64 = cpu::FREQUENCY / 250;
 
-fn main(_: Options) -> ! {
+fn main(options: Options) -> ! {
     println!("bench counter: {} Hz", cpu::FREQUENCY);
     cpu::set_decrementer(i64::from(i32::MAX));
     let _ = sample(0, || {});
@@ -34,6 +36,12 @@ fn main(_: Options) -> ! {
         "hcall-unknown",
         sample(empty, || ignore(hcall::call(UNKNOWN, [0; 4]))),
     );
+    if options.command() == Some("tce") {
+        translations(empty);
+        direct(empty, options.memory());
+        println!("bench end");
+        rtas::power_off()
+    }
     report(
         "hcall-cppr",
         sample(empty, || ignore(hcall::call(hcall::CPPR, [0xff, 0, 0, 0]))),
@@ -57,7 +65,6 @@ fn main(_: Options) -> ! {
         "machine-check",
         sample(empty, || ignore(cage::run(nowhere, 1 << 40, 0))),
     );
-    translations(empty);
     timer();
     println!("bench end");
     rtas::power_off()
@@ -133,6 +140,43 @@ fn translations(empty: u64) {
     let [write, clear] = turns(empty, |n| list(n, &SCATTERED), stuff);
     report("tce-list-scattered", write);
     report("tce-stuff-scattered", clear);
+}
+
+/// All of the guest's memory in a window with pages of 64 KiB, by lists, as Linux maps it.
+fn direct(empty: u64, bytes: u64) {
+    const PAGE: u64 = 0x1_0000;
+    const STEP: usize = LIST << 16;
+    let window = tce::create_window(Function::new(0, 0, 0), 16, bytes.ilog2());
+    let (liobn, base) = match window {
+        Ok(window) => window,
+        Err(status) => panic!("no window: {status}"),
+    };
+    let list = core::ptr::from_ref(&IN_A_ROW).expose_provenance() as u64;
+    let mut figures = [0; 3];
+    for figure in &mut figures {
+        let mut ticks = 0;
+        for first in (0..bytes).step_by(STEP) {
+            for (at, entry) in (0..).zip(&IN_A_ROW.0) {
+                entry.store(((first + at * PAGE) | 3).to_be(), Ordering::Relaxed);
+            }
+            let before = cpu::now();
+            done(hcall::call(
+                hcall::PUT_TCE_INDIRECT,
+                [liobn, base + first, list, LIST as u64],
+            ));
+            ticks += cpu::now() - before;
+        }
+        *figure = ticks * 1_000_000_000 / cpu::FREQUENCY;
+        for first in (0..bytes).step_by(STEP) {
+            done(hcall::call(
+                hcall::STUFF_TCE,
+                [liobn, base + first, 0, LIST as u64],
+            ));
+        }
+    }
+    figures.sort_unstable();
+    let [least, median, most] = figures.map(|figure| figure.saturating_sub(empty));
+    println!("bench tce-direct-2g: {median} instructions (min {least}, max {most}, 3 runs)");
 }
 
 fn done((status, _): (i64, u64)) {
