@@ -7,13 +7,44 @@
 use std::io;
 use std::os::unix::process::CommandExt as _;
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::Duration;
+
+use rustix::process::{Pid, WaitId, WaitIdOptions};
 
 use crate::qemu::Line;
+
+/// Processor time of a process that has ended and was not waited for yet, and of its children that it waited
+/// for: what it cost, whatever else the host was doing meanwhile. Waits for its end. [proc_pid_stat(5)]
+pub(crate) fn processor_time(child: &Child) -> Option<Duration> {
+    let pid = Pid::from_child(child);
+    let ended = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
+    rustix::process::waitid(WaitId::Pid(pid), ended).ok()?;
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).ok()?;
+    times_of(&stat, rustix::param::clock_ticks_per_second())
+}
+
+/// The times of a line of `/proc/PID/stat`. The program's name, in parentheses, may have anything in it.
+fn times_of(stat: &str, ticks_per_second: u64) -> Option<Duration> {
+    /// Fields 14 to 17, of which the third is the first behind the name.
+    const BEFORE: usize = 11;
+    let fields = stat.rsplit_once(") ")?.1.split_whitespace();
+    let times: Vec<u64> = fields
+        .skip(BEFORE)
+        .take(4)
+        .map_while(|field| field.parse().ok())
+        .collect();
+    if times.len() < 4 {
+        return None;
+    }
+    let ms = times.iter().sum::<u64>().checked_mul(1000)?;
+    Some(Duration::from_millis(ms.checked_div(ticks_per_second)?))
+}
 
 /// A running QEMU. Dropping it ends it.
 #[derive(Debug)]
 pub(crate) struct Qemu {
     child: Child,
+    spent: Duration,
 }
 
 impl Qemu {
@@ -44,7 +75,10 @@ impl Qemu {
         };
         // SAFETY: the closure only makes two system calls: it allocates nothing and takes no lock.
         unsafe { command.pre_exec(tie) };
-        command.spawn().map(|child| Self { child })
+        command.spawn().map(|child| Self {
+            child,
+            spent: Duration::ZERO,
+        })
     }
 
     /// Its standard streams: input, output, errors. Each can be taken once.
@@ -67,13 +101,31 @@ impl Qemu {
     /// # Errors
     /// Those of the system call.
     pub(crate) fn ended(&mut self) -> io::Result<Option<ExitStatus>> {
+        let pid = Pid::from_child(&self.child);
+        let ended = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT | WaitIdOptions::NOHANG;
+        if rustix::process::waitid(WaitId::Pid(pid), ended)?.is_none() {
+            return Ok(None);
+        }
+        self.measure();
         self.child.try_wait()
+    }
+
+    /// The processor time that it took, once it has ended.
+    pub(crate) fn spent(&self) -> Duration {
+        self.spent
+    }
+
+    fn measure(&mut self) {
+        if let Some(spent) = processor_time(&self.child) {
+            self.spent = spent;
+        }
     }
 
     /// Ends it and waits until it has.
     pub(crate) fn end(&mut self) {
         // Either may fail only because it is gone already.
         let _ = self.child.kill();
+        self.measure();
         let _ = self.child.wait();
     }
 }
@@ -106,6 +158,33 @@ mod tests {
         }
         let pid = rustix::process::Pid::from_raw(text.parse().unwrap()).unwrap();
         (qemu, pid)
+    }
+
+    #[test]
+    fn times_are_those_of_the_process_and_its_children() {
+        let stat = "7 (a) b (c) S 1 7 7 0 -1 4194560 20 10 0 0 150 50 200 100 20 0 1 0 99 1000 1";
+        assert_eq!(times_of(stat, 100), Some(Duration::from_secs(5)));
+        assert_eq!(times_of("7 (a) S 1 7 7", 100), None);
+        assert_eq!(times_of("", 100), None);
+        assert_eq!(times_of(stat, 0), None);
+    }
+
+    #[test]
+    fn what_it_took_is_known_when_it_has_ended() {
+        let busy = "i=0; while [ $i -lt 400000 ]; do i=$((i + 1)); done; :";
+        let spent = |script: &str| {
+            let mut qemu = Qemu::start(&Line {
+                program: "sh".into(),
+                args: vec!["-c".into(), format!("{script} >/dev/null; echo")],
+            })
+            .unwrap();
+            let (_stdin, mut stdout, _stderr) = qemu.streams().unwrap();
+            let _ = stdout.read(&mut [0; 1]);
+            qemu.end();
+            qemu.spent()
+        };
+        assert!(spent(busy) > Duration::ZERO);
+        assert!(spent("exec true") < Duration::from_secs(1), "the control");
     }
 
     #[test]

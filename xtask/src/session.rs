@@ -92,6 +92,8 @@ pub(crate) struct Outcome {
     pub(crate) reason: String,
     /// What QEMU itself had to say.
     pub(crate) messages: String,
+    /// The processor time that QEMU took.
+    pub(crate) spent: Duration,
 }
 
 /// What ended a run.
@@ -151,6 +153,7 @@ pub(crate) fn run(mut plan: Plan<'_>) -> Result<Outcome> {
         status,
         reason,
         messages,
+        spent: qemu.spent(),
     })
 }
 

@@ -1,5 +1,6 @@
-//! Runs the board tests, two machines at a time.
+//! Runs the board tests, several machines at a time.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, VecDeque};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,7 +12,7 @@ use regex::Regex;
 
 use super::Tally;
 use super::bundles;
-use super::cases::{Case, Check, Company, Disks, End, Ground};
+use super::cases::{Case, Check, Disks, End, Ground};
 use super::{tables, tool};
 use crate::board::{Arch, Board, Disk};
 use crate::build::{self, Built, Profile};
@@ -22,10 +23,21 @@ use crate::session::{self, Input, Outcome, Output, Plan, Until};
 use crate::watch::Watch;
 use crate::{guest, run, say, shell, workspace};
 
-/// Machines at a time.
-const WORKERS: usize = 2;
+/// Machines at a time beside one for each processor: they wait for a device's clock, a disk or a network.
+const MORE_WORKERS: usize = 1;
 /// Lines of the console that are shown of a failed run.
 const TAIL: usize = 30;
+/// Tests that are named at the end as those that took most.
+const SLOWEST: usize = 10;
+
+/// What a test took.
+#[derive(Debug, Clone, Copy, Default)]
+struct Took {
+    /// By the clock.
+    clock: Duration,
+    /// Of the host's processors.
+    processor: Duration,
+}
 
 /// What the cases of one architecture need.
 struct Tools {
@@ -37,7 +49,7 @@ struct Tools {
 ///
 /// # Errors
 /// Something that they all need is missing.
-pub(super) fn run(cases: Vec<Case>, boards: &BTreeMap<String, Board>) -> Result<Tally> {
+pub(super) fn run(mut cases: Vec<Case>, boards: &BTreeMap<String, Board>) -> Result<Tally> {
     let start = Instant::now();
     let mut tools: BTreeMap<Arch, Tools> = BTreeMap::new();
     let toolchain = toolchain::provide()?;
@@ -52,17 +64,34 @@ pub(super) fn run(cases: Vec<Case>, boards: &BTreeMap<String, Board>) -> Result<
     }
     let bench = Bench { boards, tools };
     let count = cases.len();
-    say!("{count} board tests, {WORKERS} at a time");
-    let (alone, shared): (Vec<_>, Vec<_>) = cases
-        .into_iter()
-        .partition(|case| case.company == Company::Alone);
-    let mut tally = bench.run_all(shared, WORKERS);
-    tally += bench.run_all(alone, 1);
+    let workers = std::thread::available_parallelism().map_or(1, usize::from) + MORE_WORKERS;
+    say!("{count} board tests, {workers} at a time");
+    // The long ones first, so that no processor waits for the last one.
+    cases.sort_by_key(|case| std::cmp::Reverse(case.takes_s()));
+    let mut all = Vec::new();
+    let tally = bench.run_all(cases, workers, &mut all);
+    all.sort_by_key(|(_, took)| std::cmp::Reverse(took.processor));
+    if count > SLOWEST {
+        say!("what took most of the processors:");
+        for (name, took) in all.iter().take(SLOWEST) {
+            say!("  {}: {name}", seconds(*took));
+        }
+    }
+    let processor: Duration = all.iter().map(|(_, took)| took.processor).sum();
     say!(
-        "{count} board tests and their builds took {:.0} s",
-        start.elapsed().as_secs_f64()
+        "{count} board tests and their builds took {:.0} s, the tests {:.0} s of the processors",
+        start.elapsed().as_secs_f64(),
+        processor.as_secs_f64()
     );
     Ok(tally)
+}
+
+fn seconds(took: Took) -> String {
+    format!(
+        "{:.1} s, {:.1} s of CPU",
+        took.clock.as_secs_f64(),
+        took.processor.as_secs_f64()
+    )
 }
 
 struct Bench<'a> {
@@ -71,7 +100,7 @@ struct Bench<'a> {
 }
 
 impl Bench<'_> {
-    fn run_all(&self, cases: Vec<Case>, workers: usize) -> Tally {
+    fn run_all(&self, cases: Vec<Case>, workers: usize, all: &mut Vec<(String, Took)>) -> Tally {
         let queue = Mutex::new(VecDeque::from(cases));
         let (sender, results) = mpsc::channel();
         let mut tally = Tally::default();
@@ -86,8 +115,13 @@ impl Bench<'_> {
                             .pop_front();
                         let Some(case) = next else { break };
                         let start = Instant::now();
-                        let result = self.run_one(&case);
-                        if sender.send((case, start.elapsed(), result)).is_err() {
+                        let processor = Cell::default();
+                        let result = self.run_one(&case, &processor);
+                        let took = Took {
+                            clock: start.elapsed(),
+                            processor: processor.get(),
+                        };
+                        if sender.send((case, took, result)).is_err() {
                             break;
                         }
                     }
@@ -96,6 +130,7 @@ impl Bench<'_> {
             drop(sender);
             for (case, took, result) in results {
                 report(&case, took, &result);
+                all.push((format!("{}: {}", case.board, case.name), took));
                 match result {
                     Ok(()) => tally.passed += 1,
                     Err(_) => tally.failed += 1,
@@ -105,16 +140,22 @@ impl Bench<'_> {
         tally
     }
 
-    fn run_one(&self, case: &Case) -> Result<()> {
+    /// Runs a case, and adds up what its processes took of the processors.
+    fn run_one(&self, case: &Case, processor: &Cell<Duration>) -> Result<()> {
+        let boot = |log: &Path| {
+            let outcome = self.boot(case, log)?;
+            processor.set(processor.get() + outcome.spent);
+            Ok::<_, anyhow::Error>(outcome)
+        };
         match &case.check {
             Check::Run => {
                 let log = log_path(case, "");
-                let outcome = self.boot(case, &log)?;
+                let outcome = boot(&log)?;
                 judge(&outcome, &log)
             }
             Check::Judged(judge_console) => {
                 let log = log_path(case, "");
-                judge(&self.boot(case, &log)?, &log)?;
+                judge(&boot(&log)?, &log)?;
                 let console =
                     fs::read(&log).with_context(|| format!("cannot read {}", log.display()))?;
                 judge_console(&String::from_utf8_lossy(&console))
@@ -123,11 +164,11 @@ impl Bench<'_> {
             Check::SameTwice => {
                 let logs = [log_path(case, "-1"), log_path(case, "-2")];
                 for log in &logs {
-                    judge(&self.boot(case, log)?, log)?;
+                    judge(&boot(log)?, log)?;
                 }
                 same(&logs[0], &logs[1])
             }
-            Check::Pasted { args } => tool::pasted(args),
+            Check::Pasted { args } => tool::pasted(args, processor),
             Check::Tables => tables::disassembled(),
             Check::Ended(signal) => tool::ended(*signal),
             Check::Refused {
@@ -272,13 +313,13 @@ fn log_path(case: &Case, suffix: &str) -> PathBuf {
         .join(name)
 }
 
-fn report(case: &Case, took: Duration, result: &Result<()>) {
-    let seconds = took.as_secs_f64();
+fn report(case: &Case, took: Took, result: &Result<()>) {
+    let seconds = seconds(took);
     match result {
-        Ok(()) => println!("ok      {}: {} ({seconds:.1} s)", case.board, case.name),
+        Ok(()) => println!("ok      {}: {} ({seconds})", case.board, case.name),
         Err(error) => {
             println!(
-                "FAILED  {}: {} ({seconds:.1} s)\n    {error:#}",
+                "FAILED  {}: {} ({seconds})\n    {error:#}",
                 case.board, case.name
             );
             let words = ["cargo", "xtask", "test", case.board, &case.name];

@@ -1,6 +1,8 @@
 //! Runs this very tool as a user would, to test it from outside.
 
+use std::cell::Cell;
 use std::fs;
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -11,7 +13,7 @@ use rustix::process::{Pid, Signal};
 
 use super::cases::Around;
 use crate::board::Arch;
-use crate::workspace;
+use crate::{child, workspace};
 
 /// The longest that a machine may take to start or to go.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -65,8 +67,8 @@ fn old_qemus(dir: &Path, version: &str) -> Result<()> {
     Ok(())
 }
 
-/// Gives the line of a dry run to a shell.
-pub(super) fn pasted(args: &[String]) -> Result<()> {
+/// Gives the line of a dry run to a shell, and adds what it took of the processors.
+pub(super) fn pasted(args: &[String], processor: &Cell<Duration>) -> Result<()> {
     let dry = Command::new(own()?)
         .args(args)
         .stdin(Stdio::null())
@@ -77,13 +79,24 @@ pub(super) fn pasted(args: &[String]) -> Result<()> {
         line.lines().count() == 1,
         "not one line is printed:\n{line}"
     );
-    let run = Command::new("timeout")
+    let mut run = Command::new("timeout")
         .args(["600", "sh", "-c", line.trim()])
         .stdin(Stdio::null())
-        .output();
-    let run = run.context("cannot start a shell")?;
-    let console = String::from_utf8_lossy(&run.stdout);
-    ensure!(run.status.success(), "{} from: {line}", run.status);
+        .stdout(Stdio::piped())
+        .stderr(Stdio::inherit())
+        .spawn()
+        .context("cannot start a shell")?;
+    let mut console = Vec::new();
+    let mut stdout = run.stdout.take().context("a shell without an output")?;
+    stdout
+        .read_to_end(&mut console)
+        .context("cannot read the console")?;
+    if let Some(spent) = child::processor_time(&run) {
+        processor.set(processor.get() + spent);
+    }
+    let status = run.wait().context("cannot wait for the shell")?;
+    let console = String::from_utf8_lossy(&console);
+    ensure!(status.success(), "{status} from: {line}");
     ensure!(
         console.contains("\nbulkhead: verdict 0: "),
         "no good verdict:\n{console}"

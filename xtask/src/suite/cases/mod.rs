@@ -49,8 +49,6 @@ pub(super) struct Case {
     pub(super) end: End,
     /// The longest it may take.
     pub(super) timeout: Duration,
-    /// Whether other machines may run beside it.
-    pub(super) company: Company,
     /// What is done with it.
     pub(super) check: Check,
     /// Whether it is left out of the default sample.
@@ -119,15 +117,6 @@ pub(super) enum Bundle {
     OneCommand,
 }
 
-/// Whether other machines may run beside a test.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Company {
-    /// They may.
-    Any,
-    /// Its result depends on the time it gets.
-    Alone,
-}
-
 /// What is done with a test.
 #[derive(Debug, Clone)]
 pub(super) enum Check {
@@ -168,7 +157,33 @@ pub(super) enum Around {
     Manifest(&'static str),
 }
 
+/// Parts of names, and about how many seconds such a test takes on an idle machine.
+const LONG: [(&str, u32); 16] = [
+    ("drivers and kernels come and go", 48),
+    ("a hundred times in the middle of DMA", 38),
+    ("hostile operations", 25),
+    ("across a reset", 25),
+    ("two VMs with a host bridge each", 25),
+    ("works when pasted", 20),
+    ("a disk and three NICs", 20),
+    ("use a disk and a NIC each", 20),
+    ("beside a hostile guest", 20),
+    ("three disks and a NIC", 16),
+    ("a guest's own SMMU: ", 14),
+    ("works on all of them, and reboots", 13),
+    ("at any moment", 12),
+    ("under fire", 12),
+    ("two Linux VMs", 12),
+    ("Linux ", 8),
+];
+
 impl Case {
+    /// About how many seconds it takes: the long ones are to be started first.
+    pub(super) fn takes_s(&self) -> u32 {
+        let known = LONG.iter().find(|(part, _)| self.name.contains(part));
+        known.map_or(1, |(_, seconds)| *seconds)
+    }
+
     fn new(board: &'static str, name: impl Into<String>) -> Self {
         Self {
             name: name.into(),
@@ -182,7 +197,6 @@ impl Case {
             forbids: vec![r"\] (ERROR|WARN) ".to_owned(), "PANIC|EXCEPTION".to_owned()],
             end: End::PowerOff(0),
             timeout: Duration::from_secs(300),
-            company: Company::Any,
             check: Check::Run,
             only_full: false,
         }
@@ -343,6 +357,18 @@ mod tests {
             assert_eq!(names.len(), full.len());
             let sample = of_board(board, Extent::Pairs);
             assert!(sample.iter().all(|case| names.contains(case.name.as_str())));
+        }
+    }
+
+    #[test]
+    fn the_long_ones_are_there() {
+        let names: Vec<String> = ["virt", "pseries"]
+            .iter()
+            .flat_map(|board| of_board(board, Extent::Full))
+            .map(|case| case.name)
+            .collect();
+        for (part, _) in LONG {
+            assert!(names.iter().any(|name| name.contains(part)), "{part}");
         }
     }
 
