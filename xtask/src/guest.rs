@@ -104,7 +104,7 @@ mod tests {
 
     #[test]
     fn some_guests_are_for_arm() {
-        let error = file(Arch::Ppc64, "dma").unwrap_err().to_string();
+        let error = file(Arch::Ppc64, "hidden").unwrap_err().to_string();
         assert!(error.contains("for ppc64"), "{error}");
     }
 }

@@ -23,6 +23,8 @@ pub(crate) struct Variation {
     pub(crate) time: Time,
     /// Whether the machine waits for a debugger.
     pub(crate) start: Start,
+    /// How many of the host's threads run its CPUs.
+    pub(crate) threads: Threads,
     /// Further arguments.
     pub(crate) args: Vec<String>,
 }
@@ -35,6 +37,16 @@ pub(crate) enum Time {
     Wall,
     /// One nanosecond an instruction, so that every run is the same.
     Instructions,
+}
+
+/// What runs the machine's CPUs.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) enum Threads {
+    /// A thread of the host for each: they really run at once.
+    #[default]
+    Each,
+    /// One for all, in turn: the same work for about two thirds of the host's time.
+    One,
 }
 
 /// When the machine starts.
@@ -94,7 +106,12 @@ pub(crate) fn line(program: &Path, board: &Board, vary: &Variation, files: &File
     args.flag("-nodefaults")
         .flag("-no-reboot")
         .option("-display", "none");
-    args.option("-accel", "tcg").option("-M", machine.join(","));
+    let accelerator = match vary.threads {
+        Threads::Each => "tcg",
+        Threads::One => "tcg,thread=single",
+    };
+    args.option("-accel", accelerator)
+        .option("-M", machine.join(","));
     args.option("-cpu", vary.cpu.as_deref().unwrap_or(&board.cpu));
     args.option("-smp", smp)
         .option("-m", vary.memory.as_deref().unwrap_or(&board.memory));
@@ -231,9 +248,20 @@ mod tests {
             firmware: Some("slof".into()),
             time: Time::Instructions,
             start: Start::ByDebugger,
+            threads: Threads::Each,
             args: vec!["-device".into(), "edu".into()],
         };
         insta::assert_snapshot!(composed("pseries", &vary).unwrap());
+    }
+
+    #[test]
+    fn one_thread_may_run_all_cpus() {
+        let vary = Variation {
+            threads: Threads::One,
+            ..Variation::default()
+        };
+        let line = composed("virt", &vary).unwrap();
+        assert!(line.contains("-accel tcg,thread=single -M"), "{line}");
     }
 
     #[test]

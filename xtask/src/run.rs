@@ -9,7 +9,7 @@ use crate::build::{self, Built};
 use crate::cli::RunOptions;
 use crate::manifest::{self, Overrides};
 use crate::provide::{self, toolchain};
-use crate::qemu::{self, Files, Line, Start, Time, Variation};
+use crate::qemu::{self, Files, Line, Start, Threads, Time, Variation};
 use crate::session::{self, Input, Output, Plan, Until};
 use crate::terminal::Raw;
 use crate::watch::Watch;
@@ -88,6 +88,7 @@ fn variation(options: &RunOptions) -> Variation {
         } else {
             Start::AtOnce
         },
+        threads: Threads::Each,
         args: options.qemu_args.clone(),
     }
 }

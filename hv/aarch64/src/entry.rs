@@ -12,9 +12,6 @@ use crate::image;
 /// little-endian. [DDI 0487 D19.2.136]
 pub(crate) const SCTLR_EL2_OFF: u64 = 0x30c5_0830;
 
-/// Relocation type `R_AARCH64_RELATIVE` of the AArch64 ELF ABI.
-const R_AARCH64_RELATIVE: u32 = 1027;
-
 global_asm!(
     r#"
     .section .head, "ax"
@@ -51,25 +48,36 @@ _start:
     stp     xzr, xzr, [x9], #16
     b       1b
 2:
-    // Relocate: each entry is (offset, type, addend); the image is linked at 0.
+    // Relocate: the image is linked at 0. An even entry is the offset of a word to relocate; the bits of
+    // an odd one, but the lowest, say which of the 63 words behind those so far are to be too.
     adrp    x11, __image_start
-    adrp    x9, __rela_start
-    add     x9, x9, :lo12:__rela_start
-    adrp    x10, __rela_end
-    add     x10, x10, :lo12:__rela_end
+    adrp    x9, __relr_start
+    add     x9, x9, :lo12:__relr_start
+    adrp    x10, __relr_end
+    add     x10, x10, :lo12:__relr_end
 3:  cmp     x9, x10
-    b.hs    4f
-    ldp     x12, x13, [x9], #16
-    ldr     x14, [x9], #8
-    cmp     w13, {relative}
-    b.ne    3b
+    b.hs    7f
+    ldr     x12, [x9], #8
+    tbnz    x12, #0, 4f
+    add     x13, x12, x11
+    ldr     x14, [x13]
     add     x14, x14, x11
-    str     x14, [x12, x11]
+    str     x14, [x13], #8
     b       3b
-4:
+4:  mov     x15, x13
+    add     x13, x13, #(63 * 8)
+5:  lsr     x12, x12, #1
+    cbz     x12, 3b
+    tbz     x12, #0, 6f
+    ldr     x14, [x15]
+    add     x14, x14, x11
+    str     x14, [x15]
+6:  add     x15, x15, #8
+    b       5b
+7:
     mrs     x9, CurrentEL
     cmp     x9, #8
-    b.ne    5f
+    b.ne    8f
 
     ldr     x9, ={sctlr}
     msr     sctlr_el2, x9
@@ -87,7 +95,7 @@ _start:
     mov     x1, x20
     bl      {early}
     b       .
-5:
+8:
     lsr     x1, x9, #2
     mov     x0, x19
     bl      {wrong_level}
@@ -142,7 +150,6 @@ secondary_entry:
     bl      {secondary}
     b       .
     "#,
-    relative = const R_AARCH64_RELATIVE,
     sctlr = const SCTLR_EL2_OFF,
     early = sym early::main,
     wrong_level = sym early::wrong_level,

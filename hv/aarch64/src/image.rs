@@ -2,6 +2,8 @@
 
 use types::{Pa, Span};
 
+use crate::memory::HEAP_BYTES;
+
 unsafe extern "C" {
     static __image_start: u8;
     static __text_end: u8;
@@ -9,7 +11,7 @@ unsafe extern "C" {
     static __boot_guard: u8;
     static __boot_stack_bottom: u8;
     static __emergency_stack_top: u8;
-    static __image_end: u8;
+    static __heap_start: u8;
 }
 
 /// The address of a symbol or function, as a number.
@@ -36,7 +38,13 @@ pub(crate) enum Part {
 
 /// The whole image in memory, guard and stacks included.
 pub(crate) fn whole() -> Span<Pa> {
-    between(symbol!(__image_start), symbol!(__image_end))
+    between(symbol!(__image_start), end())
+}
+
+/// The first byte behind the image. The heap is its last part; a symbol behind it would be further from the
+/// code than the code model reaches.
+fn end() -> Pa {
+    Pa::truncated(address_of(&raw const __heap_start) + HEAP_BYTES as u64)
 }
 
 /// The guard below the boot CPU's stack, which must not be mapped.
@@ -59,10 +67,7 @@ pub(crate) fn parts() -> [(Span<Pa>, Part); 4] {
             between(symbol!(__rodata_end), symbol!(__boot_guard)),
             Part::Data,
         ),
-        (
-            between(symbol!(__boot_stack_bottom), symbol!(__image_end)),
-            Part::Data,
-        ),
+        (between(symbol!(__boot_stack_bottom), end()), Part::Data),
     ]
 }
 

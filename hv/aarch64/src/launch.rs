@@ -184,7 +184,7 @@ fn wanted(bundle: &Bundle<'static>) -> Vec<(u16, Bdf)> {
     let mut wanted: Vec<(u16, Bdf)> = vms
         .flat_map(|vm| pci_devices(vm).map(|(at, _)| at))
         .collect();
-    wanted.sort_unstable();
+    types::sort(&mut wanted);
     wanted.dedup();
     wanted
 }

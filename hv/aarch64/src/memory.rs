@@ -1,5 +1,6 @@
 //! Memory and device registers by physical address, over the identity map.
 
+use core::mem::MaybeUninit;
 use core::ptr::with_exposed_provenance_mut;
 
 use hal::{Mmio, NotMemory, PhysMemory, SharedMemory};
@@ -9,12 +10,14 @@ use types::{Address, Pa, PageSize, Span};
 use crate::cpu::identity;
 
 /// The hypervisor's own heap: descriptions of the machine and of VMs, never guest memory.
-const HEAP_BYTES: usize = 2 * 1024 * 1024;
+pub(crate) const HEAP_BYTES: usize = 2 * 1024 * 1024;
 
 #[repr(C, align(4096))]
-struct HeapSpace([u8; HEAP_BYTES]);
+struct HeapSpace(MaybeUninit<[u8; HEAP_BYTES]>);
 
-static mut HEAP_SPACE: HeapSpace = HeapSpace([0; HEAP_BYTES]);
+/// Behind all else, and not cleared: code reaches what is in front of it with one instruction.
+#[unsafe(link_section = ".heap")]
+static mut HEAP_SPACE: HeapSpace = HeapSpace(MaybeUninit::uninit());
 
 #[global_allocator]
 static HEAP: LockedHeap = LockedHeap::empty();

@@ -19,7 +19,7 @@ pub fn usable(memory: &[Span<Pa>], reserved: &[Span<Pa>]) -> Vec<Span<Pa>> {
     // Frame numbers, ends excluded, so that the last frame of the space needs no special case.
     let frames = |span: &Span<Pa>| (span.start().bits() >> 12, (span.last().bits() >> 12) + 1);
     let mut memory = memory.to_vec();
-    memory.sort_unstable();
+    types::sort(&mut memory);
     let free = memory
         .iter()
         .map(|span| {

@@ -419,7 +419,7 @@ impl GuestPlatform {
             return ranges;
         }
         let mut behind = self.behind.clone();
-        behind.sort_unstable();
+        types::sort(&mut behind);
         let mut next = 0;
         for (function, place) in behind {
             let at = u32::from(function.bits());
@@ -549,7 +549,7 @@ impl GuestPlatform {
             return Err(PlatformError::CpuCount(count));
         }
         let mut sorted = self.cpus.clone();
-        sorted.sort_unstable();
+        types::sort(&mut sorted);
         for pair in sorted.windows(2) {
             if let [a, b] = pair
                 && a == b
@@ -625,7 +625,7 @@ impl GuestPlatform {
 
     fn check_smmus(&self) -> Result<(), PlatformError> {
         let mut functions: Vec<Bdf> = self.behind.iter().map(|(function, _)| *function).collect();
-        functions.sort_unstable();
+        types::sort(&mut functions);
         let twice = functions
             .windows(2)
             .any(|pair| matches!(pair, [a, b] if a == b));

@@ -296,7 +296,7 @@ impl<B: Backend> Iommu<B> {
     pub fn allow(&mut self, ioas: IoasId, ranges: &[Span<Iova>]) -> Result<(), Error> {
         let object = self.ioas.need_mut(ioas)?;
         let mut allowed = self.budget.copy_of(ranges)?;
-        allowed.sort_unstable();
+        types::sort(&mut allowed);
         for (at, pair) in allowed.windows(2).enumerate() {
             if let [a, b] = pair
                 && a.overlaps(*b)

@@ -85,7 +85,7 @@ pub(crate) fn memory(node: Node<'_, '_>, spans: &mut Vec<Span<Pa>>) -> Result<()
 
 /// Sorts spans and joins those that touch; overlaps are noted.
 pub(crate) fn join(mut spans: Vec<Span<Pa>>, notes: &mut Vec<Note>) -> Vec<Span<Pa>> {
-    spans.sort_unstable();
+    types::sort(&mut spans);
     let mut joined: Vec<Span<Pa>> = Vec::with_capacity(spans.len());
     for span in spans {
         if let Some(last) = joined.last_mut() {

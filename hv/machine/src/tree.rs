@@ -263,7 +263,7 @@ impl<'a> Tree<'a> {
                 other => return Err((here, Malformed::Token(other))),
             }
         }
-        self.phandles.sort_unstable();
+        types::sort(&mut self.phandles);
         let twice = self.phandles.windows(2).find_map(|pair| match pair {
             [(a, _), (b, _)] if a == b => Some(*a),
             _ => None,

@@ -12,7 +12,7 @@ pub(crate) fn ordered<T>(items: Vec<T>, key: impl Fn(&T) -> u128) -> Vec<T> {
     if keys.is_sorted() {
         return items;
     }
-    keys.sort_unstable();
+    types::sort(&mut keys);
     let mut items: Vec<Option<T>> = items.into_iter().map(Some).collect();
     keys.iter()
         .filter_map(|key| {

@@ -7,16 +7,20 @@
 //!
 //! There is deliberately no conversion between address spaces: only a stage-2 walk or the owner of
 //! a frame may turn an [`Ipa`] into a [`Pa`], and only the arch crates turn a [`Pa`] into a pointer.
+//!
+//! And the one sort, [`sort_by_key`], which is small.
 #![no_std]
 #![forbid(unsafe_code)]
 
 mod address;
 mod ids;
 mod page;
+mod sort;
 
 pub use address::{Address, Iova, Ipa, Pa, Span, Va};
 pub use ids::{Asid, Bdf, Liobn, PeNumber, StreamId, SubstreamId, Vmid};
 pub use page::PageSize;
+pub use sort::{sort, sort_by_key};
 
 /// A value that does not fit the type it was offered to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

@@ -204,13 +204,30 @@ pub(crate) fn need() -> Need {
 
 fn cure() -> String {
     match Apt::new(Scope::Machine) {
-        Ok(_) if apt::may_install() => "cargo xtask build installs it".to_owned(),
-        Ok(apt) => apt.command_for_root(&Wanted {
-            packages: &PACKAGES,
-            from: Suite::Default,
-        }),
+        Ok(apt) => {
+            let offered = apt::candidate_of_machine(PACKAGES[0]);
+            if !apt::new_enough(offered.as_deref(), LEAST) {
+                return too_old(offered.as_deref());
+            }
+            if apt::may_install() {
+                return "cargo xtask build installs it".to_owned();
+            }
+            apt.command_for_root(&Wanted {
+                packages: &PACKAGES,
+                from: Suite::Default,
+            })
+        }
         Err(error) => format!("{error}: install rustup, then its component rust-src"),
     }
+}
+
+/// What to do where the archive's compiler does not take the code.
+fn too_old(offered: Option<&str>) -> String {
+    format!(
+        "the archive's {} is {}, {LEAST} is needed: install rustup, then `rustup component add rust-src`",
+        PACKAGES[0],
+        offered.unwrap_or("not there"),
+    )
 }
 
 /// A complete toolchain; what is missing of it is fetched first.
@@ -236,6 +253,13 @@ pub(crate) fn provide() -> Result<Toolchain> {
         _ => bail!("{why}, and this compiler has none; the cure:\n  {}", cure()),
     };
     apt.update()?;
+    let offered = apt.candidate(PACKAGES[0], None);
+    if !apt::new_enough(offered.as_deref(), LEAST) {
+        bail!(
+            "{why}, and this compiler has none; {}",
+            too_old(offered.as_deref())
+        );
+    }
     apt::announce(&PACKAGES, "the machine's own suites", why);
     apt.install(&PACKAGES, None)?;
     debian().with_context(|| {

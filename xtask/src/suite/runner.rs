@@ -169,6 +169,10 @@ impl Bench<'_> {
                 same(&logs[0], &logs[1])
             }
             Check::Pasted { args } => tool::pasted(args, processor),
+            Check::Image { at_most_kib } => {
+                let (_, tools) = self.of(case)?;
+                small_enough(tools.built.size, *at_most_kib)
+            }
             Check::Tables => tables::disassembled(),
             Check::Ended(signal) => tool::ended(*signal),
             Check::Refused {
@@ -184,7 +188,8 @@ impl Bench<'_> {
         }
     }
 
-    fn boot(&self, case: &Case, log: &Path) -> Result<Outcome> {
+    /// The board of a case, and what its architecture needs.
+    fn of(&self, case: &Case) -> Result<(&Board, &Tools)> {
         let board = self
             .boards
             .get(case.board)
@@ -193,6 +198,11 @@ impl Bench<'_> {
             .tools
             .get(&board.arch)
             .context("its tools were not provided")?;
+        Ok((board, tools))
+    }
+
+    fn boot(&self, case: &Case, log: &Path) -> Result<Outcome> {
+        let (board, tools) = self.of(case)?;
         let mut board = board.clone();
         let mut vary = case.vary.clone();
         match case.disks {
@@ -239,6 +249,15 @@ impl Bench<'_> {
             log: Some(log),
         })
     }
+}
+
+fn small_enough(bytes: u64, at_most_kib: u64) -> Result<()> {
+    ensure!(
+        bytes <= at_most_kib << 10,
+        "it has {} KiB: if what it does now is worth that, raise the limit of this test",
+        bytes.div_ceil(1024)
+    );
+    Ok(())
 }
 
 fn regexes(patterns: &[String]) -> Result<Vec<Regex>> {
@@ -332,6 +351,12 @@ fn report(case: &Case, took: Took, result: &Result<()>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_image_beyond_its_limit_is_noticed() {
+        assert!(small_enough(2048, 2).is_ok());
+        assert!(small_enough(2049, 2).is_err());
+    }
 
     #[test]
     fn logs_are_compared_by_content() {

@@ -82,7 +82,7 @@ impl Tables {
                 mapped: 0,
             });
         }
-        sorted.sort_unstable_by_key(|device| device.id);
+        types::sort_by_key(&mut sorted, |device| device.id);
         Ok(Self {
             devices: sorted.into_boxed_slice(),
             events: vec![Event::NONE; total as usize].into_boxed_slice(),

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use super::passthrough::{nic, with_ports};
 use super::{Around, Bundle, Case, Check, Disks, sampled_among};
+use crate::qemu::Threads;
 
 const BOARD: &str = "virt";
 /// A DMA of which the hypervisor's log tells: none is the guest's business here.
@@ -184,6 +185,7 @@ fn matrix() -> Vec<Case> {
             case = case.expect(&["vm linux: powered off"]);
             case.forbids.push(FAILED.to_owned());
             case.only_full = only_full;
+            case.vary.threads = Threads::One;
             case
         })
         .collect()
@@ -262,6 +264,7 @@ fn reset() -> Case {
     }
     case = case.expect(&["vm linux: powered off"]);
     case.forbids.push(FAILED.to_owned());
+    case.vary.threads = Threads::One;
     case
 }
 
@@ -329,6 +332,10 @@ fn lives() -> Vec<Case> {
             &format!("action iommu: ok: 1 SMMUs, 4 devices, DMA, {policy}"),
         ]);
         case.disks = Disks::AndKernel(kernel);
+        // The other one has a thread for each CPU.
+        if firmware == "acpi" {
+            case.vary.threads = Threads::One;
+        }
         case = case.args(&["-device", "edu,addr=6"]);
         case.expects.extend(driven("DMA"));
         case = case.expect(&[

@@ -131,6 +131,11 @@ pub(super) enum Check {
         /// Arguments of the dry run.
         args: Vec<String>,
     },
+    /// The hypervisor's image is no larger than this.
+    Image {
+        /// In KiB.
+        at_most_kib: u64,
+    },
     /// ACPI's own compiler reads the tables of guests.
     Tables,
     /// This tool runs a machine that never starts and is ended by a signal: the machine must go too.
@@ -247,6 +252,7 @@ impl Case {
 pub(super) fn of_board(board: &str, extent: Extent) -> Vec<Case> {
     let mut cases = match board {
         "virt" => [
+            vec![image("virt", 680)],
             virt::cases(),
             linux::cases(),
             guests::cases(),
@@ -260,6 +266,7 @@ pub(super) fn of_board(board: &str, extent: Extent) -> Vec<Case> {
         ]
         .concat(),
         "pseries" => [
+            vec![image("pseries", 620)],
             pseries::cases(),
             bridges::cases(),
             power::cases(),
@@ -271,6 +278,14 @@ pub(super) fn of_board(board: &str, extent: Extent) -> Vec<Case> {
     };
     cases.retain(|case| extent == Extent::Full || !case.only_full);
     cases
+}
+
+/// It may grow with what it does, and whoever makes it grow says so here.
+fn image(board: &'static str, at_most_kib: u64) -> Case {
+    Case {
+        check: Check::Image { at_most_kib },
+        ..Case::new(board, format!("the image is at most {at_most_kib} KiB"))
+    }
 }
 
 /// All rows of a matrix, each with whether it is needed only for the full product.

@@ -9,6 +9,7 @@ use anyhow::{Result, ensure};
 use regex::Regex;
 
 use super::{Bundle, Case, Check, Disks};
+use crate::qemu::Threads;
 
 const BOARD: &str = "virt";
 /// A DMA that was refused, in the hypervisor's log.
@@ -67,13 +68,18 @@ pub(super) fn cases() -> Vec<Case> {
     let ports = |firmware: &str, bundle| {
         let name =
             format!("a disk and three NICs, on the root bus and behind ports, by {firmware}");
-        with_ports(used(name, bundle, (3, 1)))
+        let mut case = with_ports(used(name, bundle, (3, 1)));
+        if firmware == "acpi" {
+            case.vary.threads = Threads::One;
+        }
+        case
     };
     let switch = |nic: &str, kernel: &str, firmware: &str, bundle, only_full| {
         let name =
             format!("three disks and an {nic}, behind a switch, Linux {kernel} by {firmware}");
         let mut case = with_switch(used(name, bundle, (1, 3)), nic);
         case.only_full = only_full;
+        case.vary.threads = Threads::One;
         case
     };
     vec![

@@ -211,7 +211,7 @@ fn open_parts(bar: u8, bytes: u64, trapped: &[(u8, u64, u64)]) -> Vec<(u64, u64)
         .filter(|(of, _, _)| *of == bar)
         .map(|(_, first, bytes)| (*first, first.saturating_add(*bytes)))
         .collect();
-    closed.sort_unstable();
+    types::sort(&mut closed);
     let mut parts = Vec::new();
     let mut at = 0;
     for (first, end) in closed {

@@ -12,7 +12,7 @@ use super::Assigned;
 /// Ports that lead to the buses the guest's devices are on: where each is, and its bus.
 fn ports(assigned: &[Assigned]) -> Result<Vec<(Bdf, u8)>, String> {
     let mut buses: Vec<u8> = assigned.iter().map(|seat| seat.guest.bus()).collect();
-    buses.sort_unstable();
+    types::sort(&mut buses);
     buses.dedup();
     let mut device = 0;
     let mut ports = Vec::new();
