@@ -10,6 +10,7 @@ use bundle::{Bundle, GuestDevice, HostDevice, PeerToPeer, Start, UnsafeDma, VmCo
 use machine::{InterruptController, Machine};
 use pci::vconfig::Pin;
 use types::{Bdf, Ipa, Pa, Span};
+use vm::Placement;
 
 use crate::guest::{self, Assigned, Core, GuestPci, Handover, Iommus, Vm};
 use crate::hardware::{Found, Function, Hardware};
@@ -75,24 +76,10 @@ pub(crate) fn vms(machine: &Machine, bundle: &Bundle<'static>, holdings: Holding
     };
     let time_at_zero = serial::time_at_zero(machine, &mut map);
     let mut vms = Vec::new();
-    let mut next_core = 0;
+    let mut placement = Placement::new(cores.len(), online);
     for config in bundle.manifest().vms() {
         let number = vms.len();
-        let place = |vcpu: usize| {
-            let core = match config.pin.get(vcpu) {
-                Some(pinned) => *pinned as usize,
-                None => online
-                    .get(next_core % online.len().max(1))
-                    .copied()
-                    .unwrap_or(0),
-            };
-            next_core += usize::from(config.pin.is_empty());
-            let core = core % cores.len();
-            if let Some(core) = cores.get_mut(core) {
-                core.vcpus.push((number, vcpu));
-            }
-            core
-        };
+        let place = |vcpu: usize| placement.place(number, vcpu, &config.pin);
         let port = match Port::of(config, machine, &mut map) {
             Ok(port) => port,
             Err(why) => {
@@ -118,24 +105,12 @@ pub(crate) fn vms(machine: &Machine, bundle: &Bundle<'static>, holdings: Holding
             }),
             _ => None,
         };
-        let before = (frames.free_frames(), memory::heap_use().0);
+        let before = memory::frames(frames);
         match Vm::build(config, bundle, ram, frames, number, devices, place) {
             Ok(vm) => {
                 let vm = vm.with_console(port).with_time_at_zero(time_at_zero);
-                let (frames_before, heap_before) = before;
-                let taken = frames_before.saturating_sub(frames.free_frames());
-                let tables = (taken << 2).saturating_sub((config.memory >> 10) as usize);
-                log::info!(
-                    "vm {}: {} MiB, {} vCPUs, beside them {} KiB of heap and {tables} KiB of tables, {} frames left",
-                    vm.name,
-                    config.memory >> 20,
-                    config.cpus,
-                    memory::heap_use()
-                        .0
-                        .saturating_sub(heap_before)
-                        .div_ceil(1024),
-                    frames.free_frames()
-                );
+                let cost = vm::cost(config, before, memory::frames(frames));
+                log::info!("vm {}: {cost}", vm.name);
                 for line in vm.pci.iter().flat_map(GuestPci::lines) {
                     log::info!("vm {}: {line}", vm.name);
                 }
@@ -158,14 +133,15 @@ pub(crate) fn vms(machine: &Machine, bundle: &Bundle<'static>, holdings: Holding
             }
             Err(error) => {
                 log::error!("vm {}: {error}", config.name);
-                for core in &mut cores {
-                    core.vcpus.retain(|(vm, _)| *vm != number);
-                }
+                placement.forget(number);
             }
         }
     }
     if vms.is_empty() {
         panic::end(Verdict::Fatal("no VM of the bundle can be run"));
+    }
+    for (core, vcpus) in cores.iter_mut().zip(placement.into_cores()) {
+        core.vcpus = vcpus;
     }
     let console = machine.stdout().and_then(|uart| uart.interrupt);
     guest::start(Handover {

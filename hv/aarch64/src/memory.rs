@@ -29,6 +29,17 @@ pub(crate) fn start_heap() {
     unsafe { HEAP.lock().init(space, HEAP_BYTES) };
 }
 
+/// What is left of memory.
+pub(crate) fn frames(frames: &boot::Frames<Ram>) -> vm::Frames {
+    let (heap_used, heap_total) = heap_use();
+    vm::Frames {
+        free: frames.free_frames(),
+        total: frames.total(),
+        heap_used,
+        heap_total,
+    }
+}
+
 /// Bytes of the heap in use, and its size.
 pub(crate) fn heap_use() -> (usize, usize) {
     (HEAP.lock().used(), HEAP_BYTES)

@@ -51,6 +51,18 @@ impl Date {
         (good && Self::from_seconds(date.seconds(), nanosecond) == date).then_some(date)
     }
 
+    /// What a machine's clock says. Its nanoseconds may be none: QEMU gives the low half of a count that is not
+    /// of the second (hw/ppc/spapr_rtc.c); then there are none.
+    #[must_use]
+    pub fn of_machine(cells: [u32; 7]) -> Option<Self> {
+        let [year, month, day, hour, minute, second, nanosecond] = cells;
+        let nanosecond = match nanosecond {
+            0..1_000_000_000 => nanosecond,
+            _ => 0,
+        };
+        Self::from_cells([year, month, day, hour, minute, second, nanosecond])
+    }
+
     /// The cells of `get-time-of-day`.
     #[must_use]
     pub const fn cells(self) -> [u32; 7] {

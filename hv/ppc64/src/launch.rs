@@ -7,11 +7,12 @@ use boot::{Frames, Verdict};
 use bundle::{Bundle, Start};
 use dtoolkit::model::DeviceTreeNode;
 use papr::Characteristics;
+use vm::Placement;
 
 use crate::guest::{self, Core, Devices, Handover, Machine, Vm};
 use crate::hardware::Hardware;
 use crate::hcall::{self, Hcall, SUCCESS};
-use crate::memory::Ram;
+use crate::memory::{self, Ram};
 use crate::nested::{self, LostSlice, PartitionTable, Watched};
 use crate::survey::Holdings;
 use crate::{panic, smp};
@@ -55,30 +56,15 @@ pub(crate) fn vms(tree: &'static DeviceTreeNode, bundle: Bundle<'static>, holdin
     };
     let mut cores: Vec<Core> = smp::cpus().into_iter().map(Core::new).collect();
     let mut vms = Vec::new();
-    let mut next_core = 0;
+    let mut placement = Placement::new(cores.len(), (0..cores.len()).collect());
     for config in machine.bundle.manifest().vms() {
         let number = vms.len();
-        let place = |vcpu: usize| {
-            let core = match config.pin.get(vcpu) {
-                Some(pinned) => *pinned as usize,
-                None => next_core,
-            };
-            next_core += usize::from(config.pin.is_empty());
-            let core = core % cores.len().max(1);
-            if let Some(core) = cores.get_mut(core) {
-                core.vcpus.push((number, vcpu));
-            }
-            core
-        };
+        let place = |vcpu: usize| placement.place(number, vcpu, &config.pin);
+        let before = memory::frames(frames);
         match Vm::build(config, machine, number, place) {
             Ok(vm) => {
-                log::info!(
-                    "vm {}: {} MiB, {} vCPUs, {} frames left",
-                    vm.name,
-                    config.memory >> 20,
-                    config.cpus,
-                    frames.free_frames()
-                );
+                let cost = vm::cost(config, before, memory::frames(frames));
+                log::info!("vm {}: {cost}", vm.name);
                 for line in vm.devices.iter().flat_map(Devices::describe) {
                     log::info!("vm {}: {line}", vm.name);
                 }
@@ -89,14 +75,15 @@ pub(crate) fn vms(tree: &'static DeviceTreeNode, bundle: Bundle<'static>, holdin
             }
             Err(error) => {
                 log::error!("vm {}: {error}", config.name);
-                for core in &mut cores {
-                    core.vcpus.retain(|(vm, _)| *vm != number);
-                }
+                placement.forget(number);
             }
         }
     }
     if vms.is_empty() {
         panic::end(Verdict::Fatal("no VM of the bundle can be run"));
+    }
+    for (core, vcpus) in cores.iter_mut().zip(placement.into_cores()) {
+        core.vcpus = vcpus;
     }
     guest::start(Handover {
         hardware,

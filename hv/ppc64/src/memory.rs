@@ -5,6 +5,8 @@ use core::ptr::with_exposed_provenance_mut;
 use hal::{NotMemory, PhysMemory};
 use types::{Pa, Span};
 
+use crate::heap;
+
 /// Bytes that `dcbz` clears, on every POWER since POWER4.
 const BLOCK: usize = 128;
 
@@ -118,5 +120,16 @@ impl PhysMemory for Ram {
             unsafe { core::arch::asm!("dcbz 0, {}", in(reg) address, options(nostack)) };
         }
         Ok(())
+    }
+}
+
+/// What is left of memory.
+pub(crate) fn frames(frames: &boot::Frames<Ram>) -> vm::Frames {
+    let (used, free) = heap::usage();
+    vm::Frames {
+        free: frames.free_frames(),
+        total: frames.total(),
+        heap_used: used,
+        heap_total: used + free,
     }
 }

@@ -173,12 +173,6 @@ impl vm::Arch for Machine {
     }
 
     fn frames(&self) -> vm::Frames {
-        let (heap_used, heap_total) = memory::heap_use();
-        vm::Frames {
-            free: self.frames.free_frames(),
-            total: self.frames.total(),
-            heap_used,
-            heap_total,
-        }
+        memory::frames(self.frames)
     }
 }

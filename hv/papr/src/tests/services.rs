@@ -243,3 +243,17 @@ fn known_moments() {
     assert_eq!(Date::from_seconds(i64::MIN, 0).year, 1970);
     assert_eq!(NOON.seconds(), 1_772_280_000);
 }
+
+#[test]
+fn a_machine_s_clock_may_give_nanoseconds_that_are_none() {
+    use crate::Date;
+    let cells = |nanosecond| [2026, 11, 30, 0, 21, 13, nanosecond];
+    let whole = Date::from_cells(cells(0));
+    assert!(whole.is_some());
+    assert_eq!(Date::of_machine(cells(1_733_227_448)), whole);
+    assert_eq!(
+        Date::of_machine(cells(999_999_999)),
+        Date::from_cells(cells(999_999_999))
+    );
+    assert_eq!(Date::of_machine([2026, 13, 30, 0, 21, 13, 0]), None);
+}

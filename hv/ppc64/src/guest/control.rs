@@ -15,9 +15,9 @@ use super::run::{self, Core, Guests};
 use super::vm::{Beside, BuildError, Slot, Vm};
 use crate::console::{self, TimeBase, Vty};
 use crate::hardware::Hardware;
-use crate::memory::Ram;
+use crate::memory::{self, Ram};
 use crate::nested::{GuestThread, Vcpu};
-use crate::{heap, panic, smp, spr};
+use crate::{panic, smp, spr};
 
 /// What VMs share.
 pub(super) struct Platform {
@@ -160,12 +160,6 @@ impl vm::Arch for Platform {
     }
 
     fn frames(&self) -> vm::Frames {
-        let (used, free) = heap::usage();
-        vm::Frames {
-            free: self.frames.free_frames(),
-            total: self.frames.total(),
-            heap_used: used,
-            heap_total: used + free,
-        }
+        memory::frames(self.frames)
     }
 }

@@ -323,7 +323,7 @@ impl Vm {
     /// Whether the machine tells the time, and what it says.
     pub(crate) fn now(&self) -> Option<papr::Date> {
         let cells = self.machine.rtas?.time_of_day().ok()?;
-        papr::Date::from_cells(cells)
+        papr::Date::of_machine(cells)
     }
 
     /// Ticks of so many microseconds.

@@ -103,6 +103,8 @@ fn registers(cpu: &str) -> Case {
         "start = \"after:one\"\n",
     )))
     .expect(&[
+        // Beside its memory a VM takes less than a MiB, and its tables.
+        r"vm one: 32 MiB, 1 vCPUs, beside them \d{1,3} KiB of heap and \d\d KiB of tables",
         r"\[one\] registers start: seed=1 stale=0 of 41",
         r"\[two\] registers start: seed=2 stale=0 of 41",
         // The look is able to find something: its own, at the end.

@@ -212,7 +212,7 @@ macro_rules! once {
             "\nkernel = \"debian:",
             $series,
             "\"\ninitrd = \"initramfs\"\nrestart = \"never\"\n",
-            "append = \"console=hvc0 quiet bulkhead.run=uname+-r\"\n"
+            "append = \"console=hvc0 quiet bulkhead.run=date+-u\"\n"
         )
     };
 }
@@ -272,7 +272,9 @@ fn matrix() -> Vec<Case> {
 fn three_up(console: &str, series: [&str; 3]) -> anyhow::Result<()> {
     for ((vm, cpus), series) in [("one", 1), ("two", 2), ("four", 4)].iter().zip(series) {
         let up = format!(r"\[{vm}\] guest: Linux 6\.{series}\.\S* on ppc64le is up, {cpus} CPUs");
-        for line in [up, format!(r"\[{vm}\] guest: command ended with 0")] {
+        // It knows the time.
+        let date = format!(r"\[{vm}\] .* UTC 20(2[4-9]|[3-9]\d)");
+        for line in [up, date, format!(r"\[{vm}\] guest: command ended with 0")] {
             anyhow::ensure!(
                 regex::Regex::new(&line)?.is_match(console),
                 "there is no line `{line}`"
