@@ -5,7 +5,7 @@ use core::sync::atomic::{AtomicBool, Ordering, fence};
 
 use boot::Frames;
 use papr::{After, End, Servers, Wake};
-use vm::{Arrival, CONSOLE_CORE, Departure, Ending};
+use vm::{Arrival, CONSOLE_CORE, Departure, Ending, ExitCause};
 
 use super::control::Platform;
 use super::devices::Access;
@@ -282,6 +282,23 @@ const UNCORRECTABLE: u64 = 1 << 15;
 /// SRR1 of a machine check: what was fetched does not answer.
 const BY_FETCH: u64 = 1 << 18;
 
+/// What an exit is to the monitor.
+fn cause(exit: Exit) -> ExitCause {
+    match exit {
+        Exit::Hcall | Exit::HcallFromUser => ExitCause::Call,
+        Exit::SliceEnd => ExitCause::Turn,
+        Exit::Interrupt => ExitCause::Kick,
+        Exit::Doorbell => ExitCause::OtherInterrupt,
+        Exit::Emulation
+        | Exit::Facility
+        | Exit::DataStorage { .. }
+        | Exit::InstructionStorage { .. }
+        | Exit::MachineCheck
+        | Exit::Reset
+        | Exit::Unknown { .. } => ExitCause::Abort,
+    }
+}
+
 impl Residency<'_> {
     #[optimize(speed)]
     fn run(&mut self, shared: bool) -> Departure {
@@ -367,6 +384,7 @@ impl Residency<'_> {
 
     #[optimize(speed)]
     fn handle(&mut self, exit: Exit) -> Then {
+        self.slot.causes.count(cause(exit));
         match exit {
             Exit::Hcall => return self.hypercall(),
             Exit::HcallFromUser => {

@@ -193,13 +193,11 @@ pub trait Control {
     /// [`Refusal::TooWide`].
     fn walk(&self, vm: usize, address: u64) -> Result<Walk, Refusal>;
 
-    /// How often a VM left its guest, by cause. A machine that does not count has none.
+    /// How often a VM left its guest, by cause.
     ///
     /// # Errors
     /// [`Refusal`].
-    fn exits(&self, _vm: usize) -> Result<Vec<(ExitCause, u64)>, Refusal> {
-        Ok(Vec::new())
-    }
+    fn exits(&self, vm: usize) -> Result<Vec<(ExitCause, u64)>, Refusal>;
 
     /// The devices of a VM, a line each.
     ///

@@ -335,6 +335,7 @@ fn two() -> Case {
     .asks("vcpu two 2", &["there is no such vCPU"])
     .asks("walk two 400000", &["0x400000 -> 0x.*, level [12]"])
     .asks("walk two 20000000", &["0x20000000 is not mapped"])
+    .asks("exits two", &["turn +[1-9]", "call +[1-9]"])
     .asks("smmu", &["LIOBN 0x80000000: locked"])
     .asks("frames", &["frames of 4 KiB free"])
     .asks("restart two", &["two: running"])
