@@ -306,23 +306,28 @@ impl GuestSmmu {
         )
     }
 
-    /// Where a write of a device's ends by the guest's tables as they are now and stage 2; `None` when it reaches
-    /// nothing.
+    /// The guest-physical address that a write of a device's ends at by the guest's tables as they are now, whatever
+    /// stage 2 has there; `None` when it does not get so far.
     pub(crate) fn end_of(
         &self,
         vm: &Vm,
         guest: Bdf,
         address: u64,
         stage_two: impl FnMut(Ipa) -> Option<Pa>,
-    ) -> Option<Pa> {
+    ) -> Option<u64> {
         let stream = (stream_of(guest)?, None);
         let state = self.state.lock();
         let walk = state
             .smmu
             .walk(stream, address, Access::Write, vm, stage_two);
+        let output = walk.steps().find_map(|step| match step {
+            Step::Output { ipa, .. } => Some(*ipa),
+            _ => None,
+        });
         match walk.end() {
-            End::Reached(pa) => Some(pa),
-            End::Aborts | End::Fault(_) | End::StageTwo(_) => None,
+            End::Reached(_) => output,
+            End::StageTwo(ipa) => Some(ipa),
+            End::Aborts | End::Fault(_) => None,
         }
     }
 

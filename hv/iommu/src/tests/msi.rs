@@ -404,3 +404,22 @@ fn a_doorbell_is_not_put_over_memory_nor_inside_a_page() {
     assert!(shown.iter().any(|(at, _)| *at == 0x0900_0000));
     assert!(before.iter().all(|leaf| shown.contains(leaf)));
 }
+
+#[test]
+fn a_page_of_the_callers_choosing_leads_to_one_doorbell() {
+    const VITS: u64 = 0x0809_0000;
+    let other = ITS + 0x2_0000;
+    let mut f = Fixture::new();
+    let [a, b] = [0; 2].map(|_| doorbell_device(&mut f, &[]));
+    for (device, its) in [(a, ITS), (b, other)] {
+        f.core.attach(device, Target::Ioas(f.ioas)).unwrap();
+        f.core.map_doorbell(device, pa(its)).unwrap();
+    }
+    f.core.map_doorbell_at(a, iova(VITS), pa(ITS)).unwrap();
+    let before = f.walk(b);
+    let second = f.core.map_doorbell_at(b, iova(VITS), pa(other));
+    assert_eq!(refused(second), Error::WindowFull);
+    assert_eq!(f.walk(b), before, "the window's page of its own stays");
+    // The same one as before is.
+    f.core.map_doorbell_at(b, iova(VITS), pa(ITS)).unwrap();
+}

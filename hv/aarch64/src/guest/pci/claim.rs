@@ -183,14 +183,29 @@ impl GuestPci {
         let page = Iova::truncated(self.doorbell & !PageSize::SIZE_4K.mask());
         let shown = core.map_doorbell(behind.device, doorbell);
         let shown = shown.and_then(|window| {
-            core.map_doorbell_at(behind.device, page, doorbell)?;
-            Ok(window)
+            let has_page = match core.map_doorbell_at(behind.device, page, doorbell) {
+                Ok(_) => true,
+                // It leads to another ITS already. Only a guest that has its devices write there by its own tables
+                // needs it.
+                Err(iommu::Error::WindowFull) if self.addresses_are_ours() => false,
+                Err(error) => return Err(error),
+            };
+            Ok((window, has_page))
         });
         match shown {
-            Ok(window) => held.window_doorbell = window.bits(),
+            Ok((window, has_page)) => {
+                held.window_doorbell = window.bits();
+                held.has_its_page = has_page;
+            }
             Err(error) => {
                 let _ = core.detach(behind.device);
-                return Err(error.to_string());
+                return Err(match error {
+                    iommu::Error::WindowFull => {
+                        "its ITS is not that of the VM's other devices: msi = \"vits\" takes one"
+                            .into()
+                    }
+                    error => error.to_string(),
+                });
             }
         }
         drop(core);

@@ -27,13 +27,19 @@ impl GuestPci {
         };
         let function = self.hardware.functions.get(held.function)?;
         let Some(smmu) = self.smmu_of(held.guest) else {
-            let written = held.direct_doorbell.unwrap_or(address);
+            // The guest's ITS page may lead to another of the machine's ITSs than the device's own.
+            let shown = if held.has_its_page {
+                address
+            } else {
+                held.window_doorbell
+            };
+            let written = held.direct_doorbell.unwrap_or(shown);
             return (address == self.doorbell).then_some((route, written));
         };
         if self.msi == bundle::MsiPolicy::Rmr {
             let stage_two = |ipa| self.stage_two(function, ipa);
             let end = smmu.end_of(vm, held.guest, address, stage_two);
-            if end.is_some() && end == self.hardware.doorbell(function) {
+            if end.is_some_and(|end| end == self.doorbell || end == held.window_doorbell) {
                 return Some((route, held.window_doorbell));
             }
         }

@@ -74,6 +74,8 @@ struct Held {
     resetting: bool,
     /// Where the core's MSI window shows the doorbell.
     window_doorbell: u64,
+    /// The guest's ITS page is the doorbell, too.
+    has_its_page: bool,
     /// Where the doorbell is for a device that nothing translates for.
     direct_doorbell: Option<u64>,
 }
@@ -172,6 +174,7 @@ impl GuestPci {
                 p2p: seat.p2p,
                 resetting: false,
                 window_doorbell: 0,
+                has_its_page: false,
                 direct_doorbell: None,
             });
             events.push(DeviceEvents {
@@ -250,6 +253,11 @@ impl GuestPci {
     fn smmu_of(&self, guest: Bdf) -> Option<&GuestSmmu> {
         let (_, place) = self.behind.iter().find(|(known, _)| *known == guest)?;
         self.smmus.get(*place)
+    }
+
+    /// Whether a device's messages go where the hypervisor says, not where the guest's tables lead.
+    fn addresses_are_ours(&self) -> bool {
+        self.smmus.is_empty() || self.msi == bundle::MsiPolicy::Rmr
     }
 
     /// The SMMU whose register is so far behind the first register of the first, and how far behind its own first.
