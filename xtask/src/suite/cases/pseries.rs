@@ -253,6 +253,11 @@ fn matrix() -> Vec<Case> {
                 ),
             )
             .bundle(Bundle::Manifest(manifest))
+            // What sees to it that slices end was tried first.
+            .expect(&[match threads {
+                1 => "nested: a slice that was over before it began ended at once",
+                _ => "nested: a guest whose slice was lost was made to leave",
+            }])
             .expect(&["verdict 0: all VMs are off"]);
             case.check = Check::Judged(judge);
             case.vary.smp = Some(threads);
