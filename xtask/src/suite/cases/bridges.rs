@@ -8,7 +8,12 @@ use super::{Bundle, Case, Disks};
 const BOARD: &str = "pseries";
 
 pub(super) fn cases() -> Vec<Case> {
-    vec![default_guest(), two_bridges(), part_of_a_bridge()]
+    vec![
+        default_guest(),
+        two_bridges(),
+        default_window(),
+        part_of_a_bridge(),
+    ]
 }
 
 /// What no guest with devices may show.
@@ -101,6 +106,53 @@ fn two_bridges() -> Case {
     case.disks = Disks::AndSpare(1);
     forbidden(&mut case);
     case.timeout = Duration::from_secs(900);
+    case
+}
+
+/// The kernel that makes no window of its own (`disable_ddw`) has the default one, below 1 GiB, for all that its
+/// devices do; the other has an e1000e, whose driver knows no window either way.
+fn default_window() -> Case {
+    let mut case = Case::new(
+        BOARD,
+        "an e1000e and a disk, and virtio devices in the default window alone, across a restart",
+    )
+    .bundle(Bundle::Manifest(concat!(
+        "version = 1\n[[vm]]\nname = \"one\"\nmemory = \"384M\"\ncpus = 1\nkernel = \"debian:6.1\"\n",
+        "initrd = \"initramfs\"\nappend = \"console=hvc0 quiet do=irqs,net,disk-restart,off\"\n",
+        "devices = [ { host = \"phb:800000020000000\" } ]\n",
+        "[[vm]]\nname = \"two\"\nmemory = \"384M\"\ncpus = 1\nkernel = \"debian:6.12\"\n",
+        "initrd = \"initramfs\"\n",
+        "append = \"console=hvc0 quiet disable_ddw do=irqs,net,disk-restart,off\"\n",
+        "devices = [ { host = \"phb:800000020000001\" } ]\nstart = \"after:one\"\n",
+    )))
+    .expect(&[
+        r"vm 0: ibm,create-pe-dma-window .*: 0 \[80000001, 8000000, 0\]",
+        r"action irqs: ok: [1-9]\d* interrupts by 2 devices",
+        "action net: .*, e1000e, .* 10 of 10 pings answered",
+        "action disk-restart: 1 disks written, resetting",
+        "vm one: reset",
+        "action net: ok: 1 interfaces",
+        "files are as they were written before the reset",
+        "action disk-restart: ok: 1 disks",
+        "vm one: powered off",
+        r"action irqs: ok: [1-9]\d* interrupts by 2 devices",
+        "action net: .*, virtio.*, .* 10 of 10 pings answered",
+        "action disk-restart: 1 disks written, resetting",
+        "vm two: reset",
+        "files are as they were written before the reset",
+        "action disk-restart: ok: 1 disks",
+        "vm two: powered off",
+    ])
+    .args(&["-netdev", "user,id=net0", "-netdev", "user,id=net1"])
+    .args(&["-device", "e1000e,netdev=net0,romfile="])
+    .args(&["-device", "spapr-pci-host-bridge,index=1,id=p1"])
+    .args(&["-device", "virtio-blk-pci,iommu_platform=on,disable-legacy=on,bus=p1.0,drive=spare1"])
+    .args(&["-device", "virtio-net-pci,iommu_platform=on,disable-legacy=on,netdev=net1,romfile=,bus=p1.0"]);
+    case.disks = Disks::AndSpare(1);
+    forbidden(&mut case);
+    case.forbids
+        .push("vm 1: ibm,create-pe-dma-window".to_owned());
+    case.timeout = Duration::from_secs(300);
     case
 }
 
