@@ -118,6 +118,8 @@ pub(crate) struct Function {
     pub(crate) events: u32,
     /// What its interrupt pin raises, where that can be served.
     pub(crate) line: Option<Interrupt>,
+    /// A VM has it, whose guest lets it raise its pin.
+    pin_is_out: AtomicBool,
     /// The first of its LPIs, counted from the first of all.
     first: usize,
     reset_by: ResetBy,

@@ -97,27 +97,44 @@ impl Hardware {
         match claim {
             Claim::Claimed => line.unclaimed.store(0, Ordering::Relaxed),
             Claim::Unclaimed => {
+                self.silence_line(intid);
                 if line.unclaimed.fetch_add(1, Ordering::Relaxed) == MOST_UNCLAIMED {
                     crate::gic::disable_spi(intid);
-                    log::warn!("pci: interrupt {intid}: no function admits to it: it is off");
+                    log::info!("pci: interrupt {intid}: no function admits to it: it is off");
                 }
             }
         }
     }
 
-    /// Lets a function raise its pin, or not. Functions whose bit does not obey have no pin to show.
+    /// Turns off the pins on a line that nobody waits for: a reset lets a pin out, and what a device was at
+    /// may end in the middle of it.
+    fn silence_line(&self, intid: u32) {
+        let on_it = |function: &&Function| function.line.is_some_and(|line| line.number == intid);
+        for function in self.functions.iter().filter(on_it) {
+            if !function.pin_is_out.load(Ordering::Acquire) && self.wants_pin(function) {
+                self.write_pin(function, Permission::Denied);
+            }
+        }
+    }
+
+    fn write_pin(&self, function: &Function, permission: Permission) {
+        if let Some(bridge) = self.bridges.get(function.bridge) {
+            let _guard = bridge.command_lock.lock();
+            // Functions whose bit does not obey have no pin to show.
+            let _ = pci::set_pin(&bridge.space, function.bdf, permission);
+        }
+    }
+
+    /// Lets a function raise its pin, or not. Either way its line is on again if it was turned off.
     pub(crate) fn set_pin(&self, function: &Function, permission: Permission) {
-        let Some(bridge) = self.bridges.get(function.bridge) else {
-            return;
-        };
-        if permission == Permission::Granted
-            && let Some(line) = function.line.and_then(|line| self.line(line.number))
+        let is_out = permission == Permission::Granted;
+        function.pin_is_out.store(is_out, Ordering::Release);
+        self.write_pin(function, permission);
+        if let Some(line) = function.line.and_then(|line| self.line(line.number))
             && line.unclaimed.swap(0, Ordering::Relaxed) > MOST_UNCLAIMED
         {
             crate::gic::allow_spi(line.interrupt.number);
         }
-        let _guard = bridge.command_lock.lock();
-        let _ = pci::set_pin(&bridge.space, function.bdf, permission);
     }
 
     /// Whether a function has reason to raise its pin.

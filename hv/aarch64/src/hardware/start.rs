@@ -284,6 +284,7 @@ impl Hardware {
             first_event,
             events,
             line,
+            pin_is_out: AtomicBool::new(false),
             first,
             reset_by,
             reset: Mutex::new(Resetting::Fresh),

@@ -172,7 +172,7 @@ fn in_use() -> Case {
     .asks(
         "start second",
         &[
-            "ERROR run: vm second: does not start: device 0000:00:01.0: ",
+            r"ERROR \w+: vm second: does not start: device 0000:00:01.0: ",
             "it cannot be started",
         ],
     )
@@ -186,7 +186,7 @@ fn in_use() -> Case {
         &["second: (starting|running)", r"\[second\] beat "],
     )
     .types("start first\r")
-    .expect(&["ERROR run: vm first: does not start: device 0000:00:01.0: "])
+    .expect(&[r"ERROR \w+: vm first: does not start: device 0000:00:01.0: "])
     .asks(&entry("second"), &["Config 6 .*S2VMID 2"])
     .asks("quit", &["verdict 0"]);
     case.forbids.retain(|pattern| !pattern.contains("ERROR"));
