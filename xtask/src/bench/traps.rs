@@ -199,7 +199,7 @@ pub(super) fn run(board: &str) -> Result<u8> {
 /// Measures what a board's bench is made of.
 ///
 /// # Errors
-/// As [`run`].
+/// A failed build or run, or a figure that the guest did not print.
 pub(super) fn run_measured(measured: &Measured) -> Result<u8> {
     let board = Board::load(&workspace::root().join("boards"), measured.name)?;
     let qemu = provide::qemu::provide(board.arch)?;

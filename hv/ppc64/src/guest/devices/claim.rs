@@ -5,7 +5,7 @@ use alloc::vec::Vec;
 use alloc::{format, vec};
 use core::sync::atomic::{AtomicBool, Ordering};
 
-use bundle::{HostDevice, TcePolicy, VmConfig};
+use bundle::{HostDevice, PeerToPeer, TcePolicy, VmConfig};
 use eeh::{Limits, Pe};
 use iommu::{Extent, OwnerId, PageSizes, Permissions, Target};
 use spin::Mutex;
@@ -29,6 +29,8 @@ pub(crate) enum Refusal {
     Together(String),
     #[error("BAR{bar} of {bdf} has no place of its own")]
     Bar { bdf: Bdf, bar: u8 },
+    #[error("{0}: p2p is not supported on POWER")]
+    PeerToPeer(String),
     #[error("phb:{buid:x} is in use by another VM")]
     InUse { buid: u64 },
     #[error("{bdf} cannot be reset, and VM {vm} has used it: it might go on with that VM's work")]
@@ -43,6 +45,9 @@ pub(crate) enum Refusal {
 fn wanted(hardware: &Hardware, config: &VmConfig) -> Result<Vec<usize>, Refusal> {
     let mut wanted: Vec<(usize, Vec<Bdf>)> = Vec::new();
     for device in &config.devices {
+        if device.p2p == PeerToPeer::Allowed {
+            return Err(Refusal::PeerToPeer(format!("{}", device.host)));
+        }
         let missing = || Refusal::NoDevice(format!("{}", device.host));
         let place = |matches: &dyn Fn(&Bridge) -> bool| {
             let mut bridges = hardware.bridges.iter();
