@@ -258,6 +258,22 @@ mod tests {
     }
 
     #[test]
+    fn a_folder_is_a_board() {
+        let folder = std::env::temp_dir().join(format!("xtask-boards-{}", std::process::id()));
+        let text = std::fs::read_to_string(boards().join("virt/board.toml")).unwrap();
+        let new = folder.join("like-virt");
+        std::fs::create_dir_all(&new).unwrap();
+        std::fs::create_dir_all(folder.join("no-board")).unwrap();
+        assert!(Board::load(&folder, "like-virt").is_err(), "the control");
+        std::fs::write(new.join("board.toml"), text).unwrap();
+        assert_eq!(names(&folder).unwrap(), ["like-virt"]);
+        let board = Board::load(&folder, "like-virt").unwrap();
+        assert_eq!(board.name, "like-virt");
+        assert_eq!(board.arch, Arch::Aarch64);
+        std::fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[test]
     fn an_unknown_board_names_the_known_ones() {
         let error = Board::load(&boards(), "toaster").unwrap_err().to_string();
         assert!(

@@ -6,7 +6,9 @@ use alloc::string::String;
 use alloc::vec::Vec;
 
 use boot::{Frames, Verdict};
-use bundle::{Bundle, GuestDevice, HostDevice, PeerToPeer, Start, UnsafeDma, VmConfig};
+use bundle::{
+    Bundle, ConsoleUart, GuestDevice, HostDevice, PeerToPeer, Start, UnsafeDma, VmConfig,
+};
 use machine::{InterruptController, Machine};
 use pci::vconfig::Pin;
 use types::{Bdf, Ipa, Pa, Span};
@@ -80,6 +82,14 @@ pub(crate) fn vms(machine: &Machine, bundle: &Bundle<'static>, holdings: Holding
     for config in bundle.manifest().vms() {
         let number = vms.len();
         let place = |vcpu: usize| placement.place(number, vcpu, &config.pin);
+        if let Some(field) = config.not_acted_on(ConsoleUart::Pl011) {
+            log::error!(
+                "vm {}: left out: {}: not supported",
+                config.name,
+                field.key()
+            );
+            continue;
+        }
         let port = match Port::of(config, machine, &mut map) {
             Ok(port) => port,
             Err(why) => {

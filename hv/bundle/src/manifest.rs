@@ -96,6 +96,20 @@ impl VmConfig {
             devices: Vec::new(),
         }
     }
+
+    /// The first key that asks for something which a hypervisor that gives its guests the console device `own`
+    /// does not do: a VM that has one is to be left out, not run in another way than was asked for.
+    #[must_use]
+    pub fn not_acted_on(&self, own: ConsoleUart) -> Option<Field> {
+        if self.dtb.is_some() {
+            return Some(Field::Dtb);
+        }
+        if self.console.uart != ConsoleUart::Auto && self.console.uart != own {
+            return Some(Field::Console);
+        }
+        // The terminal of a POWER partition is all that there is.
+        (self.console.serial.is_some() && own == ConsoleUart::Hvc).then_some(Field::Serial)
+    }
 }
 
 /// Gives an enum its words in the manifest: `parse` and `word` are each other's inverse.

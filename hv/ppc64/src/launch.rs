@@ -4,7 +4,7 @@ use alloc::boxed::Box;
 use alloc::vec::Vec;
 
 use boot::{Frames, Verdict};
-use bundle::{Bundle, Start};
+use bundle::{Bundle, ConsoleUart, Start};
 use dtoolkit::model::DeviceTreeNode;
 use papr::Characteristics;
 use vm::Placement;
@@ -58,6 +58,14 @@ pub(crate) fn vms(tree: &'static DeviceTreeNode, bundle: Bundle<'static>, holdin
     let mut vms = Vec::new();
     let mut placement = Placement::new(cores.len(), (0..cores.len()).collect());
     for config in machine.bundle.manifest().vms() {
+        if let Some(field) = config.not_acted_on(ConsoleUart::Hvc) {
+            log::error!(
+                "vm {}: left out: {}: not supported",
+                config.name,
+                field.key()
+            );
+            continue;
+        }
         let number = vms.len();
         let place = |vcpu: usize| placement.place(number, vcpu, &config.pin);
         let before = memory::frames(frames);

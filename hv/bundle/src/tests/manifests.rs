@@ -6,8 +6,8 @@ use std::{
 
 use super::{linux, pci};
 use crate::{
-    Device, Firmware, GuestDevice, HostDevice, IommuMode, MAX_VMS, Manifest, MsiWindow, Start,
-    TcePolicy, UnsafeDma, VmConfig,
+    ConsoleUart, Device, Field, Firmware, GuestDevice, HostDevice, IommuMode, MAX_VMS, Manifest,
+    MsiWindow, Start, TcePolicy, UnsafeDma, VmConfig,
 };
 
 fn refusal(change: impl FnOnce(&mut VmConfig)) -> String {
@@ -280,4 +280,24 @@ fn device_addresses_are_read_and_written_alike() {
     for text in ["", "0000:00:02.0", "02.0", "phb:65536", "phb:-1"] {
         assert!(text.parse::<GuestDevice>().is_err(), "{text}");
     }
+}
+
+#[test]
+fn what_no_hypervisor_does_is_told_by_its_key() {
+    let with = |change: fn(&mut VmConfig)| {
+        let mut vm = linux();
+        change(&mut vm);
+        [ConsoleUart::Pl011, ConsoleUart::Hvc].map(|own| vm.not_acted_on(own))
+    };
+    assert_eq!(with(|_| {}), [None, None]);
+    let tree = with(|vm| vm.dtb = Some("tree.dtb".into()));
+    assert_eq!(tree, [Some(Field::Dtb); 2]);
+    let hvc = with(|vm| vm.console.uart = ConsoleUart::Hvc);
+    assert_eq!(hvc, [Some(Field::Console), None]);
+    let pl011 = with(|vm| vm.console.uart = ConsoleUart::Pl011);
+    assert_eq!(pl011, [None, Some(Field::Console)]);
+    let none = with(|vm| vm.console.uart = ConsoleUart::None);
+    assert_eq!(none, [Some(Field::Console); 2]);
+    let serial = with(|vm| vm.console.serial = Some(1));
+    assert_eq!(serial, [None, Some(Field::Serial)]);
 }

@@ -356,7 +356,28 @@ fn bundles(board: &'static str) -> Vec<Case> {
             &["vm0/kernel: 2147483647 bytes"],
         ),
         refused("of garbage", Bundle::Garbage, &[]),
+        not_acted_on(board),
     ]
+}
+
+/// A VM is never run in another way than its manifest asks for.
+fn not_acted_on(board: &'static str) -> Case {
+    Case::new(
+        board,
+        "a VM that asks for what is not there is left out with the key",
+    )
+    .bundle(Bundle::Manifest(concat!(
+        "version = 1\n[[vm]]\nname = \"tree\"\nmemory = \"256M\"\nkernel = \"off.bin\"\n",
+        "kernel_format = \"flat\"\ndtb = \"typed.txt\"\n",
+        "[[vm]]\nname = \"mute\"\nmemory = \"256M\"\nkernel = \"off.bin\"\n",
+        "kernel_format = \"flat\"\nconsole = \"none\"\n"
+    )))
+    .expect(&[
+        "ERROR .*vm tree: left out: dtb: not supported",
+        "ERROR .*vm mute: left out: console: not supported",
+        "verdict 1: no VM of the bundle can be run",
+    ])
+    .fatal()
 }
 
 #[cfg(test)]
