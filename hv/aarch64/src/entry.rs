@@ -88,8 +88,9 @@ _start:
     isb
 
     // Drop what the caches may hold of the image: everything written so far went around them.
+    // Nothing has touched the heap behind it, which is first written through them.
     adrp    x0, __image_start
-    adrp    x1, __image_end
+    adrp    x1, __heap_start
     bl      invalidate_range
     mov     x0, x19
     mov     x1, x20

@@ -62,14 +62,18 @@ impl Ram {
     }
 
     fn check(&self, pa: Pa, bytes: usize) -> Result<usize, NotMemory> {
-        let fail = NotMemory { pa, bytes };
-        let access = match bytes {
-            0 => return Ok(identity(pa)),
-            _ => Span::from_len(pa, bytes as u64).ok_or(fail)?,
+        if bytes == 0 {
+            return Ok(identity(pa));
+        }
+        let start = pa.bits();
+        let last = start.checked_add(bytes as u64 - 1);
+        let holds = |span: &Span<Pa>| {
+            let (from, to) = (span.start().bits(), span.last().bits());
+            last.is_some_and(|last| from <= start && last <= to)
         };
-        match self.spans.iter().any(|span| span.contains_span(access)) {
+        match self.spans.iter().any(holds) {
             true => Ok(identity(pa)),
-            false => Err(fail),
+            false => Err(NotMemory { pa, bytes }),
         }
     }
 
@@ -226,6 +230,7 @@ impl Registers {
         }
     }
 
+    #[inline(always)]
     fn at<T>(&self, offset: usize) -> *mut T {
         let width = size_of::<T>();
         assert!(

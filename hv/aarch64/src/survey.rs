@@ -137,23 +137,32 @@ fn frames(machine: &Machine, fdt: Span<Pa>, map: &mut Map) -> (Frames<Ram>, Ram)
         .chain([fdt])
         .chain(machine.chosen.initrd)
         .collect();
-    let mapped: &'static [Span<Pa>] = Box::leak(mmu::without(&machine.memory, &unmapped).into());
+    let mapped = mmu::without(&machine.memory, &unmapped);
     let mut lost = 0;
-    for span in mapped {
+    for span in &mapped {
         if map.identity(*span, Use::Data).is_err() {
             lost += 1;
             log::error!("memory {span} cannot be mapped; not used");
         }
     }
+    // Every access looks for its span from the first on, and most are in the largest.
+    let mut by_size = mapped.clone();
+    by_size.sort_unstable_by_key(|span| core::cmp::Reverse(span.len()));
     // SAFETY: RAM by the tree, mapped just now, without the image, the tree itself, the bundle and
     // what firmware forbids; Rust objects live in the image and the heap inside it.
-    let ram = unsafe { Ram::new(if lost == 0 { mapped } else { &[] }) };
+    let ram = unsafe {
+        Ram::new(if lost == 0 {
+            Box::leak(by_size.into())
+        } else {
+            &[]
+        })
+    };
     let taken: Vec<Span<Pa>> = machine
         .reservations
         .iter()
         .map(|reservation| reservation.span)
         .collect();
-    let free = boot::usable(mapped, &taken);
+    let free = boot::usable(&mapped, &taken);
     let frames = Frames::new(ram, &free);
     log::info!(
         "frames: {} MiB free in {} ranges",

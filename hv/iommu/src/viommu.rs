@@ -575,7 +575,12 @@ impl<B: Backend> Iommu<B> {
         let mut refused = None;
         let mut handled = 0_usize;
         let mut list = core::iter::from_fn(|| {
-            match entries.next()?.and_then(|entry| numbers.physical(&entry)) {
+            // By reference: what is moved out of a `Result` is copied byte by byte.
+            let physical = match &entries.next()? {
+                Ok(entry) => numbers.physical(entry),
+                Err(because) => Err(*because),
+            };
+            match physical {
                 Ok(what) => {
                     handled = handled.saturating_add(1);
                     Some(what)

@@ -396,8 +396,38 @@ impl<S: Stage, M: PhysMemory, F: FrameAllocator> PageTable<S, M, F> {
         if last + 1 < ENTRIES && self.read(Pa::truncated(table + (last + 1) * 8))? != 0 {
             return Ok(true);
         }
-        for index in (last + 2..ENTRIES).chain((0..first).rev()) {
-            if self.read(Pa::truncated(table + index * 8))? != 0 {
+        if first > 0 && self.read(Pa::truncated(table + (first - 1) * 8))? != 0 {
+            return Ok(true);
+        }
+        self.is_used_far_outside(table, first, last)
+    }
+
+    /// The rest of it, many entries at a time.
+    #[cold]
+    fn is_used_far_outside(
+        &self,
+        table: u64,
+        first: u64,
+        last: u64,
+    ) -> Result<bool, Error<S::Input>> {
+        const PIECE: usize = 64;
+        let mut bytes = [0; 8 * PIECE];
+        for from in (0..ENTRIES).step_by(PIECE) {
+            self.read_many(Pa::truncated(table + from * 8), &mut bytes)?;
+            let (words, _) = bytes.as_chunks_mut::<8>();
+            // The run's own do not count.
+            if from <= last && first < from + PIECE as u64 {
+                for (index, word) in (from..).zip(words.iter_mut()) {
+                    if (first..=last).contains(&index) {
+                        *word = [0; 8];
+                    }
+                }
+            }
+            let used = words
+                .iter()
+                .fold(0, |all, word| all | u64::from_ne_bytes(*word))
+                != 0;
+            if used {
                 return Ok(true);
             }
         }

@@ -251,6 +251,11 @@ impl<S: Stage, M: PhysMemory, F: FrameAllocator> PageTable<S, M, F> {
         self.memory.read_u64(slot).map(S::Format::in_memory)
     }
 
+    /// Entries as they are in memory.
+    pub(crate) fn read_many(&self, slot: Pa, into: &mut [u8]) -> Result<(), NotMemory> {
+        self.memory.read(slot, into)
+    }
+
     #[inline]
     pub(crate) fn write(&self, slot: Pa, descriptor: u64) -> Result<(), NotMemory> {
         self.memory

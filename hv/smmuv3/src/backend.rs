@@ -1,5 +1,6 @@
 //! SMMUs as the hardware of the IOMMU core.
 
+use alloc::boxed::Box;
 use alloc::vec::Vec;
 
 use hal::{Clock, FrameAllocator, Mmio, SharedMemory};
@@ -124,6 +125,8 @@ pub struct SmmuBackend<M, P, F, C> {
     vmid_bits: u8,
     output: OutputSize,
     kept: Kept,
+    /// Where the commands of one change are put together: too large to be made anew for each.
+    list: Box<[Command; MOST]>,
 }
 
 /// The translation caches of the SMMUs, for one VMID.
@@ -134,18 +137,24 @@ struct Caches<'a, M, P, F, C> {
     /// A guest's stage 1 sits on the table: its combined translations go, too, and what the SMMU
     /// keeps of its context descriptors.
     nested: bool,
-    commands: [Command; MOST],
+    commands: &'a mut [Command; MOST],
     count: usize,
 }
 
 impl<'a, M: Mmio, P: SharedMemory, F: FrameAllocator, C: Clock> Caches<'a, M, P, F, C> {
-    fn new(units: &'a mut [Smmu<M, P, F, C>], kept: &'a Kept, vmid: Vmid, nested: bool) -> Self {
+    fn new(
+        units: &'a mut [Smmu<M, P, F, C>],
+        kept: &'a Kept,
+        commands: &'a mut [Command; MOST],
+        vmid: Vmid,
+        nested: bool,
+    ) -> Self {
         Self {
             units,
             kept,
             vmid,
             nested,
-            commands: [Command::TlbiS12Vmall(vmid); MOST],
+            commands,
             count: 0,
         }
     }
@@ -308,6 +317,7 @@ where
             vmid_bits: if wide { 16 } else { 8 },
             output,
             kept: Kept::default(),
+            list: Box::new([Command::CFGI_ALL; MOST]),
         }
     }
 
@@ -372,6 +382,7 @@ where
             units,
             tables,
             kept,
+            list,
             ..
         } = self;
         let table = usize::try_from(table.bits())
@@ -381,7 +392,7 @@ where
         if table.lent.try_reserve(1).is_err() {
             return Err(BackendError::OutOfMemory);
         }
-        let mut caches = Caches::new(units, kept, table.vmid, nested);
+        let mut caches = Caches::new(units, kept, list, table.vmid, nested);
         match table
             .tree
             .share_subtree(owner, span, &mut caches, owner_caches)
@@ -417,13 +428,14 @@ where
             units,
             tables,
             kept,
+            list,
             ..
         } = self;
         let table = usize::try_from(table.bits())
             .ok()
             .and_then(|at| tables.get_mut(at)?.as_mut())
             .ok_or(BackendError::Incompatible)?;
-        let mut caches = Caches::new(units, kept, table.vmid, nested);
+        let mut caches = Caches::new(units, kept, list, table.vmid, nested);
         while let Some(span) = table.lent.last().copied() {
             table
                 .tree
@@ -446,7 +458,13 @@ where
     pub fn caches(&mut self, table: TableId) -> Option<impl Invalidate<Ipa>> {
         let nested = self.is_nested(table);
         let vmid = self.table(table)?.vmid;
-        Some(Caches::new(&mut self.units, &self.kept, vmid, nested))
+        Some(Caches::new(
+            &mut self.units,
+            &self.kept,
+            &mut self.list,
+            vmid,
+            nested,
+        ))
     }
 
     /// Whether every SMMU did what it was told or confirmed that it is off. When not, memory that a
@@ -583,6 +601,7 @@ where
             units,
             tables,
             kept,
+            list,
             ..
         } = self;
         let Some(slot) = usize::try_from(table.bits())
@@ -592,7 +611,7 @@ where
             return;
         };
         if let Some(table) = slot.take() {
-            let mut caches = Caches::new(units, kept, table.vmid, nested);
+            let mut caches = Caches::new(units, kept, list, table.vmid, nested);
             if let Err((tree, _)) = table.tree.destroy(&mut caches) {
                 // It still uses a VM's tables. Nothing is bound to it; its place is not used again.
                 *slot = Some(Table {
@@ -637,6 +656,7 @@ where
             units,
             tables,
             kept,
+            list,
             ..
         } = self;
         let table = usize::try_from(table.bits())
@@ -656,7 +676,7 @@ where
             sizes if sizes & PageSize::SIZE_2M.bytes() != 0 => PageSize::SIZE_2M,
             _ => PageSize::SIZE_4K,
         };
-        let mut caches = Caches::new(units, kept, table.vmid, nested);
+        let mut caches = Caches::new(units, kept, list, table.vmid, nested);
         table.forgotten = None;
         table
             .tree
@@ -681,13 +701,14 @@ where
             units,
             tables,
             kept,
+            list,
             ..
         } = self;
         let table = usize::try_from(table.bits())
             .ok()
             .and_then(|at| tables.get_mut(at)?.as_mut());
         let Some(table) = table else { return };
-        let mut caches = Caches::new(units, kept, table.vmid, nested);
+        let mut caches = Caches::new(units, kept, list, table.vmid, nested);
         match table.tree.unmap(span, &mut caches) {
             Ok(_) => table.forgotten = Some(span),
             // What was asked for cannot be done, and must be: nothing goes through the table.
@@ -701,6 +722,7 @@ where
             units,
             tables,
             kept,
+            list,
             ..
         } = self;
         let table = usize::try_from(table.bits())
@@ -719,7 +741,7 @@ where
         let Some(span) = Span::new(span.start(), last) else {
             return Ok(());
         };
-        let mut caches = Caches::new(units, kept, table.vmid, nested);
+        let mut caches = Caches::new(units, kept, list, table.vmid, nested);
         caches.span(span, PageSize::SIZE_4K, 0, Depth::All);
         caches.finish();
         if self.kept.get() {

@@ -685,7 +685,7 @@ impl<M: Mmio, P: SharedMemory, F: FrameAllocator, C: Clock> Sending<'_, M, P, F,
     ///
     /// # Errors
     /// Those of [`Smmu::send`].
-    pub(crate) fn finish(mut self) -> Result<(), Error> {
+    pub(crate) fn finish(&mut self) -> Result<(), Error> {
         if self.count > 0 {
             self.go()?;
         }

@@ -228,6 +228,9 @@ impl GuestSmmu {
     }
 
     fn raise(&self, vm: &Vm, interrupts: Interrupts) -> Kicks {
+        if interrupts == Interrupts::NONE {
+            return Kicks::NONE;
+        }
         let lines = [
             (Line::Event, self.lines.event),
             (Line::Gerror, self.lines.gerror),

@@ -5,10 +5,12 @@ use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
 use bundle::PeerToPeer;
+use hal::Clock;
 use iommu::{DomainOptions, Extent, Map, Permissions, Placement, Target};
-use types::{Iova, PageSize};
+use types::{Iova, PageSize, Span};
 
 use super::{Dma, GuestPci, Held, State};
+use crate::console::SystemCounter;
 use crate::guest::smmu::GuestSmmu;
 use crate::guest::vm::Vm;
 use crate::hardware;
@@ -70,7 +72,62 @@ impl GuestPci {
             held.resetting = false;
             self.arm_pin(segment, held);
         }
+        if log::log_enabled!(log::Level::Debug) {
+            self.time_memory(vm);
+        }
         Ok(())
+    }
+
+    /// Gives the devices memory of the VM where they have nothing else, takes it back, and says what that
+    /// cost: a page beside another, that one with the tables it was the last in, and 1 GiB if the VM has as
+    /// much. The devices are still silent.
+    fn time_memory(&self, vm: &Vm) {
+        /// Far above all RAM, below 2^40.
+        const FREE: u64 = 1 << 39;
+        const PAGE: u64 = 1 << 12;
+        const GIBIBYTE: u64 = 1 << 30;
+        let dma = self.dma.lock();
+        let Some((ioas, memory)) = dma.ioas else {
+            return;
+        };
+        let mut core = self.hardware.iommu.lock();
+        let give = |core: &mut hardware::Core, at: u64, bytes: u64| {
+            let request = Map {
+                placement: Placement::Fixed(Iova::truncated(at)),
+                memory,
+                offset: 0,
+                bytes,
+                permissions: Permissions::ReadWrite,
+            };
+            core.map(ioas, &request).is_ok()
+        };
+        let take = |core: &mut hardware::Core, what: &str, at: u64, bytes: u64| {
+            let Some(span) = Span::from_len(Iova::truncated(at), bytes) else {
+                return;
+            };
+            let before = sent(core);
+            let begun = SystemCounter.ticks();
+            let taken = core.unmap(ioas, span);
+            let ticks = SystemCounter.ticks() - begun;
+            log::debug!(
+                "vm {}: {what} {} its devices in {ticks} ticks and {} commands",
+                vm.name,
+                if taken.is_ok() {
+                    "taken from"
+                } else {
+                    "stays with"
+                },
+                sent(core) - before,
+            );
+        };
+        if give(&mut core, FREE, PAGE) && give(&mut core, FREE + PAGE, PAGE) {
+            take(&mut core, "a page", FREE, PAGE);
+            take(&mut core, "a last page", FREE + PAGE, PAGE);
+        }
+        let has = vm.platform().memory.first().and_then(|span| span.len());
+        if has >= Some(GIBIBYTE) && give(&mut core, FREE, GIBIBYTE) {
+            take(&mut core, "1 GiB", FREE, GIBIBYTE);
+        }
     }
 
     pub(super) fn name(&self, held: &Held) -> String {
@@ -245,4 +302,10 @@ impl GuestPci {
             .filter_map(|function| self.hardware.poll_reset(function))
             .min()
     }
+}
+
+/// Commands that all SMMUs were sent.
+fn sent(core: &hardware::Core) -> u64 {
+    let units = core.backend().units().iter();
+    units.map(|smmu| smmu.sent().0).sum()
 }
