@@ -6,6 +6,8 @@
 mod boot;
 mod io;
 mod iommu;
+mod reads;
+mod record;
 mod smmu;
 mod traps;
 

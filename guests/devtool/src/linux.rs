@@ -165,6 +165,8 @@ pub(crate) enum Open {
     Read,
     /// To be read, without waiting for what is not there.
     Poll,
+    /// To be read, past the kernel's cache: whole blocks into memory that begins where a block does.
+    Direct,
     /// To be read and written.
     ReadWrite,
 }
@@ -185,6 +187,8 @@ impl File {
         const AT_FDCWD: usize = -100_isize as usize;
         const O_RDWR: usize = 0o2;
         const O_NONBLOCK: usize = 0o4000;
+        // [Linux, arch/arm64/include/uapi/asm/fcntl.h]
+        const O_DIRECT: usize = 0o20_0000;
         let mut path = [0; PATH];
         let bytes = pieces.iter().flat_map(|piece| piece.bytes());
         // What does not fit is cut off, and not found.
@@ -194,6 +198,7 @@ impl File {
         let flags = match how {
             Open::Read => 0,
             Open::Poll => O_NONBLOCK,
+            Open::Direct => O_DIRECT,
             Open::ReadWrite => O_RDWR,
         };
         let arguments = [AT_FDCWD, path.as_ptr().addr(), flags, 0, 0, 0];
@@ -235,6 +240,14 @@ impl File {
             }
         }
         Ok(filled)
+    }
+
+    /// Reads at an offset.
+    pub(crate) fn read_at(&self, offset: u64, into: &mut [u8]) -> Result<usize, Errno> {
+        let into = [into.as_mut_ptr().addr(), into.len()];
+        let arguments = [self.number, into[0], into[1], word(offset), 0, 0];
+        // SAFETY: the kernel writes to these bytes.
+        unsafe { call(Call::Pread64, arguments) }
     }
 
     /// Reads 16 bits at an offset.

@@ -4,6 +4,7 @@
 //! devtool vfio FUNCTION GROUP            drives an edu device by VFIO: see `check`
 //! devtool vfio-pair F1 G1 F2 G2          drives two of them side by side: see `pair`
 //! devtool kexec KERNEL INITRD ARGUMENTS  starts a kernel in place of this one: see `kexec`
+//! devtool reads DISK ORDER COUNT [direct]  reads blocks of a disk: see `reads`
 //! ```
 //!
 //! It ends with 0 when all is as it should be, with 1 when something is not; its last line says what.
@@ -15,6 +16,7 @@ mod kexec;
 mod linux;
 mod log;
 mod pair;
+mod reads;
 mod vfio;
 
 use core::fmt;
@@ -48,7 +50,7 @@ impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Usage => f.write_str(
-                "usage: devtool vfio FUNCTION GROUP, vfio-pair FUNCTION GROUP FUNCTION GROUP, or kexec KERNEL INITRD ARGUMENTS",
+                "usage: devtool vfio FUNCTION GROUP, vfio-pair FUNCTION GROUP FUNCTION GROUP, kexec KERNEL INITRD ARGUMENTS, or reads DISK ORDER COUNT [direct]",
             ),
             Self::Call(what, error) => write!(f, "{what}: {error}"),
             Self::Wrong(what) => f.write_str(what),
@@ -65,6 +67,7 @@ fn main(arguments: Arguments) -> i32 {
         Some("vfio") => check::command(arguments),
         Some("vfio-pair") => pair::command(arguments),
         Some("kexec") => kexec::command(arguments),
+        Some("reads") => reads::command(arguments),
         _ => Err(Failure::Usage),
     };
     match result {

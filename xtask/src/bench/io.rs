@@ -1,10 +1,11 @@
-//! `cargo xtask bench io`: how often a guest leaves for the hypervisor for each read of its NVMe disk, by cause.
+//! `cargo xtask bench io`: how often a guest leaves for the hypervisor for each read of its NVMe disk, by cause,
+//! and what a read costs as a ratio ([`reads`]).
 //!
 //! Exits are counted by the hypervisor (`exits` at the monitor) between steps that the guest takes when it is
 //! told to. Two steps of a kind differ in how many blocks they read and in nothing else, so their difference
 //! is the reads alone. What a message costs is in `cargo xtask bench smmu`.
 //!
-//! Not under `--icount`: completions of QEMU's disks are not deterministic under it, and counts are wanted,
+//! Exits are not counted under `--icount`: completions of QEMU's disks are not deterministic under it, and counts are wanted,
 //! not times.
 
 use std::collections::{BTreeMap, VecDeque};
@@ -16,7 +17,7 @@ use anyhow::{Context as _, Result, ensure};
 use regex::Regex;
 use serde::Serialize;
 
-use super::folder;
+use super::{folder, reads};
 use crate::board::Board;
 use crate::build::{self, Built, Profile};
 use crate::manifest::Overrides;
@@ -110,8 +111,9 @@ pub(super) fn run() -> Result<u8> {
         rows.extend(self::rows(ground, &counts)?);
     }
     let start = start(&board, &qemu, &built)?;
-    let mut json =
-        serde_json::to_string_pretty(&(&rows, &start)).context("cannot write the figures")?;
+    let reads = reads::measure(&board, &qemu, &built)?;
+    let figures = (&rows, &start, &reads);
+    let mut json = serde_json::to_string_pretty(&figures).context("cannot write the figures")?;
     json.push('\n');
     let path = folder().join("io.json");
     workspace::write_whole(&path, json.as_bytes())?;
@@ -123,9 +125,10 @@ pub(super) fn run() -> Result<u8> {
         start.limit,
         if start.is_over() { "  OVER" } else { "" }
     );
+    print!("{}", reads::table(&reads));
     say!("the figures are in {} too", path.display());
     let over = rows.iter().any(Row::is_over) || start.is_over();
-    Ok(u8::from(over))
+    Ok(u8::from(over || reads.iter().any(reads::Row::is_missed)))
 }
 
 /// What taking devices costs when a VM starts, beyond zeroing and loading its memory.
