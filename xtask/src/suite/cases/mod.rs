@@ -173,7 +173,7 @@ const LONG: [(&str, u32); 16] = [
     ("a disk and three NICs", 20),
     ("use a disk and a NIC each", 20),
     ("beside a hostile guest", 20),
-    ("three disks and a NIC", 16),
+    ("three disks and an ", 16),
     ("a guest's own SMMU: ", 14),
     ("works on all of them, and reboots", 13),
     ("at any moment", 12),
