@@ -47,8 +47,20 @@ fn ran_us<A: Arch>(slot: &Slot<A::Vcpu, A::Beside>) -> u64 {
 impl<A: Arch> Guests<A> {
     fn end_and_wait(&self, vm: usize, ending: Ending) -> Result<&A::Vm, Refusal> {
         let vm = self.vm(vm)?;
-        if !self.end_from_outside(vm, ending, A::this_core(self)) {
-            return Err(Refusal::NotRunning);
+        // One that resets itself without end is mostly about to start: it is taken once it runs.
+        let mut ends = false;
+        wait::<A>(START_TIMEOUT_US, || {
+            self.poll_starts(None);
+            let state = vm.lifecycle.state();
+            ends = state == State::Running
+                && self.end_from_outside(vm, ending, A::this_core(self));
+            ends || matches!(state, State::Stopped | State::Failed)
+        });
+        if !ends {
+            return Err(match vm.lifecycle.state() {
+                State::Stopped | State::Failed => Refusal::NotRunning,
+                State::Starting | State::Running | State::Ending(_) => Refusal::Stuck,
+            });
         }
         let gone = || !matches!(vm.lifecycle.state(), State::Ending(_)) && !A::is_giving_back(vm);
         if wait::<A>(STOP_TIMEOUT_US, gone) {

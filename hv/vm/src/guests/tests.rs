@@ -421,6 +421,23 @@ fn a_start_waits_for_devices_and_the_core_of_the_first_vcpu_looks() {
 }
 
 #[test]
+fn one_that_is_about_to_start_is_stopped_as_soon_as_it_runs() {
+    let world = World::new(vec![vm(0, &[0], |_| {}), vm(1, &[1], |_| {})]);
+    let mut control = &world.guests;
+    assert_eq!(control.stop(1), Ok(()));
+    world.guests.vms[1].devices.set(Some(NOW.get() + 100_000));
+    assert_eq!(control.start(1), Ok(()));
+    assert_eq!(world.state(1), State::Starting);
+    assert_eq!(control.stop(1), Ok(()));
+    assert_eq!(world.state(1), State::Stopped);
+    assert_eq!(control.stop(1), Err(Refusal::NotRunning));
+    // One whose devices do not come back in time is told from one that does not run.
+    world.guests.vms[1].devices.set(Some(u64::MAX));
+    assert_eq!(control.start(1), Ok(()));
+    assert_eq!(control.stop(1), Err(Refusal::Stuck));
+}
+
+#[test]
 fn what_cannot_start_is_failed_and_can_be_tried_again() {
     let world = World::new(vec![vm(0, &[0], |_| {}), vm(1, &[0], |_| {})]);
     taken();

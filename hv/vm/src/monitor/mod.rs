@@ -135,8 +135,8 @@ pub enum Refusal {
     /// The VM is running, or on its way there.
     #[error("it is running already")]
     Running,
-    /// Its vCPUs did not leave their cores in time.
-    #[error("its vCPUs did not leave their cores in time")]
+    /// Its vCPUs did not leave their cores in time, or it has been about to start for too long.
+    #[error("its vCPUs did not leave their cores in time, or its devices are not back")]
     Stuck,
     /// It could not be started: the log says why.
     #[error("it cannot be started")]
