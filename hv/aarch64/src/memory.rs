@@ -49,16 +49,45 @@ pub(crate) fn heap_use() -> (usize, usize) {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Ram {
     spans: &'static [Span<Pa>],
+    /// The words of the first of them, where nearly every word is: image, bundle and tree cut RAM into
+    /// about as many.
+    words: [Words; 4],
+}
+
+/// Whole words from an address on that is a multiple of 16.
+#[derive(Clone, Copy, Debug)]
+struct Words {
+    start: u64,
+    /// How far behind `start` the last one is.
+    last: u64,
+}
+
+impl Words {
+    fn of(span: &Span<Pa>) -> Option<Self> {
+        let start = span.start().bits().checked_next_multiple_of(16)?;
+        let last = span.last().bits().checked_sub(start)?.checked_sub(7)?;
+        Some(Self { start, last })
+    }
+
+    fn hold(self, pa: Pa) -> bool {
+        pa.bits().wrapping_sub(self.start) <= self.last
+    }
 }
 
 impl Ram {
-    /// RAM at `spans`.
+    /// RAM at `spans`, the ones first that are used most.
     ///
     /// # Safety
     /// The spans must be memory, mapped at their physical addresses as normal memory, and no Rust
     /// reference may cover any of it, for as long as the value lives.
-    pub(crate) const unsafe fn new(spans: &'static [Span<Pa>]) -> Self {
-        Self { spans }
+    pub(crate) unsafe fn new(spans: &'static [Span<Pa>]) -> Self {
+        // No word is at the last address.
+        let none = Words {
+            start: u64::MAX,
+            last: 0,
+        };
+        let words = [0, 1, 2, 3].map(|at| spans.get(at).and_then(Words::of).unwrap_or(none));
+        Self { spans, words }
     }
 
     fn check(&self, pa: Pa, bytes: usize) -> Result<usize, NotMemory> {
@@ -77,7 +106,36 @@ impl Ram {
         }
     }
 
+    #[inline]
     fn check_word(&self, pa: Pa) -> Result<usize, NotMemory> {
+        if pa.bits().is_multiple_of(8) && self.holds_word(pa) {
+            return Ok(identity(pa));
+        }
+        self.check_other_word(pa)
+    }
+
+    /// An aligned pair of words: with the second, the first is in the same span.
+    #[inline]
+    fn check_pair(&self, pa: Pa) -> Result<usize, NotMemory> {
+        let second = Pa::truncated(pa.bits() | 8);
+        if !pa.bits().is_multiple_of(16) {
+            return Err(NotMemory { pa, bytes: 16 });
+        }
+        if self.holds_word(second) {
+            return Ok(identity(pa));
+        }
+        self.check(pa, 16)
+    }
+
+    #[inline]
+    fn holds_word(&self, pa: Pa) -> bool {
+        let [first, second, third, fourth] = self.words;
+        first.hold(pa) || second.hold(pa) || third.hold(pa) || fourth.hold(pa)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn check_other_word(&self, pa: Pa) -> Result<usize, NotMemory> {
         match pa.bits().is_multiple_of(8) {
             true => self.check(pa, 8),
             false => Err(NotMemory { pa, bytes: 8 }),
@@ -169,6 +227,17 @@ impl PhysMemory for Ram {
         let word = with_exposed_provenance_mut::<u64>(self.check_word(pa)?);
         // SAFETY: an aligned word of RAM.
         unsafe { word.write_volatile(value) };
+        Ok(())
+    }
+
+    fn write_pair(&self, pa: Pa, [low, high]: [u64; 2]) -> Result<(), NotMemory> {
+        let word = with_exposed_provenance_mut::<u64>(self.check_pair(pa)?);
+        // SAFETY: an aligned word of RAM, as the one behind it.
+        let next = unsafe { word.add(1) };
+        // SAFETY: as above.
+        unsafe { word.write_volatile(low) };
+        // SAFETY: as above.
+        unsafe { next.write_volatile(high) };
         Ok(())
     }
 

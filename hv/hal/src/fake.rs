@@ -293,6 +293,19 @@ mod tests {
     }
 
     #[test]
+    fn a_pair_of_words_is_written_whole_or_not_at_all() {
+        let memory = FakeMemory::new(Pa::truncated(0x1000), 0x28);
+        let words = || [0x1010, 0x1018, 0x1020].map(|at| memory.read_u64(Pa::truncated(at)));
+        memory.write_pair(Pa::truncated(0x1010), [1, 2]).unwrap();
+        assert_eq!(words(), [Ok(1), Ok(2), Ok(0)]);
+        // Half of it outside, between pairs, before memory.
+        for at in [0x1020, 0x1008, 0xff0] {
+            assert!(memory.write_pair(Pa::truncated(at), [3, 4]).is_err());
+        }
+        assert_eq!(words(), [Ok(1), Ok(2), Ok(0)]);
+    }
+
+    #[test]
     fn frames_are_aligned_zeroed_and_reused() {
         let memory = FakeMemory::new(Pa::truncated(0x1000), 0x8000);
         let frames = FakeFrames::new(&memory);

@@ -13,7 +13,7 @@ extern crate alloc;
 #[cfg(any(feature = "fake", test))]
 pub mod fake;
 
-use types::Pa;
+use types::{Address, Pa};
 
 /// The registers of one device, by byte offset from its base.
 ///
@@ -78,6 +78,20 @@ pub trait PhysMemory {
     /// # Errors
     /// [`NotMemory`] outside memory or misaligned.
     fn write_u64(&self, pa: Pa, value: u64) -> Result<(), NotMemory>;
+
+    /// Writes two native-endian 64-bit words, one after the other, each in one access; `pa` is a multiple of 16.
+    ///
+    /// # Errors
+    /// [`NotMemory`], with memory unchanged, outside memory or misaligned.
+    fn write_pair(&self, pa: Pa, pair: [u64; 2]) -> Result<(), NotMemory> {
+        let [low, high] = pair;
+        let aligned = pa.bits().is_multiple_of(16);
+        let next = pa.checked_add(8).filter(|_| aligned);
+        let next = next.ok_or(NotMemory { pa, bytes: 16 })?;
+        self.read_u64(next)?;
+        self.write_u64(pa, low)?;
+        self.write_u64(next, high)
+    }
 
     /// Sets `bytes` bytes from `pa` to zero.
     ///

@@ -26,10 +26,17 @@ impl<P: SharedMemory> Shared<P> {
         self.walks
     }
 
+    #[inline]
+    pub(crate) fn write_pair(&self, pa: Pa, pair: [u64; 2]) -> Result<(), NotMemory> {
+        self.memory.write_pair(pa, pair.map(u64::to_le))
+    }
+
+    #[inline]
     pub(crate) fn write(&self, pa: Pa, value: u64) -> Result<(), NotMemory> {
         self.memory.write_u64(pa, value.to_le())
     }
 
+    #[inline]
     pub(crate) fn word(&self, pa: Pa) -> Result<u64, NotMemory> {
         self.memory.read_u64(pa).map(u64::from_le)
     }

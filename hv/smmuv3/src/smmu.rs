@@ -96,6 +96,7 @@ impl Ring {
         frames.free(self.base, self.order);
     }
 
+    #[inline(always)]
     fn at(&self, index: u32, bytes: usize) -> Result<Pa, Error> {
         let offset = u64::from(self.shape.entry(index)) * bytes as u64;
         self.base.checked_add(offset).ok_or(Error::NotMemory)
@@ -367,12 +368,10 @@ impl<M: Mmio, P: SharedMemory, F: FrameAllocator, C: Clock> Smmu<M, P, F, C> {
         BATCH.min(entries.saturating_sub(1)).max(1)
     }
 
+    #[inline(always)]
     fn put(&mut self, command: Command) -> Result<(), Error> {
-        let [low, high] = command.encode();
         let at = self.commands.at(self.commands.index, command::BYTES)?;
-        self.memory.write(at, low)?;
-        let next = at.checked_add(8).ok_or(Error::NotMemory)?;
-        self.memory.write(next, high)?;
+        self.memory.write_pair(at, command.encode())?;
         self.commands.index = self.commands.shape.advance(self.commands.index, 1);
         Ok(())
     }

@@ -52,8 +52,7 @@ impl<A: Arch> Guests<A> {
         wait::<A>(START_TIMEOUT_US, || {
             self.poll_starts(None);
             let state = vm.lifecycle.state();
-            ends = state == State::Running
-                && self.end_from_outside(vm, ending, A::this_core(self));
+            ends = state == State::Running && self.end_from_outside(vm, ending, A::this_core(self));
             ends || matches!(state, State::Stopped | State::Failed)
         });
         if !ends {

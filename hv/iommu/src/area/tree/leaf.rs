@@ -14,6 +14,8 @@ use crate::area::{Area, Flags};
 
 /// Areas in a list, of which the first eight cache lines are searched.
 pub(super) const LEAF: usize = 63;
+/// So many areas at the end of a list are moved one by one.
+const SHORT: usize = 4;
 /// A grid with fewer areas is put down as a list again.
 const GRID_MIN: usize = LEAF;
 /// A grid is cut into two lists when its areas, and one more, fit in two.
@@ -152,8 +154,16 @@ impl List {
             self.gap += 1;
             return Some(area);
         }
-        self.lasts.copy_within(at + 1..end, at);
-        self.rest.copy_within(at + 1..end, at);
+        if end - at <= SHORT {
+            // Two calls cost more than a few words moved here.
+            for next in at + 1..end {
+                self.lasts.swap(next - 1, next);
+                self.rest.swap(next - 1, next);
+            }
+        } else {
+            self.lasts.copy_within(at + 1..end, at);
+            self.rest.copy_within(at + 1..end, at);
+        }
         self.end -= 1;
         self.lasts[end - 1] = u64::MAX;
         Some(area)
