@@ -119,18 +119,19 @@ enum Event {
 /// QEMU cannot be started, or the log cannot be written.
 pub(crate) fn run(mut plan: Plan<'_>) -> Result<Outcome> {
     let mut log = plan.log.map(Log::create).transpose()?;
+    let (sender, events) = mpsc::channel();
+    // Before there is a machine: who is started with signals ignored would miss one in between.
+    let mut signals = Signals::listen(&plan.input, &sender)?;
     let mut qemu = Qemu::start(plan.line)
         .with_context(|| format!("cannot start {}", plan.line.program.display()))?;
     let (stdin, stdout, stderr) = qemu
         .streams()
         .ok_or_else(|| anyhow!("QEMU came without its streams"))?;
 
-    let (sender, events) = mpsc::channel();
     let console = sender.clone();
     thread::spawn(move || pump_console(stdout, &console));
     let echo = plan.output;
     let messages = thread::spawn(move || collect_messages(stderr, echo));
-    let mut signals = Signals::listen(&plan.input, &sender)?;
     // Held open to the end when nothing is typed: a closed console is not what boards have.
     let mut typist = match &mut plan.input {
         Input::Standard => {

@@ -125,12 +125,13 @@ fn end_with_machine(tool: &mut Child, signal: Signal) -> Result<()> {
     let parent = Pid::from_child(tool);
     let machine = wait_for(|| machine_of(parent)).context("the machine does not start")?;
     rustix::process::kill_process(parent, signal).context("cannot signal the tool")?;
-    let status = tool.wait().context("cannot wait for the tool")?;
+    let mut over = || tool.try_wait().transpose();
+    let status = wait_for(&mut over).context("the tool goes on after the signal")??;
     ensure!(
         !status.success(),
         "an interrupted run must not look like a success"
     );
-    wait_for(|| (!is_qemu(machine)).then_some(())).context("the machine is still there")
+    wait_for(|| (!is_machine(machine)).then_some(())).context("the machine is still there")
 }
 
 /// The first answer of a question that is put again and again.
@@ -160,12 +161,14 @@ fn machine_of(parent: Pid) -> Option<Pid> {
                 .collect::<Vec<_>>()
         })
         .filter_map(Pid::from_raw)
-        .find(|child| is_qemu(*child))
+        .find(|child| is_machine(*child))
 }
 
-fn is_qemu(process: Pid) -> bool {
+/// Whether it is the machine that waits, not a QEMU that is asked for its version.
+fn is_machine(process: Pid) -> bool {
     fs::read(format!("/proc/{}/cmdline", process.as_raw_nonzero())).is_ok_and(|line| {
-        let program = line.split(|&byte| byte == 0).next().unwrap_or_default();
-        program.windows(12).any(|part| part == b"qemu-system-")
+        let mut words = line.split(|&byte| byte == 0);
+        let program = words.next().unwrap_or_default();
+        program.windows(12).any(|part| part == b"qemu-system-") && words.any(|word| word == b"-S")
     })
 }
