@@ -415,10 +415,8 @@ impl<M: Mmio, P: SharedMemory, F: FrameAllocator, C: Clock> Smmu<M, P, F, C> {
         let reason = reason & 0x7f;
         if reason == ILLEGAL {
             let at = self.commands.at(consumer, command::BYTES)?;
-            let [low, high] = Command::Sync(Completion::None).encode();
-            self.memory.write(at, low)?;
-            let next = at.checked_add(8).ok_or(Error::NotMemory)?;
-            self.memory.write(next, high)?;
+            let sync = Command::Sync(Completion::None).encode();
+            self.memory.write_pair(at, sync)?;
             self.memory.publish(at, command::BYTES);
         }
         let errors = self.mmio.read32(regs::GERRORN) ^ CMDQ_ERR;
