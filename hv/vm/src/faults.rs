@@ -9,6 +9,8 @@ use alloc::vec::Vec;
 
 /// Lines of a device in a second.
 const LINES: usize = 16;
+/// Records of a device in a second with which it begins to make noise.
+const NOISY: u32 = 64;
 /// Records of a device in a second after which no more are wanted of it.
 const RECORDS: u32 = 1024;
 /// Records of a device in a second that are more than its neighbours can bear: the event queue is everybody's.
@@ -48,6 +50,15 @@ pub enum Records {
     Unwanted,
     /// They come all the same, and are so many that whatever makes them has to stop.
     Unbearable,
+}
+
+/// Whether a device tells more than its own business.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Noise {
+    /// The record that was counted last is the one of the second with which it begins.
+    Begins,
+    /// Not yet in this second, or already.
+    Unchanged,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -106,6 +117,17 @@ impl Faults {
         }
     }
 
+    /// Whether a device begins to make noise with the record that was counted last: whoever has it should be
+    /// the one to read the next.
+    #[must_use]
+    pub fn noise(&self, device: Option<usize>) -> Noise {
+        let account = device.and_then(|device| self.accounts.get(device));
+        match account {
+            Some(account) if account.records == NOISY => Noise::Begins,
+            _ => Noise::Unchanged,
+        }
+    }
+
     /// Whether a refusal of a device that was counted just now has a line.
     pub fn line(&mut self, device: Option<usize>, refusal: RefusedDma, now: u64) -> Telling {
         let second = self.second;
@@ -129,11 +151,18 @@ impl Faults {
         }
     }
 
-    /// Devices whose records are wanted again at this tick; each is named once.
-    pub fn forgiven(&mut self, now: u64) -> impl Iterator<Item = usize> + '_ {
+    /// Devices among those asked for whose records are wanted again at this tick; each is named once.
+    pub fn forgiven<'a>(
+        &'a mut self,
+        now: u64,
+        is_asked_for: impl Fn(usize) -> bool + 'a,
+    ) -> impl Iterator<Item = usize> + 'a {
         let accounts = self.accounts.iter_mut().enumerate();
         accounts.filter_map(move |(device, account)| {
             account.muted_until.filter(|until| *until <= now)?;
+            if !is_asked_for(device) {
+                return None;
+            }
             account.muted_until = None;
             Some(device)
         })
@@ -152,10 +181,15 @@ impl Faults {
         })
     }
 
-    /// When records of a device that floods are wanted again: the first of them, if there are any.
+    /// When records of a device that floods are wanted again: the first of those asked for, if there are any.
     #[must_use]
-    pub fn next_forgiven(&self) -> Option<u64> {
-        self.accounts.iter().filter_map(|a| a.muted_until).min()
+    pub fn next_forgiven(&self, is_asked_for: impl Fn(usize) -> bool) -> Option<u64> {
+        let accounts = self.accounts.iter().enumerate();
+        let muted = accounts.filter_map(|(device, account)| Some((device, account.muted_until?)));
+        muted
+            .filter(|(device, _)| is_asked_for(*device))
+            .map(|(_, until)| until)
+            .min()
     }
 
     /// Records in all.
@@ -178,7 +212,7 @@ impl Account {
 
 #[cfg(test)]
 mod tests {
-    use super::{Faults, LINES, MOST, RECORDS, Records, RefusedDma, Telling};
+    use super::{Faults, LINES, MOST, NOISY, Noise, RECORDS, Records, RefusedDma, Telling};
 
     const SECOND: u64 = 1000;
 
@@ -236,14 +270,14 @@ mod tests {
         for _ in 0..RECORDS {
             assert_eq!(faults.count(Some(0), 7), Records::Wanted);
         }
-        assert_eq!(faults.next_forgiven(), None);
+        assert_eq!(faults.next_forgiven(|_| true), None);
         assert_eq!(faults.count(Some(0), 8), Records::Unwanted);
         assert_eq!(faults.count(Some(1), 8), Records::Wanted);
-        assert_eq!(faults.next_forgiven(), Some(7 + SECOND));
+        assert_eq!(faults.next_forgiven(|_| true), Some(7 + SECOND));
         assert_eq!(faults.of(0), (Records::Unwanted, u64::from(RECORDS) + 1));
-        assert_eq!(faults.forgiven(7 + SECOND - 1).count(), 0);
-        assert!(faults.forgiven(7 + SECOND).eq([0]));
-        assert_eq!(faults.forgiven(7 + SECOND).count(), 0);
+        assert_eq!(faults.forgiven(7 + SECOND - 1, |_| true).count(), 0);
+        assert!(faults.forgiven(7 + SECOND, |_| true).eq([0]));
+        assert_eq!(faults.forgiven(7 + SECOND, |_| true).count(), 0);
         assert_eq!(faults.count(Some(0), 7 + SECOND), Records::Wanted);
         assert_eq!(faults.total(), u64::from(RECORDS) + 3);
     }
@@ -256,8 +290,41 @@ mod tests {
         assert_eq!(faults.count(Some(0), 7), Records::Unbearable);
         assert_eq!(faults.count(Some(1), 7), Records::Wanted);
         assert_eq!(faults.of(0).0, Records::Unwanted);
-        assert!(faults.forgiven(7 + SECOND).eq([0]));
+        assert!(faults.forgiven(7 + SECOND, |_| true).eq([0]));
         assert_eq!(faults.count(Some(0), 7 + SECOND), Records::Wanted);
+    }
+
+    #[test]
+    fn noise_begins_once_a_second() {
+        let mut faults = Faults::new(2, SECOND);
+        for second in [0, SECOND] {
+            let begins = (1..=2 * RECORDS).filter(|_| {
+                faults.count(Some(0), second);
+                faults.noise(Some(0)) == Noise::Begins
+            });
+            assert!(begins.eq([NOISY]));
+            assert_eq!(faults.noise(Some(1)), Noise::Unchanged);
+        }
+        // Of a device that nobody knows there is nobody to blame.
+        for _ in 0..NOISY {
+            faults.count(None, 0);
+        }
+        assert_eq!(faults.noise(None), Noise::Unchanged);
+    }
+
+    #[test]
+    fn only_devices_that_are_asked_for_are_forgiven() {
+        let mut faults = Faults::new(3, SECOND);
+        for device in [0, 2] {
+            for _ in 0..=RECORDS {
+                faults.count(Some(device), 7);
+            }
+        }
+        assert_eq!(faults.next_forgiven(|device| device == 1), None);
+        assert_eq!(faults.next_forgiven(|device| device == 2), Some(7 + SECOND));
+        assert!(faults.forgiven(7 + SECOND, |device| device == 2).eq([2]));
+        assert_eq!(faults.next_forgiven(|_| true), Some(7 + SECOND));
+        assert!(faults.forgiven(7 + SECOND, |_| true).eq([0]));
     }
 
     #[test]

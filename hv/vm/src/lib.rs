@@ -42,7 +42,7 @@ mod tenant;
 
 pub use console::{ESCAPE, LONGEST_LINE, Line, SharedTerminal, Terminal, Typed, Wire};
 pub use exits::{ExitCause, ExitCounts};
-pub use faults::{Faults, Records, RefusedDma, Telling};
+pub use faults::{Faults, Noise, Records, RefusedDma, Telling};
 pub use guests::{Arch, Arrival, CONSOLE_CORE, Core, Departure, Guests};
 pub use launch::{Placement, cost};
 pub use lifecycle::{Ended, Ending, Lifecycle, Next, State, dependents, is_notable, rest_ticks};

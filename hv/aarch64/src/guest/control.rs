@@ -10,10 +10,10 @@ use machine::Interrupt;
 use types::{Bdf, Iova, Ipa};
 use vm::{Arrival, Departure, Iommu, Line, Registers, SharedTerminal, Walk};
 
-use super::devices;
 use super::run::{self, Core, Guests, Iommus, Thread};
 use super::vcpu::{Vcpu, Whereabouts};
 use super::vm::{BuildError, Slot, Start, Vm};
+use super::{devices, events};
 use crate::console::{self, Port, SystemCounter};
 use crate::memory::{self, Ram};
 use crate::{cpu, panic};
@@ -88,15 +88,15 @@ impl vm::Arch for Machine {
     }
 
     fn look_around(guests: &Guests, core: usize) {
-        run::look_around(guests, core);
+        events::look_around(guests, core);
     }
 
     fn next_look(guests: &Guests, core: usize) -> Option<u64> {
-        run::next_hearing(guests, core)
+        events::next_hearing(guests, core)
     }
 
-    fn idle(guests: &Guests, _: usize, _: &mut Thread, due: Option<u64>) {
-        run::idle(guests, due);
+    fn idle(guests: &Guests, core: usize, _: &mut Thread, due: Option<u64>) {
+        run::idle(guests, core, due);
     }
 
     fn stay(

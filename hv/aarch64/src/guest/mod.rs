@@ -5,6 +5,7 @@ mod control;
 mod debug;
 mod devices;
 mod enter;
+mod events;
 mod irq;
 mod pci;
 mod run;

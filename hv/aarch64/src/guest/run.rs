@@ -13,6 +13,7 @@ use super::context::{read_register, write_register};
 use super::control::Machine;
 use super::devices;
 use super::enter::{self, Exit};
+use super::events::{self, next_hearing};
 use super::irq;
 use super::pci::GuestPci;
 use super::smmu::Broken;
@@ -20,7 +21,7 @@ use super::trap::Next as After;
 use super::vcpu::{self, TRAP_WFI, Vcpu, Whereabouts};
 use super::vm::{Slot, Vm};
 use crate::console;
-use crate::hardware::{Claim, Hardware, Route, Told};
+use crate::hardware::{Claim, Hardware, Route, Seat};
 use crate::memory::{Ram, Registers};
 use crate::serial::Port;
 use crate::{gic, panic};
@@ -87,9 +88,9 @@ impl Machine {
     }
 }
 
-/// An interrupt that may be of a VM's own serial port, or an SMMU's; `from` is the core that has a
-/// vCPU on it, if one has.
-fn other_interrupt(guests: &Guests, intid: u32, from: usize) {
+/// An interrupt of this core's that may be of a VM's own serial port, or an SMMU's; `from` is the core if it has a
+/// vCPU on it.
+fn other_interrupt(guests: &Guests, intid: u32, core: usize, from: usize) {
     for vm in &guests.vms {
         if let Some(port) = vm.port.as_ref().filter(|port| port.is_from(intid)) {
             while let Some(byte) = port.read() {
@@ -103,15 +104,9 @@ fn other_interrupt(guests: &Guests, intid: u32, from: usize) {
         line_is_up(guests, hardware, intid, from);
     }
     if let Some(hardware) = guests.machine.iommus.hardware()
-        && hardware.is_ours(intid)
+        && hardware.is_ours(intid, core)
     {
-        // What is left waits for the next interrupt or the next look around: a flood takes turns.
-        for _ in 0..DRAINS_AN_INTERRUPT {
-            drain(guests, hardware, from);
-            if !hardware.has_records() {
-                break;
-            }
-        }
+        events::interrupt(guests, hardware, core, from);
     }
 }
 
@@ -134,21 +129,6 @@ fn route(guests: &Guests, intid: u32) -> Option<Route> {
     guests.machine.iommus.hardware()?.route(intid)
 }
 
-/// Takes the records out of the SMMUs' queues; `from` is the core that has a vCPU on it, if one has.
-fn drain(guests: &Guests, hardware: &Hardware, from: usize) {
-    hardware.drain(|vm, function, event| {
-        let told = guests.vms.get(vm).and_then(|vm| {
-            let kicks = vm.pci.as_ref()?.report(vm, function, event)?;
-            Some((vm, kicks))
-        });
-        let Some((vm, kicks)) = told else {
-            return Told::Nobody;
-        };
-        kick(guests, vm, kicks, from);
-        Told::Guest
-    });
-}
-
 /// A device's message has come in. An LPI has no active state.
 fn message(guests: &Guests, route: Route, from: usize) {
     if let Some(vm) = guests.vms.get(route.vm)
@@ -158,9 +138,6 @@ fn message(guests: &Guests, route: Route, from: usize) {
         kick(guests, vm, vm.gic.post_lpis_to(told), from);
     }
 }
-
-/// How often an interrupt of an SMMU has its event queue looked at, of which each look is bounded.
-const DRAINS_AN_INTERRUPT: usize = 4;
 
 static GUESTS: spin::Once<Guests> = spin::Once::new();
 
@@ -227,9 +204,10 @@ pub(crate) fn serve(core: usize) -> ! {
     if core == CONSOLE_CORE
         && let Some(hardware) = guests.machine.iommus.hardware()
     {
-        for interrupt in hardware.interrupts() {
-            gic::enable_spi(interrupt, this.mpidr);
-        }
+        hardware.listen(Seat {
+            core,
+            mpidr: this.mpidr,
+        });
         for vm in &guests.vms {
             let first = vm.slots.first();
             let near = first.and_then(|slot| guests.cores.get(slot.core));
@@ -239,7 +217,7 @@ pub(crate) fn serve(core: usize) -> ! {
             }
         }
         // What came before has left no edge.
-        drain(guests, hardware, usize::MAX);
+        events::drain(guests, hardware, core, usize::MAX);
     }
     let thread = Thread {
         frame,
@@ -248,27 +226,8 @@ pub(crate) fn serve(core: usize) -> ! {
     guests.serve(core, this, thread)
 }
 
-/// Event records that were too many for one look.
-pub(super) fn look_around(guests: &Guests, core: usize) {
-    if let Some(hardware) = guests.machine.iommus.hardware()
-        && core == CONSOLE_CORE
-    {
-        if hardware.has_records() {
-            drain(guests, hardware, usize::MAX);
-        }
-        hardware.look_around();
-    }
-}
-
-/// When this core is to look around for the sake of devices that flooded.
-pub(super) fn next_hearing(guests: &Guests, core: usize) -> Option<u64> {
-    let hardware = guests.machine.iommus.hardware();
-    let hardware = hardware.filter(|_| core == CONSOLE_CORE);
-    hardware.and_then(Hardware::next_look)
-}
-
 /// Nothing to run: sleeps until an interrupt.
-pub(super) fn idle(guests: &Guests, due: Option<u64>) {
+pub(super) fn idle(guests: &Guests, core: usize, due: Option<u64>) {
     set_alarm(due);
     // A vCPU may have become ready since it was looked for; then its kick is pending, and WFI
     // does not sleep.
@@ -291,7 +250,7 @@ pub(super) fn idle(guests: &Guests, due: Option<u64>) {
             intid => {
                 gic::drop_priority(intid);
                 let command = guests.machine.is_console(intid) && guests.read_keys(usize::MAX);
-                other_interrupt(guests, intid, usize::MAX);
+                other_interrupt(guests, intid, core, usize::MAX);
                 gic::deactivate(intid);
                 // Typed bytes behind the command keep the interrupt pending.
                 if command {
@@ -559,24 +518,31 @@ impl Residency<'_> {
                 gic::deactivate(intid);
                 return Some(Departure::Preempted);
             }
-            gic::KICK => self.slot.show(|| self.vcpu.view(Whereabouts::OnThisCore)),
+            gic::KICK => {
+                self.slot.show(|| self.vcpu.view(Whereabouts::OnThisCore));
+                self.come_to_look();
+            }
             _ if self.guests.machine.is_console(intid) => {
                 let command = self.guests.read_keys(self.core);
                 gic::deactivate(intid);
                 return command.then_some(Departure::Preempted);
             }
             _ => {
-                other_interrupt(self.guests, intid, self.core);
-                // Where an alarm is set already, what follows it looks around, too.
-                if let Some(deadline) = next_hearing(self.guests, self.core)
-                    && read_register!("cnthp_ctl_el2") & 1 == 0
-                {
-                    set_alarm(Some(deadline));
-                }
+                other_interrupt(self.guests, intid, self.core, self.core);
+                self.come_to_look();
             }
         }
         gic::deactivate(intid);
         None
+    }
+
+    /// Sets an alarm for the sake of devices that flood. Where one is set already, what follows it looks around, too.
+    fn come_to_look(&self) {
+        if let Some(deadline) = next_hearing(self.guests, self.core)
+            && read_register!("cnthp_ctl_el2") & 1 == 0
+        {
+            set_alarm(Some(deadline));
+        }
     }
 
     /// Counts an exit.

@@ -6,16 +6,15 @@ use core::sync::atomic::Ordering;
 
 use hal::Clock;
 use iommu::UnitId;
-use machine::Interrupt;
 use smmuv3::spec::{Event, Recording};
 use types::StreamId;
-use vm::{Records, RefusedDma, Telling};
+use vm::{Noise, Records, RefusedDma, Telling};
 
-use super::{Core, Function, Hardware};
+use super::{Core, Function, Hardware, Unit};
 use crate::console::SystemCounter;
 
 /// Records that are read at once.
-pub(super) const MOST_RECORDS: usize = 512;
+pub(super) const MOST_RECORDS: usize = 128;
 
 /// Who was told of a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,50 +26,46 @@ pub(crate) enum Told {
 }
 
 impl Hardware {
-    /// Which interrupts it wants, and how they are signalled.
-    pub(crate) fn interrupts(&self) -> impl Iterator<Item = Interrupt> + '_ {
-        self.units
-            .iter()
-            .flat_map(|unit| [unit.event, unit.error].into_iter().flatten())
+    /// Reads the event queues that are this core's to read, and acknowledges global errors. `tell` is told
+    /// of every record of a device that a VM has: the VM, the function, the record; what it does not pass on
+    /// is logged.
+    pub(crate) fn drain(&self, core: usize, mut tell: impl FnMut(usize, usize, &Event) -> Told) {
+        for (number, unit) in (0..).zip(&self.units) {
+            if unit.reading.is_by(core) {
+                self.drain_one(number, unit, &mut tell);
+            }
+        }
+        if self.next_forgiven(core).is_some() {
+            self.forgive(core, &mut self.iommu.lock());
+        }
     }
 
-    /// Whether an interrupt is one of an SMMU's.
-    pub(crate) fn is_ours(&self, intid: u32) -> bool {
-        self.interrupts().any(|interrupt| interrupt.number == intid)
-    }
-
-    /// Whether records wait for [`Hardware::drain`].
-    pub(crate) fn has_records(&self) -> bool {
-        self.waiting.load(Ordering::Relaxed)
-    }
-
-    /// Reads the event queues and acknowledges global errors. `tell` is told of every record of a device
-    /// that a VM has: the VM, the function, the record; what it does not pass on is logged.
-    pub(crate) fn drain(&self, mut tell: impl FnMut(usize, usize, &Event) -> Told) {
-        self.waiting.store(false, Ordering::Relaxed);
-        let mut records = self.records.lock();
+    fn drain_one(
+        &self,
+        number: u32,
+        unit: &Unit,
+        tell: &mut impl FnMut(usize, usize, &Event) -> Told,
+    ) {
+        unit.reading.waiting.store(false, Ordering::Relaxed);
+        let mut records = unit.reading.records.lock();
         records.clear();
         {
             let mut iommu = self.iommu.lock();
-            for (number, unit) in (0..).zip(&self.units) {
-                let Some(smmu) = iommu.backend_mut().unit_mut(UnitId::new(number)) else {
-                    continue;
-                };
-                let room = MOST_RECORDS.saturating_sub(records.len());
-                let drained = smmu.drain(room, |event| records.push((number, event)));
-                if drained.more {
-                    self.waiting.store(true, Ordering::Relaxed);
-                }
-                let errors = smmu.acknowledge_errors();
-                if drained.lost || errors != 0 {
-                    self.log_errors(&unit.name, drained.lost, errors);
-                }
+            let Some(smmu) = iommu.backend_mut().unit_mut(UnitId::new(number)) else {
+                return;
+            };
+            let drained = smmu.drain(MOST_RECORDS, |event| records.push(event));
+            if drained.more {
+                unit.reading.waiting.store(true, Ordering::Relaxed);
             }
-            self.forgive(&mut iommu);
+            let errors = smmu.acknowledge_errors();
+            if drained.lost || errors != 0 {
+                self.log_errors(&unit.name, drained.lost, errors);
+            }
         }
         // The core is not locked here: whoever is told may have to wait for somebody who waits for it.
-        for (number, event) in records.iter() {
-            self.note(*number, event, &mut tell);
+        for event in records.iter() {
+            self.note(number, unit, event, tell);
         }
     }
 
@@ -91,6 +86,7 @@ impl Hardware {
     fn note(
         &self,
         number: u32,
+        unit: &Unit,
         event: &Event,
         tell: &mut impl FnMut(usize, usize, &Event) -> Told,
     ) {
@@ -106,7 +102,13 @@ impl Hardware {
             (function.bdf, vm)
         });
         let now = SystemCounter.ticks();
-        let records = self.faults.lock().count(index, now);
+        let (records, noise) = {
+            let mut faults = self.faults.lock();
+            (faults.count(index, now), faults.noise(index))
+        };
+        if let (Some((_, Some(vm))), Noise::Begins) = (known, noise) {
+            unit.reading.is_noise_of(vm);
+        }
         match records {
             Records::Wanted => {}
             // A guest's own context descriptors say that its stage 1's faults are recorded.
@@ -128,10 +130,7 @@ impl Hardware {
         let Telling::Told { unsaid } = self.faults.lock().line(index, refused, now) else {
             return;
         };
-        let unit = usize::try_from(number)
-            .ok()
-            .and_then(|at| self.units.get(at));
-        let unit = unit.map_or("", |unit| &unit.name);
+        let unit = &unit.name;
         let before = match unsaid {
             0 => String::new(),
             unsaid => format!(" ({unsaid} of it before this had no line)"),
@@ -151,32 +150,46 @@ impl Hardware {
         }
     }
 
-    /// Lets functions be heard again whose flood is over.
-    fn forgive(&self, iommu: &mut Core) {
+    /// Lets functions be heard again whose flood is over, behind SMMUs whose records this core reads.
+    fn forgive(&self, core: usize, iommu: &mut Core) {
         let mut faults = self.faults.lock();
-        for index in faults.forgiven(SystemCounter.ticks()) {
+        for index in faults.forgiven(SystemCounter.ticks(), |index| self.is_heard(index, core)) {
             if let Some(function) = self.functions.get(index) {
                 set_recording(iommu, function, Recording::On);
             }
         }
     }
 
-    /// When [`Hardware::look_around`] has something to do, in ticks.
-    pub(crate) fn next_look(&self) -> Option<u64> {
+    /// Whether this core reads the records of a function.
+    fn is_heard(&self, index: usize, core: usize) -> bool {
+        let behind = self.functions.get(index).and_then(|function| function.smmu);
+        let unit = behind.and_then(|behind| usize::try_from(behind.unit.bits()).ok());
+        let unit = unit.and_then(|unit| self.units.get(unit));
+        unit.is_some_and(|unit| unit.reading.is_by(core))
+    }
+
+    fn next_forgiven(&self, core: usize) -> Option<u64> {
+        let faults = self.faults.lock();
+        faults.next_forgiven(|index| self.is_heard(index, core))
+    }
+
+    /// When [`Hardware::look_around`] has something to do on this core, in ticks.
+    pub(crate) fn next_look(&self, core: usize) -> Option<u64> {
         // Records that were too many: whoever else is on the CPU has half of it meanwhile.
         const REST_US: u64 = 200;
+        if !self.reads(core) {
+            return None;
+        }
         let now = SystemCounter.ticks();
         let rest = SystemCounter.ticks_of_us(REST_US);
-        let more = self.has_records().then(|| now.saturating_add(rest));
-        more.into_iter()
-            .chain(self.faults.lock().next_forgiven())
-            .min()
+        let more = self.has_records(core).then(|| now.saturating_add(rest));
+        more.into_iter().chain(self.next_forgiven(core)).min()
     }
 
     /// Lets functions be heard again whose flood is over, where there are any.
-    pub(crate) fn look_around(&self) {
-        if self.next_look().is_some() {
-            self.forgive(&mut self.iommu.lock());
+    pub(crate) fn look_around(&self, core: usize) {
+        if self.reads(core) && self.next_forgiven(core).is_some() {
+            self.forgive(core, &mut self.iommu.lock());
         }
     }
 }

@@ -8,6 +8,7 @@ mod events;
 mod messages;
 mod owners;
 mod pins;
+mod readers;
 mod start;
 
 use alloc::boxed::Box;
@@ -22,12 +23,12 @@ use iommu::{DeviceId, Endpoint, Iommu, OwnerId, UnitId};
 use machine::Interrupt;
 use pci::{Ecam, Msi, MsiX, Obstacle, Reset, Topology};
 use smmuv3::SmmuBackend;
-use smmuv3::spec::Event;
 use spin::Mutex;
 use types::{Bdf, Iova, Pa};
 use vm::{Faults, Records};
 
 use pins::Line;
+use readers::Reading;
 
 use crate::console::SystemCounter;
 use crate::memory::{Ram, Registers};
@@ -35,6 +36,7 @@ use crate::memory::{Ram, Registers};
 pub(crate) use events::Told;
 pub(crate) use messages::Route;
 pub(crate) use pins::Claim;
+pub(crate) use readers::Seat;
 pub(crate) use start::Found;
 
 /// The allocator of frames, shared by all.
@@ -144,6 +146,7 @@ struct Unit {
     name: String,
     event: Option<Interrupt>,
     error: Option<Interrupt>,
+    reading: Reading,
 }
 
 /// Devices, SMMUs and ITSs.
@@ -160,12 +163,10 @@ pub(crate) struct Hardware {
     routes: Box<[AtomicU64]>,
     /// What was told of records.
     faults: Mutex<Faults>,
-    /// Records on their way from an event queue to whom they concern.
-    records: Mutex<Vec<(u32, Event)>>,
     /// An invalidation of one address forgets 4 KiB only, as QEMU's SMMU does it.
     forgets_pages_only: bool,
-    /// Records wait in an event queue.
-    waiting: AtomicBool,
+    /// Who reads records when nobody floods.
+    home: spin::Once<Seat>,
     /// The VM that has each function, counted from 1.
     owners: Box<[AtomicUsize]>,
 }

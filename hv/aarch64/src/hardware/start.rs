@@ -17,7 +17,7 @@ use spin::Mutex;
 use types::{Address, Bdf, Pa, PageSize, Span};
 use vm::Faults;
 
-use super::events::MOST_RECORDS;
+use super::readers::Reading;
 use super::{Behind, Bridge, Function, Hardware, Pool, ResetBy, Resetting, Unit};
 use crate::console::SystemCounter;
 use crate::gic as cpu_gic;
@@ -67,6 +67,7 @@ impl Hardware {
                         name: format!("smmu{index}"),
                         event: lines.event_queue.or(lines.combined),
                         error: lines.global_error,
+                        reading: Reading::new(),
                     });
                     unit_of.push(u32::try_from(running.len()).ok().map(UnitId::new));
                     running.push(smmu);
@@ -95,12 +96,11 @@ impl Hardware {
             lines: Vec::new(),
             routes: Box::default(),
             faults: Mutex::new(Faults::new(0, 0)),
-            records: Mutex::new(Vec::with_capacity(MOST_RECORDS)),
             forgets_pages_only: machine
                 .compatible
                 .iter()
                 .any(|name| name == "linux,dummy-virt"),
-            waiting: AtomicBool::new(false),
+            home: spin::Once::new(),
             owners: Box::default(),
         };
         hardware.add_bridges(machine, devices);

@@ -152,6 +152,7 @@ impl GuestPci {
             self.detach(held);
             self.hardware.give_back(held.function);
         }
+        self.hardware.relieve(vm.number);
     }
 
     fn attach(&self, vm: &Vm, dma: &mut Dma, held: &mut Held) -> Result<(), String> {

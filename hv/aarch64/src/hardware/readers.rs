@@ -1,0 +1,158 @@
+//! Which core reads what an SMMU tells: each SMMU has one.
+//!
+//! It is the console's core, until a VM's devices make noise: from then on it is a core of that VM, so that
+//! reading what a flood leaves takes the time of whoever floods. Where several VMs do, it is the one that began
+//! last. When the VM gives its devices back, it is the console's core again.
+
+use alloc::vec::Vec;
+use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+
+use machine::Interrupt;
+use smmuv3::spec::Event;
+use spin::Mutex;
+use vm::CONSOLE_CORE;
+
+use super::events::MOST_RECORDS;
+use super::{Hardware, Unit};
+use crate::gic;
+
+/// A core, as the loop over VMs and as the interrupt controller know it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Seat {
+    /// Its number.
+    pub(crate) core: usize,
+    /// Its affinity.
+    pub(crate) mpidr: u64,
+}
+
+/// How the records of an SMMU are read.
+pub(super) struct Reading {
+    /// The core that does, and its affinity.
+    core: AtomicUsize,
+    mpidr: AtomicU64,
+    /// The VM on whose account that core reads, counted from 1; 0: on nobody's.
+    account: AtomicUsize,
+    /// A VM whose devices have begun to make noise, counted from 1.
+    noise: AtomicUsize,
+    /// Records wait in the event queue.
+    pub(super) waiting: AtomicBool,
+    /// Records on their way from the event queue to whom they concern.
+    pub(super) records: Mutex<Vec<Event>>,
+}
+
+impl Reading {
+    pub(super) fn new() -> Self {
+        Self {
+            core: AtomicUsize::new(CONSOLE_CORE),
+            mpidr: AtomicU64::new(0),
+            account: AtomicUsize::new(0),
+            noise: AtomicUsize::new(0),
+            waiting: AtomicBool::new(false),
+            records: Mutex::new(Vec::with_capacity(MOST_RECORDS)),
+        }
+    }
+
+    pub(super) fn is_by(&self, core: usize) -> bool {
+        self.core.load(Ordering::Acquire) == core
+    }
+
+    /// A VM's devices have begun to make noise.
+    pub(super) fn is_noise_of(&self, vm: usize) {
+        self.noise.store(vm + 1, Ordering::Relaxed);
+    }
+}
+
+impl Unit {
+    fn interrupts(&self) -> impl Iterator<Item = Interrupt> + '_ {
+        [self.event, self.error].into_iter().flatten()
+    }
+
+    /// Another core reads from now on, on a VM's account (counted from 1) or nobody's.
+    fn is_read_by(&self, seat: Seat, account: usize) {
+        self.reading.account.store(account, Ordering::Relaxed);
+        if self.reading.is_by(seat.core) {
+            return;
+        }
+        self.reading.mpidr.store(seat.mpidr, Ordering::Release);
+        self.reading.core.store(seat.core, Ordering::Release);
+        for interrupt in self.interrupts() {
+            gic::route_spi(interrupt.number, seat.mpidr);
+        }
+        // What came to the core before is for the other to read, and may be all that comes.
+        self.remind();
+    }
+
+    /// Has the core that reads look at the event queue.
+    fn remind(&self) {
+        self.reading.waiting.store(true, Ordering::Release);
+        gic::kick(self.reading.mpidr.load(Ordering::Acquire));
+    }
+}
+
+impl Hardware {
+    /// Has every SMMU's interrupts come to a core, which is to read all records when nobody makes noise.
+    pub(crate) fn listen(&self, home: Seat) {
+        self.home.call_once(|| home);
+        for unit in &self.units {
+            unit.reading.mpidr.store(home.mpidr, Ordering::Release);
+            for interrupt in unit.interrupts() {
+                gic::enable_spi(interrupt, home.mpidr);
+            }
+        }
+    }
+
+    /// Whether a core reads records of any SMMU.
+    pub(crate) fn reads(&self, core: usize) -> bool {
+        self.units.iter().any(|unit| unit.reading.is_by(core))
+    }
+
+    /// Whether records wait for this core to [drain](Hardware::drain) them.
+    pub(crate) fn has_records(&self, core: usize) -> bool {
+        self.units
+            .iter()
+            .any(|unit| unit.reading.is_by(core) && unit.reading.waiting.load(Ordering::Acquire))
+    }
+
+    /// Whether an interrupt, which came to this core, is one of an SMMU's. One that was on its way while the
+    /// reading changed is passed on.
+    pub(crate) fn is_ours(&self, intid: u32, core: usize) -> bool {
+        let mut is_ours = false;
+        for unit in &self.units {
+            if unit.interrupts().any(|one| one.number == intid) {
+                match unit.reading.is_by(core) {
+                    true => is_ours = true,
+                    false => unit.remind(),
+                }
+            }
+        }
+        is_ours
+    }
+
+    /// Behind a [drain](Hardware::drain) of this core's: has what is left, and what comes, be read by the VM that
+    /// has begun to make noise, on the core that `seat` says of it; and by the console's core again, where the
+    /// VM that did has given its devices back and nothing of the noise is left.
+    pub(crate) fn settle(&self, core: usize, seat: impl Fn(usize) -> Option<Seat>) {
+        for unit in self.units.iter().filter(|unit| unit.reading.is_by(core)) {
+            let noise = unit.reading.noise.swap(0, Ordering::Relaxed);
+            if let Some(seat) = noise.checked_sub(1).and_then(&seat) {
+                unit.is_read_by(seat, noise);
+            } else if let Some(home) = self.home.get()
+                && unit.reading.account.load(Ordering::Relaxed) == 0
+                && !unit.reading.waiting.load(Ordering::Relaxed)
+            {
+                unit.is_read_by(*home, 0);
+            }
+        }
+    }
+
+    /// A VM has given its devices back, and reads nothing on its account any more.
+    pub(crate) fn relieve(&self, vm: usize) {
+        for unit in &self.units {
+            let account = &unit.reading.account;
+            let was = account.compare_exchange(vm + 1, 0, Ordering::AcqRel, Ordering::Relaxed);
+            if was.is_ok() {
+                unit.remind();
+            }
+        }
+    }
+}
