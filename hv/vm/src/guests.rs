@@ -4,7 +4,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
 use core::ops::Deref;
-use core::sync::atomic::{AtomicBool, Ordering, fence};
+use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
 
 use bundle::Start;
 use spin::Mutex;
@@ -179,6 +179,8 @@ pub struct Guests<A: Arch> {
     /// A line for the monitor, which waits until the console's core has no vCPU on it.
     command: Mutex<Option<String>>,
     has_command: AtomicBool,
+    /// Cores that are just leaving a VM: it may end with that, and others start after it.
+    leaving: AtomicUsize,
     /// The end has begun.
     over: AtomicBool,
 }
@@ -211,6 +213,7 @@ impl<A: Arch> Guests<A> {
             monitor: Mutex::new(Monitor::new()),
             command: Mutex::new(None),
             has_command: AtomicBool::new(false),
+            leaving: AtomicUsize::new(0),
             over: AtomicBool::new(false),
         }
     }
@@ -368,8 +371,13 @@ impl<A: Arch> Guests<A> {
 
     /// A core is done with a VM for now. The last to leave one that ends concludes it.
     fn leave(&self, vm: &A::Vm) {
+        self.leaving.fetch_add(1, Ordering::AcqRel);
         if let Some(ended) = vm.lifecycle.leave(vm.restart) {
             self.conclude(vm, ended);
+        }
+        // Whoever found a core leaving has left it to that core to see whether all are off.
+        if self.leaving.fetch_sub(1, Ordering::AcqRel) == 1 && !vm.lifecycle.is_running() {
+            self.end_if_all_off();
         }
     }
 
@@ -394,7 +402,6 @@ impl<A: Arch> Guests<A> {
                 }
             }
         }
-        self.end_if_all_off();
     }
 
     /// Starts a VM that is claimed, or has it start when its devices are back from their resets.
@@ -514,7 +521,8 @@ impl<A: Arch> Guests<A> {
     /// The machine is off when no VM runs and nobody is at the monitor to start one.
     fn end_if_all_off(&self) {
         let off = |vm: &A::Vm| matches!(vm.lifecycle.state(), State::Stopped | State::Failed);
-        if self.vms.iter().all(off) && !A::terminal().in_monitor() {
+        let nobody_leaves = self.leaving.load(Ordering::Acquire) == 0;
+        if nobody_leaves && self.vms.iter().all(off) && !A::terminal().in_monitor() {
             self.power_off("all VMs are off");
         }
     }

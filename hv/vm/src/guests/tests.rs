@@ -23,6 +23,8 @@ std::thread_local! {
         std::boxed::Box::leak(std::boxed::Box::new(SharedTerminal::new(Paper::default())));
     static CALLS: RefCell<Vec<usize>> = const { RefCell::new(Vec::new()) };
     static LOG: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };
+    /// What happens on another core while a VM gives its devices back.
+    static MEANWHILE: RefCell<Option<std::boxed::Box<dyn Fn()>>> = const { RefCell::new(None) };
 }
 
 /// The terminal's wire: what is typed, and what was printed.
@@ -155,6 +157,9 @@ impl Arch for Machine {
 
     fn give_back_devices(vm: &Vm) {
         log(alloc::format!("devices of {}", vm.name));
+        if let Some(meanwhile) = MEANWHILE.take() {
+            meanwhile();
+        }
     }
 
     fn receive(guests: &Guests<Self>, vm: &Vm, byte: u8, from: usize) {
@@ -309,6 +314,26 @@ impl World {
     fn activity(&self, vm: usize, vcpu: usize) -> Activity {
         self.guests.vms[vm].slots[vcpu].activity()
     }
+}
+
+#[test]
+fn the_run_does_not_end_while_a_vm_ends_after_which_another_starts() {
+    let world: &'static World = std::boxed::Box::leak(std::boxed::Box::new(World::new(vec![
+        vm(0, &[0], |_| {}),
+        vm(1, &[0], |config| config.start = Start::After("a".into())),
+        vm(2, &[1], |_| {}),
+    ])));
+    world.next(0, 0, Departure::Off);
+    // For a moment no VM runs.
+    MEANWHILE.set(Some(std::boxed::Box::new(|| {
+        let other = &world.guests.vms[2];
+        world
+            .guests
+            .end_from_outside(other, Ending::PowerOff, usize::MAX);
+        assert_eq!(world.state(2), State::Stopped);
+    })));
+    world.turn(0);
+    assert_eq!(world.state(1), State::Running);
 }
 
 #[test]
