@@ -60,6 +60,16 @@ impl Edu {
         mmio::write32(self.registers + 0x64, 1);
     }
 
+    /// Its pin goes up, as long as it sends no messages.
+    pub fn pin_up(self) {
+        mmio::write32(self.registers + 0x60, 1);
+    }
+
+    /// It goes down.
+    pub fn pin_down(self) {
+        mmio::write32(self.registers + 0x64, !0);
+    }
+
     /// Starts a DMA of `bytes` between a bus address and `offset` in the buffer.
     pub fn start(self, direction: Direction, at: u64, offset: u64, bytes: u64) {
         assert!(offset + bytes <= BUFFER, "a DMA leaves the buffer");

@@ -18,6 +18,8 @@ const APART: u64 = 0x8000_0000;
 pub const MEMORY: u32 = 2;
 /// See [`MEMORY`].
 pub const MASTER: u32 = 4;
+/// `COMMAND`: its interrupt pin stays down.
+pub const NO_PIN: u32 = 0x400;
 
 /// A function behind one of QEMU's host bridges.
 #[derive(Clone, Copy, Debug)]

@@ -107,6 +107,12 @@ pub trait Environment {
         None
     }
 
+    /// The guest has ended the interrupt of a source that is [sampled](crate::Kind::Sampled), or says so: its line
+    /// is low now, and interrupts again when it is [raised](crate::Platform::raise).
+    fn ended(&self, source: u32) {
+        let _ = source;
+    }
+
     /// Whether all of a range is the guest's memory.
     fn is_memory(&self, at: u64, bytes: u64) -> bool {
         at.checked_add(bytes)

@@ -195,9 +195,12 @@ impl Platform {
                 Status::SUCCESS
             }
             n::EOI => {
-                let told = xics.end(vcpu, word(first)).ok();
+                let ended = xics.end(vcpu, word(first)).ok();
                 drop(xics);
-                kick(told, env)
+                if let Some(source) = ended.and_then(|ended| ended.sampled) {
+                    env.ended(source);
+                }
+                kick(ended.map(|ended| ended.told), env)
             }
             n::XIRR | n::XIRR_X => {
                 let accepted = xics.accept(vcpu);

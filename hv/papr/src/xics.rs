@@ -22,6 +22,9 @@ pub enum Kind {
     Edge,
     /// It interrupts for as long as its line is high.
     Level,
+    /// As a level, but that the end of its interrupt makes the line low: whoever drives it is told by
+    /// [`ended`](crate::Environment::ended) and looks again.
+    Sampled,
 }
 
 /// An interrupt source.
@@ -45,11 +48,11 @@ struct Line {
     priority: u8,
     /// The priority that `ibm,int-on` brings back.
     saved: u8,
-    /// Level: the line is high.
+    /// Level, sampled: the line is high.
     high: bool,
     /// Edge: an event that nobody has accepted.
     event: bool,
-    /// Level: accepted, and not yet ended.
+    /// Level, sampled: accepted, and not yet ended.
     in_service: bool,
 }
 
@@ -58,7 +61,7 @@ impl Line {
         self.priority != LEAST
             && match self.source.kind {
                 Kind::Edge => self.event,
-                Kind::Level => self.high && !self.in_service,
+                Kind::Level | Kind::Sampled => self.high && !self.in_service,
             }
     }
 }
@@ -80,6 +83,15 @@ pub(crate) struct Xics {
     lines: Vec<Line>,
     /// Lines with an event, or that are high: without any, none is looked at.
     raised: usize,
+}
+
+/// The end of an interrupt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Ended {
+    /// Who is to look.
+    pub(crate) told: Servers,
+    /// The source whose line is to be looked at again.
+    pub(crate) sampled: Option<u32>,
 }
 
 /// What a vCPU is to be given.
@@ -209,24 +221,31 @@ impl Xics {
         // The interprocessor interrupt is no line.
         let _ = self.raise(best.number, |line| {
             line.event = false;
-            line.in_service = line.source.kind == Kind::Level;
+            line.in_service = line.source.kind != Kind::Edge;
         });
         before | best.number
     }
 
     /// `H_EOI`: the priority that [`Self::accept`] gave is back, and its source may interrupt again.
     /// Nothing changes when there is no such source.
-    pub(crate) fn end(&mut self, server: usize, accepted: u32) -> Result<Servers, UnknownSource> {
+    pub(crate) fn end(&mut self, server: usize, accepted: u32) -> Result<Ended, UnknownSource> {
         let number = accepted & SOURCE_MASK;
-        let mut told = Servers::NONE;
+        let mut ended = Ended {
+            told: Servers::NONE,
+            sampled: None,
+        };
         if number != 0 && number != IPI {
             let line = self.line(number)?;
             line.in_service = false;
-            let server = line.server;
-            told = self.told(server);
+            let (server, kind) = (line.server, line.source.kind);
+            if kind == Kind::Sampled {
+                self.raise(number, |line| line.high = false)?;
+                ended.sampled = Some(number);
+            }
+            ended.told = self.told(server);
         }
         self.set_priority(server, accepted.to_be_bytes()[0]);
-        Ok(told)
+        Ok(ended)
     }
 
     /// `H_IPOLL`: what `H_XIRR` would give, and the request; `None` when there is no such vCPU.

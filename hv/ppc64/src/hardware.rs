@@ -8,7 +8,7 @@ use hal::{FrameAllocator as _, NotMemory, OutOfFrames, PhysMemory as _};
 use iommu::{
     Ats, Coherence, DeviceDescription, DeviceId, Error, Iommu, MsiRoute, Path, Residence, UnitId,
 };
-use machine::{ConfigAccess, DmaWindow};
+use machine::{ConfigAccess, DmaWindow, IntxMap, Trigger, WindowKind};
 use pci::Topology;
 use spin::Mutex;
 use tce::{Broken, Ddw, HostBridge, Multi, PaprBackend};
@@ -27,6 +27,38 @@ pub(crate) type Core = Iommu<PaprBackend<Calls>>;
 pub(crate) struct Found {
     pub(crate) topology: Topology,
     pub(crate) tables: HostBridge,
+    /// The sources of its interrupt pins.
+    pub(crate) pins: IntxMap,
+    /// Where its I/O space is, and how large.
+    pub(crate) io: Option<(Pa, u64)>,
+}
+
+/// Where a host bridge's I/O space is, if a device behind it has registers there, and it can be shown: whole pages.
+fn io(found: &Found) -> Option<(Pa, u64)> {
+    let functions = found.topology.functions().iter();
+    let mut bars = functions.flat_map(|function| &function.bars);
+    let used = bars.any(|bar| bar.kind.is_io() && bar.place.is_some());
+    let whole = |(at, bytes): &(Pa, u64)| *bytes > 0 && (at.bits() | bytes).is_multiple_of(4096);
+    found.io.filter(|_| used).filter(whole)
+}
+
+/// What the device tree says of a host bridge's I/O space.
+pub(crate) fn io_space(bridge: &machine::HostBridge) -> Option<(Pa, u64)> {
+    let mut windows = bridge.windows.iter();
+    let window = windows.find(|window| window.kind == WindowKind::Io)?;
+    Some((window.cpu.start(), window.cpu.len()?))
+}
+
+/// The source of each function's interrupt pin, as far as that is a level.
+fn pins(found: &Found) -> Vec<(Bdf, u32)> {
+    let functions = found.topology.functions().iter();
+    let pins = functions.filter_map(|function| {
+        let (root, pin) = found.topology.root_pin(function.bdf)?;
+        let interrupt = found.pins.lookup(root, pin)?;
+        let level = matches!(interrupt.trigger, Trigger::LevelHigh | Trigger::LevelLow);
+        level.then_some((function.bdf, interrupt.number))
+    });
+    pins.collect()
 }
 
 /// What the device tree says of a host bridge's windows.
@@ -62,6 +94,10 @@ pub(crate) struct Bridge {
     pub(crate) buid: u64,
     pub(crate) topology: Topology,
     pub(crate) devices: Vec<(Bdf, DeviceId)>,
+    /// Functions whose interrupt pin is a source of the machine's, which no other host bridge has.
+    pub(crate) pins: Vec<(Bdf, u32)>,
+    /// Its I/O space, whole, where devices of it have registers.
+    pub(crate) io: Option<(Pa, u64)>,
     /// The VM that had it last, by its number and one more.
     pub(crate) used: AtomicUsize,
 }
@@ -114,7 +150,27 @@ impl Hardware {
         let calls = unsafe { Calls::new(rtas) };
         let mut core = Iommu::new(PaprBackend::new(calls, &described)?);
         let mut bridges = Vec::new();
+        let pins: Vec<Vec<(Bdf, u32)>> = found.iter().map(pins).collect();
+        // Each once for each bridge.
+        let mut all_pins = Vec::new();
+        for of_bridge in &pins {
+            let mut sources: Vec<u32> = of_bridge.iter().map(|(_, source)| *source).collect();
+            sources.sort_unstable();
+            sources.dedup();
+            all_pins.extend(sources);
+        }
+        let mut pins = pins.into_iter();
         for (unit, found) in (0..).zip(found) {
+            let mut own = pins.next().unwrap_or_default();
+            own.retain(|(bdf, source)| {
+                let alone = all_pins.iter().filter(|other| *other == source).count() == 1;
+                if !alone {
+                    log::warn!(
+                        "{bdf}: its pin's interrupt {source:#x} is another bridge's, too: not used"
+                    );
+                }
+                alone
+            });
             let group = core.add_group(UnitId::new(unit), Residence::Free)?;
             let mut devices = Vec::new();
             for function in found.topology.functions() {
@@ -135,9 +191,11 @@ impl Hardware {
                 devices.push((function.bdf, device));
             }
             bridges.push(Bridge {
+                io: io(&found),
                 buid: found.tables.buid,
                 topology: found.topology,
                 devices,
+                pins: own,
                 used: AtomicUsize::new(0),
             });
         }

@@ -1,5 +1,8 @@
 //! Which VM a device's interrupts are for, and how often they may come.
 //!
+//! A pin is a level: its source is off from when it interrupts until the guest ends that interrupt, so
+//! that one which stays up costs nobody anything meanwhile.
+//!
 //! A message on this platform is a write of a source's number to an address that no table guards: any
 //! device that masters the bus can send any number. What it reaches is bounded here: a source that no
 //! device of a VM was given is masked at its controller, and one that was interrupts so often and no
@@ -30,15 +33,50 @@ const RATE: Rate = Rate {
 /// Lines about interrupts that nobody was to get.
 const LINES: usize = 8;
 
+/// How a source interrupts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// Each event once.
+    Message,
+    /// As long as the pin is up, and the guest has ended the last.
+    Pin,
+}
+
+/// An interrupt that came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Came {
+    /// The VM that it is for.
+    pub(crate) vm: usize,
+    /// Its source, as the guest numbers it.
+    pub(crate) source: u32,
+    /// What it is.
+    pub(crate) kind: Kind,
+}
+
+/// The devices that share a pin are all of a host bridge's, as far as we care.
+const OF_BRIDGE: u32 = u32::MAX;
+
 /// Which VM an interrupt source of a device belongs to.
 #[derive(Clone, Copy, Debug)]
 struct Route {
     source: u32,
-    vm: usize,
+    came: Came,
     buid: u64,
-    /// The device, as a configuration address.
+    /// The device, as a configuration address, or all of the bridge's.
     device: u32,
     account: Moderation,
+    /// The CPU that is interrupted.
+    server: u32,
+    /// A pin: the guest has not yet ended its last interrupt.
+    waits: bool,
+    /// A pin: its host bridge is stopped.
+    stopped: bool,
+}
+
+impl Route {
+    fn is_open(&self) -> bool {
+        !self.waits && !self.stopped && !self.account.is_muted()
+    }
 }
 
 /// All sources that devices of VMs have.
@@ -74,18 +112,92 @@ impl Messages {
         }
         // The route comes first: an interrupt that comes at once finds it.
         let device = u32::try_from(device).unwrap_or(u32::MAX);
-        self.routes.lock().push(Route {
+        let kind = Kind::Message;
+        self.direct(Route {
             source,
-            vm,
+            came: Came { vm, source, kind },
             buid,
             device,
             account: Moderation::default(),
-        });
+            server,
+            waits: false,
+            stopped: false,
+        })
+    }
+
+    /// Gives the source of a host bridge's pin to a VM, which knows it as `came` says. False when it cannot.
+    pub(crate) fn add_pin(&self, source: u32, came: Came, buid: u64, server: u32) -> bool {
+        self.direct(Route {
+            source,
+            came,
+            buid,
+            device: OF_BRIDGE,
+            account: Moderation::default(),
+            server,
+            waits: false,
+            stopped: false,
+        })
+    }
+
+    fn direct(&self, route: Route) -> bool {
+        let Route { source, server, .. } = route;
+        self.routes.lock().push(route);
         let directed = self.rtas.direct_source(source, server, PRIORITY);
         if directed.is_err() {
             self.routes.lock().retain(|route| route.source != source);
         }
         directed.is_ok()
+    }
+
+    /// Lets a source through. (`ibm,int-on` would bring back what `ibm,int-off` found, which is off when
+    /// that was called twice.)
+    fn open(&self, route: &Route) {
+        let Route { source, server, .. } = *route;
+        if self.rtas.direct_source(source, server, PRIORITY).is_err() {
+            log::warn!("interrupt {source:#x} stays silent");
+        }
+    }
+
+    /// The guest has ended the interrupt of a pin, or says so: it may interrupt again.
+    pub(crate) fn ended(&self, vm: usize, source: u32) {
+        let mut routes = self.routes.lock();
+        let mut found = routes.iter_mut();
+        let its = |came: Came| (came.vm, came.source, came.kind) == (vm, source, Kind::Pin);
+        if let Some(route) = found.find(|route| its(route.came))
+            && core::mem::take(&mut route.waits)
+            && route.is_open()
+        {
+            self.open(route);
+        }
+    }
+
+    /// The pins of a host bridge interrupt no more.
+    pub(crate) fn stop_pins(&self, buid: u64) {
+        self.set_pins(buid, true);
+    }
+
+    /// They do again, as far as the guest has ended what came.
+    pub(crate) fn allow_pins(&self, buid: u64) {
+        self.set_pins(buid, false);
+    }
+
+    fn set_pins(&self, buid: u64, stopped: bool) {
+        for route in self.routes.lock().iter_mut() {
+            if (route.buid, route.device) != (buid, OF_BRIDGE) || route.stopped == stopped {
+                continue;
+            }
+            route.stopped = stopped;
+            if route.is_open() {
+                self.open(route);
+            } else if self.rtas.silence_source(route.source).is_err() {
+                log::warn!("interrupt {:#x} cannot be silenced", route.source);
+            }
+        }
+    }
+
+    /// Takes the pins of a host bridge away.
+    pub(crate) fn forget_pins(&self, buid: u64) {
+        self.forget([buid, OF_BRIDGE.into()]);
     }
 
     /// Takes the sources of a device away.
@@ -103,17 +215,21 @@ impl Messages {
         });
     }
 
-    /// An interrupt came: the VM that it is for, if any.
-    pub(crate) fn came(&self, source: u32, now: u64) -> Option<usize> {
+    /// An interrupt came, and is not yet ended at its controller: whose it is, if anybody's.
+    pub(crate) fn came(&self, source: u32, now: u64) -> Option<Came> {
         let mut routes = self.routes.lock();
         let mut found = routes.iter_mut();
         if let Some(route) = found.find(|route| route.source == source) {
-            if route.account.came(now, RATE) == Moderated::Mute {
-                // Its controller keeps one event of a source that is off.
-                let _ = self.rtas.silence_source(source);
+            let moderated = route.account.came(now, RATE);
+            if moderated == Moderated::Mute {
                 self.muted.fetch_add(1, Ordering::Relaxed);
             }
-            return Some(route.vm);
+            route.waits = route.came.kind == Kind::Pin;
+            if !route.is_open() {
+                // Its controller keeps one event of a source that is off.
+                let _ = self.rtas.silence_source(source);
+            }
+            return Some(route.came);
         }
         drop(routes);
         // One that was on its way when its device was taken away; or something unknown, which had
@@ -133,8 +249,8 @@ impl Messages {
         for route in self.routes.lock().iter_mut() {
             if route.account.is_due(now, RATE) {
                 self.muted.fetch_sub(1, Ordering::Relaxed);
-                if self.rtas.open_source(route.source).is_err() {
-                    log::warn!("interrupt {:#x} stays silent", route.source);
+                if route.is_open() {
+                    self.open(route);
                 }
             }
         }
@@ -143,7 +259,7 @@ impl Messages {
     /// How many sources of a VM there are, and how many of them are muted now.
     pub(crate) fn of_vm(&self, vm: usize) -> (usize, usize) {
         let routes = self.routes.lock();
-        let its = routes.iter().filter(|route| route.vm == vm);
+        let its = routes.iter().filter(|route| route.came.vm == vm);
         let muted = its.clone().filter(|route| route.account.is_muted());
         (its.clone().count(), muted.count())
     }

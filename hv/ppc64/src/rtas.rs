@@ -115,7 +115,6 @@ pub(crate) struct Rtas {
     source_of_msi: Service,
     set_source: Service,
     source_off: Service,
-    source_on: Service,
 }
 
 impl Rtas {
@@ -141,7 +140,6 @@ impl Rtas {
             source_of_msi: service("ibm,query-interrupt-source-number"),
             set_source: service("ibm,set-xive"),
             source_off: service("ibm,int-off"),
-            source_on: service("ibm,int-on"),
         }
     }
 
@@ -270,7 +268,8 @@ impl Rtas {
         unsafe { self.source_of_msi.call(&[config, high, low, number]) }
     }
 
-    /// Directs an interrupt source to a CPU, at a priority, and lets it through.
+    /// Directs an interrupt source to a CPU, at a priority, and lets it through, with what came while it was
+    /// off.
     pub(crate) fn direct_source(
         &self,
         source: u32,
@@ -279,13 +278,6 @@ impl Rtas {
     ) -> Result<(), Error> {
         // SAFETY: interrupts of devices make CPUs leave guests, which is expected.
         let [] = unsafe { self.set_source.call(&[source, server, priority]) }?;
-        Ok(())
-    }
-
-    /// Lets an interrupt source through that was turned off, with what came meanwhile.
-    pub(crate) fn open_source(&self, source: u32) -> Result<(), Error> {
-        // SAFETY: as above.
-        let [] = unsafe { self.source_on.call(&[source]) }?;
         Ok(())
     }
 

@@ -92,6 +92,8 @@ fn found(machine: &Machine, devices: &[Topology]) -> Vec<Found> {
         Some(Found {
             topology: topology.clone(),
             tables: hardware::tables(bridge, machine.rtas.as_ref()?)?,
+            pins: bridge.intx.clone(),
+            io: hardware::io_space(bridge),
         })
     });
     bridges.collect()

@@ -2,7 +2,7 @@
 
 use proptest::prelude::{any, prop, proptest};
 
-use super::{EDGE, Fake, LEVEL, call, platform, status};
+use super::{EDGE, Fake, LEVEL, SAMPLED, call, platform, status};
 use crate::hcall::number as n;
 use crate::xics::Xics;
 use crate::{Kind, Platform, Servers, Source};
@@ -87,6 +87,44 @@ fn a_level_interrupts_until_it_is_low() {
 }
 
 #[test]
+fn a_sampled_line_is_low_at_its_end_and_looked_at_again() {
+    let (platform, env) = (platform(1), Fake::new());
+    call(&platform, &env, 0, n::CPPR, &[0xff]);
+    assert_eq!(route(&platform, &env, SAMPLED, 0, 5), 0);
+    assert_eq!(platform.raise(SAMPLED), Ok(Servers::one(0)));
+    assert_eq!(accept(&platform, &env, 0), 0xff00_1204);
+    // More of the same adds nothing.
+    assert_eq!(platform.raise(SAMPLED), Ok(Servers::NONE));
+    assert!(env.ended.borrow().is_empty());
+    call(&platform, &env, 0, n::EOI, &[0xff00_1204]);
+    assert_eq!(env.ended.take(), [SAMPLED]);
+    assert!(!platform.has_interrupt(0), "until it is raised again");
+    assert_eq!(platform.raise(SAMPLED), Ok(Servers::one(0)));
+    // One that is masked while it is served comes when it is let through.
+    assert_eq!(accept(&platform, &env, 0), 0xff00_1204);
+    platform.xics.lock().mask(SAMPLED).unwrap();
+    call(&platform, &env, 0, n::EOI, &[0xff00_1204]);
+    assert_eq!(env.ended.take(), [SAMPLED]);
+    assert_eq!(platform.raise(SAMPLED), Ok(Servers::NONE));
+    assert_eq!(platform.xics.lock().unmask(SAMPLED), Ok(Servers::one(0)));
+    // An end that nobody is owed asks for a look, too: the line is no less up for it.
+    call(&platform, &env, 0, n::EOI, &[0xff00_1204]);
+    assert_eq!(env.ended.take(), [SAMPLED]);
+    // Ends of others do not.
+    for other in [EDGE, LEVEL, 2, 0] {
+        call(
+            &platform,
+            &env,
+            0,
+            n::EOI,
+            &[0xff00_0000 | u64::from(other)],
+        );
+    }
+    assert_eq!(status(&platform, &env, n::EOI, &[0xff00_9999]), -4);
+    assert!(env.ended.borrow().is_empty());
+}
+
+#[test]
 fn the_most_favoured_comes_first_and_is_not_outranked_by_its_equals() {
     let (platform, env) = (platform(1), Fake::new());
     call(&platform, &env, 0, n::CPPR, &[0xff]);
@@ -123,6 +161,38 @@ fn masks_keep_the_priority_and_a_moved_interrupt_moves() {
 }
 
 proptest! {
+    /// A controller below that keeps a line off from when it is taken until its interrupt ends: the line is
+    /// never forgotten while it is up, and never storms.
+    #[test]
+    fn a_line_that_is_up_is_due_or_on_its_way(steps in prop::collection::vec((0_u8..8, any::<u8>()), 0..200)) {
+        let sources = [Source { number: SAMPLED, kind: Kind::Sampled }];
+        let mut xics = Xics::new(1, &sources);
+        let (mut up, mut off, mut last) = (false, false, 0xff_u32 << 24);
+        let _ = xics.route(SAMPLED, 0, 5);
+        for (step, value) in steps {
+            match step {
+                0 => up = value & 1 != 0,
+                1 => { let _ = xics.route(SAMPLED, 0, if value & 1 == 0 { 0xff } else { 5 }); }
+                2 => xics.set_priority(0, value),
+                3 => { let _ = xics.mask(SAMPLED); }
+                4 => { let _ = xics.unmask(SAMPLED); }
+                5 => { let accepted = xics.accept(0); if accepted & 0xff_ffff != 0 { last = accepted; } }
+                _ => if xics.end(0, last).unwrap().sampled.is_some() { off = false; },
+            }
+            // The machine's controller: one interrupt, and off.
+            if up && !off {
+                off = true;
+                let _ = xics.set_line(SAMPLED, true);
+            }
+        }
+        // Whatever it was in the middle of, it ends it, lets it through, and finds it.
+        if xics.end(0, 0xff << 24 | SAMPLED).unwrap().sampled.is_some() { off = false; }
+        if up && !off { let _ = xics.set_line(SAMPLED, true); }
+        let _ = xics.route(SAMPLED, 0, 5);
+        xics.set_priority(0, 0xff);
+        assert_eq!(xics.accept(0) & 0xff_ffff, if up { SAMPLED } else { 0 });
+    }
+
     /// Whatever happens to it, an edge is accepted at most as often as it was signalled, and what was
     /// signalled last is not lost.
     #[test]

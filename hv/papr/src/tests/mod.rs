@@ -19,6 +19,8 @@ const MEMORY: usize = 0x1_0000;
 /// An edge source and a level source.
 const EDGE: u32 = 0x1100;
 const LEVEL: u32 = 0x1200;
+/// A level that is looked at again when its interrupt ends.
+const SAMPLED: u32 = 0x1204;
 const NOON: Date = Date {
     year: 2026,
     month: 2,
@@ -37,6 +39,7 @@ struct Fake {
     kicked: Cell<Servers>,
     process_table: Cell<u64>,
     code: Cell<u64>,
+    ended: RefCell<Vec<u32>>,
     has_clock: bool,
 }
 
@@ -49,6 +52,7 @@ impl Fake {
             kicked: Cell::default(),
             process_table: Cell::new(u64::MAX),
             code: Cell::new(0),
+            ended: RefCell::default(),
             has_clock: true,
         }
     }
@@ -125,6 +129,10 @@ impl Environment for Fake {
         self.kicked.set(self.kicked.get().and(vcpus));
     }
 
+    fn ended(&self, source: u32) {
+        self.ended.borrow_mut().push(source);
+    }
+
     fn set_process_table(&self, entry: u64) -> bool {
         self.process_table.set(entry);
         true
@@ -138,6 +146,10 @@ fn platform(cpus: usize) -> Platform {
             Source {
                 number: LEVEL,
                 kind: Kind::Level,
+            },
+            Source {
+                number: SAMPLED,
+                kind: Kind::Sampled,
             },
             Source {
                 number: EDGE,

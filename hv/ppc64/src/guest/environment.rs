@@ -128,6 +128,12 @@ impl Environment for Surroundings<'_> {
         devices.service(server, self.view(&leave), token, arguments, results)
     }
 
+    fn ended(&self, source: u32) {
+        if let Some(devices) = &self.vm.devices {
+            devices.ended(source);
+        }
+    }
+
     fn set_process_table(&self, entry: u64) -> bool {
         let tree = self.vm.memory.partition_entry();
         let partitions = self.vm.machine.partitions;

@@ -14,6 +14,7 @@ use super::vm::{Slot, Vm};
 use crate::cpu::{self, Cpu};
 use crate::hardware::Hardware;
 use crate::memory::Ram;
+use crate::messages;
 use crate::nested::{
     self, Exit, GuestThread, Loaded, Location, MACHINE_CHECK, MSR_EE, Order, Vcpu,
 };
@@ -126,8 +127,11 @@ pub(super) fn idle(guests: &Guests, core: &Core, thread: &GuestThread, due: Opti
 
 /// Takes back what called this core, which looks at everything after this.
 fn answer(guests: &Guests, core: &Core) {
-    if let Some(source) = presentation::acknowledge(core.cpu.server()) {
-        deliver(guests, core, source);
+    if let Some(accepted) = presentation::accept(core.cpu.server()) {
+        if let Some(source) = accepted.source() {
+            deliver(guests, core, source);
+        }
+        accepted.end();
     }
     // Whoever finds this still set has done what this core is to see before.
     core.called.store(false, Ordering::SeqCst);
@@ -138,11 +142,15 @@ fn answer(guests: &Guests, core: &Core) {
 fn deliver(guests: &Guests, core: &Core, source: u32) {
     let hardware = guests.machine.hardware;
     let messages = hardware.map(|hardware| &hardware.messages);
-    let owner = messages.and_then(|messages| messages.came(source, spr::timebase()));
-    let Some(vm) = owner.and_then(|vm| guests.vms.get(vm)) else {
+    let came = messages.and_then(|messages| messages.came(source, spr::timebase()));
+    let Some((came, vm)) = came.and_then(|came| Some((came, guests.vms.get(came.vm)?))) else {
         return;
     };
-    if let Ok(told) = vm.platform.signal(source) {
+    let told = match came.kind {
+        messages::Kind::Message => vm.platform.signal(came.source),
+        messages::Kind::Pin => vm.platform.raise(came.source),
+    };
+    if let Ok(told) = told {
         let mut cores = guests.cores.iter();
         let here = cores.position(|other| core::ptr::eq(other, core));
         kick(guests, vm, told, here.unwrap_or(usize::MAX));

@@ -23,7 +23,7 @@ use crate::memory::Ram;
 use crate::messages;
 use crate::nested::{PartitionTable, Vcpu};
 use crate::rtas::Rtas;
-use crate::spr;
+use crate::{smp, spr};
 
 /// What lies at the end of a guest's memory, or of its first 256 MiB: the run-time services, below
 /// them the device tree, below that the initrd.
@@ -99,7 +99,7 @@ pub(crate) struct Machine {
     pub(crate) characteristics: Option<Characteristics>,
 }
 
-/// The interrupt sources of a VM: its terminal's, and those of messages where it has devices.
+/// The interrupt sources of a VM: its terminal's, and those of messages and pins where it has devices.
 fn sources(devices: Option<&Devices>) -> Vec<Source> {
     let messages = match devices {
         Some(_) => messages::FIRST..messages::FIRST + messages::COUNT,
@@ -107,7 +107,12 @@ fn sources(devices: Option<&Devices>) -> Vec<Source> {
     };
     let numbers = messages.chain([TERMINAL_SOURCE]);
     let kind = Kind::Edge;
-    numbers.map(|number| Source { number, kind }).collect()
+    let edges = numbers.map(|number| Source { number, kind });
+    let kind = Kind::Sampled;
+    let pins = devices.into_iter().flat_map(Devices::pin_sources);
+    edges
+        .chain(pins.map(|number| Source { number, kind }))
+        .collect()
 }
 
 /// A VM.
@@ -154,8 +159,16 @@ impl Vm {
             .filter(|lpid| lpid.get() < crate::nested::PARTITIONS)
             .ok_or(BuildError::Partitions)?;
         let memory = GuestMemory::new(machine.ram, machine.frames, config.memory)?;
+        let places: Vec<usize> = (0..cpus).map(&mut place).collect();
+        let first = places
+            .first()
+            .and_then(|core| smp::cpus().get(*core).copied());
+        let server = first.and_then(|cpu| u32::try_from(cpu.server()).ok());
         let devices = match machine.hardware {
-            Some(hardware) => Devices::plan(hardware, number, config, &memory)?,
+            Some(hardware) => {
+                let who = (number, server.unwrap_or(0));
+                Devices::plan(hardware, who, config, &memory)?
+            }
             None if config.devices.is_empty() => None,
             None => return Err(BuildError::NoDevices),
         };
@@ -165,8 +178,9 @@ impl Vm {
             sources: sources(devices.as_ref()),
             characteristics: machine.characteristics,
         });
-        let slots =
-            (0..cpus).map(|vcpu| Slot::new(place(vcpu), Vcpu::new(lpid, 0, 0), Beside::default()));
+        let slots = places
+            .into_iter()
+            .map(|core| Slot::new(core, Vcpu::new(lpid, 0, 0), Beside::default()));
         Ok(Self {
             tenant: Tenant::new(number, config, slots),
             machine,

@@ -11,6 +11,9 @@
 //! | `forge` | messages with the numbers of others, by plain DMA, `times` (10) after `wait_us` (1000000) |
 //! | `linger` | looks whether anything of an earlier life is there or comes; then writes entries, makes and removes windows, with a DMA under way, until it is stopped |
 //! | `flood` | messages without a pause for `us` (200000); more than `most` (6000) must not come |
+//! | `pin` | the interrupt pin, `times` (20): comes while it is up and ended, not while it is served, masked or off |
+//! | `storm` | a pin that is never taken down, for `us` (500000), its interrupts ended at once |
+//! | `leave` | looks whether an interrupt of an earlier life comes; leaves the pin up until it is stopped |
 #![no_std]
 #![no_main]
 #![expect(unsafe_code, reason = "the guest has its memory to itself")]
@@ -19,6 +22,7 @@
 mod forge;
 mod linger;
 mod memory;
+mod pin;
 mod sweep;
 mod watch;
 
@@ -31,7 +35,9 @@ use power_guests::{cpu, guest, println, rtas};
 
 guest! { main: main, secondary: secondary }
 
-const NAMES: [&str; 5] = ["sweep", "watch", "forge", "flood", "linger"];
+const NAMES: [&str; 8] = [
+    "sweep", "watch", "forge", "flood", "linger", "pin", "storm", "leave",
+];
 
 /// Why a guest fails: what, and up to two numbers that show it.
 #[derive(Clone, Copy, Debug)]
@@ -71,6 +77,9 @@ fn main(options: Options) -> ! {
             "watch" => watch::run(edu, bridge, options),
             "forge" => forge::run(edu, bridge, options),
             "flood" => forge::flood(edu, options),
+            "pin" => pin::run(edu, options),
+            "storm" => pin::storm(edu, options),
+            "leave" => pin::leave(edu, options),
             "linger" => linger::run(edu, bridge),
             _ => Err("there is no such task".into()),
         },

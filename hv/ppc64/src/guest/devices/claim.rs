@@ -14,7 +14,7 @@ use vtce::{BridgeOptions, Dma, Policy, Progress, Slot};
 
 use super::recovery::Masters;
 use super::registers::{Shown, bars};
-use super::{Devices, FunctionState, Held, Memory, View, address};
+use super::{Devices, FunctionState, Held, Memory, View, address, pins};
 use crate::hardware::{Bridge, Hardware};
 
 /// `ibm,change-msi`: MSI-X; of none.
@@ -29,6 +29,8 @@ pub(crate) enum Refusal {
     Together(String),
     #[error("BAR{bar} of {bdf} has no place of its own")]
     Bar { bdf: Bdf, bar: u8 },
+    #[error("the I/O space of phb:{buid:x} has no place of its own")]
+    Io { buid: u64 },
     #[error("{0}: p2p is not supported on POWER")]
     PeerToPeer(String),
     #[error("phb:{buid:x} is in use by another VM")]
@@ -109,10 +111,10 @@ fn policy(tce: &TcePolicy) -> Policy {
 
 impl Devices {
     /// Sees that a VM can have the devices that it asks for; `None` when it asks for none. It has them
-    /// from [`Devices::take`] on.
+    /// from [`Devices::take`] on. `server` is the CPU that their pins interrupt.
     pub(crate) fn plan(
         hardware: &'static Hardware,
-        vm: usize,
+        (vm, server): (usize, u32),
         config: &VmConfig,
         memory: &Memory,
     ) -> Result<Option<Self>, Refusal> {
@@ -121,6 +123,10 @@ impl Devices {
             return Ok(None);
         }
         for at in &bridges {
+            let Bridge { buid, io, .. } = hardware.bridges[*at];
+            if io.is_some_and(|(at, _)| at.bits() < memory.bytes()) {
+                return Err(Refusal::Io { buid });
+            }
             for function in hardware.bridges[*at].topology.functions() {
                 for bar in bars(function) {
                     let (bdf, index) = (function.bdf, bar.index);
@@ -153,6 +159,8 @@ impl Devices {
             hardware,
             vm,
             owner,
+            lines: pins::lines(hardware, &bridges),
+            server,
             bridges,
             policy: policy(&config.tce),
             held: Mutex::new(Vec::new()),
@@ -189,6 +197,9 @@ impl Devices {
             }
             Ok(())
         });
+        if taken.is_ok() {
+            all.iter().for_each(|held| self.connect_pins(held));
+        }
         if taken.is_err() {
             self.give_back_all(&mut all, memory);
         }
@@ -247,6 +258,7 @@ impl Devices {
             domain,
             pe: self.errors_of(at, buid),
             functions: functions.collect(),
+            io: Shown::Nothing,
             resets: Vec::new(),
         };
         self.show(&mut held, view);
@@ -300,6 +312,7 @@ impl Devices {
         for held in all.iter_mut() {
             let buid = self.hardware.bridges[held.bridge].buid;
             sure &= self.set_masters(held, Masters::None);
+            self.hardware.messages.forget_pins(buid);
             for function in &mut held.functions {
                 function.masters = false;
                 let device = address(function.bdf);
@@ -357,6 +370,9 @@ impl Devices {
             for bar in bars(function) {
                 let _ = self.show_bar(bar, Shown::Nothing, view);
             }
+        }
+        if let Some(io) = bridge.io {
+            let _ = self.show_at(io, Shown::Nothing, view);
         }
         let mut core = self.hardware.core.lock();
         let number = u8::try_from(held.bridge).unwrap_or(u8::MAX);

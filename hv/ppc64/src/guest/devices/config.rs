@@ -7,6 +7,8 @@ use super::{Devices, HARDWARE, Held, PARAMETER, View, address};
 
 /// The command register: I/O, memory, bus mastering, no interrupt pin.
 const COMMAND: u32 = 0x04;
+/// The interrupt line and pin, a byte each.
+const PIN: u32 = 0x3c;
 const MEMORY: u32 = 1 << 1;
 pub(super) const MASTER: u32 = 1 << 2;
 const ENABLES: u32 = 0x0407;
@@ -49,6 +51,10 @@ impl Devices {
             if enables.masters {
                 value |= MASTER;
             }
+        }
+        // A pin that goes nowhere is none.
+        if config & 0xf000_00fc == PIN && self.pin(held.bridge, function.bdf).is_none() {
+            value &= 0xffff_0000 >> (8 * (config & 3));
         }
         Served::new(0, &[value])
     }

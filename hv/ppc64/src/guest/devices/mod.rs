@@ -11,6 +11,7 @@ mod claim;
 mod config;
 mod messages;
 mod node;
+mod pins;
 mod recovery;
 mod registers;
 
@@ -75,6 +76,8 @@ struct Held {
     domain: DomainId,
     pe: eeh::Pe,
     functions: Vec<FunctionState>,
+    /// What the guest finds in the place of its I/O space.
+    io: Shown,
     /// Resets under way.
     resets: Vec<Reset>,
 }
@@ -99,6 +102,10 @@ pub(crate) struct Devices {
     owner: OwnerId,
     /// The bridges that it has when it runs.
     bridges: Vec<usize>,
+    /// The sources of their pins.
+    lines: Vec<pins::Line>,
+    /// The CPU that pins interrupt.
+    server: u32,
     policy: Policy,
     held: Mutex<Vec<Held>>,
     /// Any are held.
@@ -122,6 +129,17 @@ impl vtce::GuestMemory for Reader<'_> {
 /// A function as a configuration address.
 fn address(bdf: Bdf) -> u32 {
     u32::from(bdf.bits()) << 8
+}
+
+/// The phandle of the machine's interrupt controller, whose node the guest has, too.
+fn machine_controller(tree: &DeviceTreeNode) -> Option<u32> {
+    let mut nodes = tree.children();
+    let node = nodes.find(|node| node.name_without_address() == "interrupt-controller")?;
+    let handle = ["phandle", "linux,phandle"]
+        .iter()
+        .find_map(|name| node.property(name))?;
+    let cell = handle.value().first_chunk::<4>().copied()?;
+    Some(u32::from_be_bytes(cell))
 }
 
 impl Devices {
@@ -153,7 +171,7 @@ impl Devices {
         }
         let (sources, muted) = self.hardware.messages.of_vm(self.vm);
         if sources > 0 {
-            lines.push(format!("{sources} sources of messages, {muted} muted"));
+            lines.push(format!("{sources} sources of interrupts, {muted} muted"));
         }
         lines
     }
@@ -268,13 +286,13 @@ impl Devices {
 
     /// What the guest's tree says of its bridges: the machine's own nodes, with the guest's windows and
     /// the places of BARs.
-    pub(crate) fn nodes(&self, machine: &DeviceTreeNode) -> Vec<DeviceTreeNode> {
+    pub(crate) fn nodes(&self, tree: &DeviceTreeNode) -> Vec<DeviceTreeNode> {
         let core = self.hardware.core.lock();
         let dma = self.dma.lock();
         let mut nodes = Vec::new();
         for at in &self.bridges {
             let bridge = &self.hardware.bridges[*at];
-            let mut machine = machine.children();
+            let mut machine = tree.children();
             let its = |node: &&DeviceTreeNode| {
                 let reg = node.property("reg").map(|reg| reg.value().to_vec());
                 node.name_without_address() == "pci"
@@ -292,7 +310,9 @@ impl Devices {
             let Some(Ok(Some(properties))) = properties else {
                 continue;
             };
-            nodes.push(node::node(pattern, bridge, &properties));
+            let controller = machine_controller(tree);
+            let pin = |bdf| Some((controller?, self.pin(*at, bdf)?));
+            nodes.push(node::node(pattern, bridge, &properties, &pin));
         }
         nodes
     }

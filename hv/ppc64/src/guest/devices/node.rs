@@ -27,11 +27,15 @@ fn property<T: dtoolkit::ToPropertyValue>(name: &str, value: T) -> DeviceTreePro
     DeviceTreeProperty::new_unchecked(name, value)
 }
 
-/// The node of a bridge: the machine's own, with the guest's windows and the places of BARs.
+/// Says to which source of the guest's controller, which is named by its phandle, a function's pin goes.
+pub(super) type Pins<'a> = &'a dyn Fn(Bdf) -> Option<(u32, u32)>;
+
+/// The node of a bridge: the machine's own, with the guest's windows, pins and the places of BARs.
 pub(super) fn node(
     pattern: &DeviceTreeNode,
     bridge: &Bridge,
     properties: &vtce::Properties,
+    pins: Pins<'_>,
 ) -> DeviceTreeNode {
     let mut node = pattern.clone();
     for name in NOT_ITS {
@@ -47,6 +51,13 @@ pub(super) fn node(
             node.add_property(property(name, value));
         }
     }
+    add_pins(&mut node, bridge, None, pins);
+    functions_of(&mut node, bridge, pins);
+    node
+}
+
+/// The functions below a node, which is a host bridge's or a bridge's.
+fn functions_of(node: &mut DeviceTreeNode, bridge: &Bridge, pins: Pins<'_>) {
     for child in node.children_mut() {
         for name in NOT_ITS {
             child.remove_property(name);
@@ -57,14 +68,44 @@ pub(super) fn node(
         let bdf = bits
             .and_then(|bits| u16::try_from(bits).ok())
             .map(Bdf::from_bits);
-        let function = bdf.and_then(|bdf| bridge.topology.function(bdf));
-        if let Some(function) = function {
-            child.remove_property("assigned-addresses");
-            let cells = assigned(function);
-            child.add_property(property("assigned-addresses", cells));
+        let Some(function) = bdf.and_then(|bdf| bridge.topology.function(bdf)) else {
+            continue;
+        };
+        child.remove_property("assigned-addresses");
+        let cells = assigned(function);
+        child.add_property(property("assigned-addresses", cells));
+        if let (Some(pin), Some(_)) = (function.interrupt_pin, pins(function.bdf)) {
+            child.add_property(property("interrupts", u32::from(pin)));
+        }
+        if function.bridge().is_some() {
+            add_pins(child, bridge, Some(function.bdf), pins);
+            functions_of(child, bridge, pins);
         }
     }
-    node
+}
+
+/// Where the pins of the functions right below a node go. [Devicetree Specification 0.4 §2.4.3]
+fn add_pins(node: &mut DeviceTreeNode, bridge: &Bridge, parent: Option<Bdf>, pins: Pins<'_>) {
+    /// Device and function, and the pin.
+    const MASK: [u32; 4] = [0xff00, 0, 0, 7];
+    /// The source is a level.
+    const LEVEL: u32 = 1;
+    let functions = bridge.topology.functions().iter();
+    let below = functions.filter(|function| function.parent == parent);
+    let entries = below.filter_map(|function| {
+        let pin = u32::from(function.interrupt_pin?);
+        let (controller, source) = pins(function.bdf)?;
+        let at = address(function.bdf) & 0xff00;
+        Some([at, 0, 0, pin, controller, source, LEVEL])
+    });
+    let cells: Vec<u8> = entries.flatten().flat_map(u32::to_be_bytes).collect();
+    if !cells.is_empty() {
+        let mask: Vec<u8> = MASK.into_iter().flat_map(u32::to_be_bytes).collect();
+        node.remove_property("#interrupt-cells");
+        node.add_property(property("#interrupt-cells", 1_u32));
+        node.add_property(property("interrupt-map-mask", mask));
+        node.add_property(property("interrupt-map", cells));
+    }
 }
 
 /// The places of a function's BARs. [IEEE 1275, PCI bus binding §2.2.1.1]

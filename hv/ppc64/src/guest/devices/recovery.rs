@@ -106,27 +106,28 @@ impl Devices {
 
     /// Does to the hardware what is to be done; false when it does not follow.
     fn carry_out(&self, held: &mut Held, effect: Effect, view: View<'_>) -> bool {
+        let buid = self.hardware.bridges[held.bridge].buid;
+        let messages = &self.hardware.messages;
         match effect {
             Effect::None => true,
             Effect::Stop => {
+                messages.stop_pins(buid);
                 let off = self.set_masters(held, Masters::None);
                 self.show(held, view);
                 off
             }
-            Effect::AllowRegisters => {
+            Effect::AllowRegisters | Effect::DeassertReset => {
                 self.show(held, view);
+                messages.allow_pins(buid);
                 true
             }
             Effect::AllowDma => self.set_masters(held, Masters::AsWanted),
             Effect::AssertReset(_) => {
+                messages.stop_pins(buid);
                 let off = self.set_masters(held, Masters::None);
                 self.show(held, view);
                 self.begin_resets(held);
                 off
-            }
-            Effect::DeassertReset => {
-                self.show(held, view);
-                true
             }
         }
     }

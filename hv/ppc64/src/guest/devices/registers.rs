@@ -2,7 +2,7 @@
 
 use pagetable::{Invalidate, Stale};
 use pci::{Bar, Function};
-use types::Ipa;
+use types::{Ipa, Pa};
 
 use super::{Devices, Held, View};
 use crate::hcall::{self, Hcall};
@@ -94,22 +94,40 @@ impl Devices {
                 }
             }
         }
+        // The bridge's I/O space is whole, whichever of its devices answer there.
+        let wanted = if state.allows_registers() {
+            Shown::Registers
+        } else {
+            Shown::Ones
+        };
+        if let Some(io) = self.hardware.bridges[held.bridge].io
+            && held.io != wanted
+        {
+            held.io = if self.show_at(io, wanted, view) {
+                wanted
+            } else {
+                Shown::Broken
+            };
+        }
     }
 
     /// Changes what is in the place of a BAR.
     pub(super) fn show_bar(&self, bar: &Bar, wanted: Shown, view: View<'_>) -> bool {
-        let Some(place) = bar.place else { return true };
+        bar.place
+            .is_none_or(|place| self.show_at((place.cpu, bar.size), wanted, view))
+    }
+
+    /// Changes what is in the place of registers.
+    pub(super) fn show_at(&self, at: (Pa, u64), wanted: Shown, view: View<'_>) -> bool {
         let lpid = u64::try_from(self.vm + 1).unwrap_or(u64::MAX);
         let mut caches = Caches { view, lpid };
-        view.memory
-            .unmap_registers(place.cpu, bar.size, &mut caches);
+        let (place, bytes) = at;
+        view.memory.unmap_registers(place, bytes, &mut caches);
         match wanted {
-            Shown::Registers => view.memory.map_registers(place.cpu, bar.size).is_ok(),
+            Shown::Registers => view.memory.map_registers(place, bytes).is_ok(),
             Shown::Ones => {
-                let (ones, bytes) = self.hardware.ones;
-                view.memory
-                    .map_ones(place.cpu, bar.size, (ones, bytes))
-                    .is_ok()
+                let ones = self.hardware.ones;
+                view.memory.map_ones(place, bytes, ones).is_ok()
             }
             Shown::Nothing | Shown::Broken => true,
         }
@@ -120,14 +138,23 @@ impl Devices {
         let mut all = self.held.lock();
         for held in all.iter_mut() {
             let topology = &self.hardware.bridges[held.bridge].topology;
-            let shown = held.functions.iter().find_map(|function| {
-                let mut bars = bars(topology.function(function.bdf)?);
-                let here = |bar: &Bar| {
-                    let place = bar.place.map(|place| place.cpu.bits());
-                    let into = place.and_then(|place| at.checked_sub(place));
-                    into.is_some_and(|into| into < bar.size)
-                };
-                bars.any(here).then_some(function.shown)
+            let io = self.hardware.bridges[held.bridge]
+                .io
+                .filter(|(place, bytes)| {
+                    let into = at.checked_sub(place.bits());
+                    into.is_some_and(|into| into < *bytes)
+                });
+            let shown = io.map(|_| held.io);
+            let shown = shown.or_else(|| {
+                held.functions.iter().find_map(|function| {
+                    let mut bars = bars(topology.function(function.bdf)?);
+                    let here = |bar: &Bar| {
+                        let place = bar.place.map(|place| place.cpu.bits());
+                        let into = place.and_then(|place| at.checked_sub(place));
+                        into.is_some_and(|into| into < bar.size)
+                    };
+                    bars.any(here).then_some(function.shown)
+                })
             });
             return match shown {
                 None => continue,
