@@ -46,6 +46,32 @@ pub enum ItsSnoop {
     Never,
 }
 
+/// What is asked of a PAPR platform's interrupt controllers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Interrupts {
+    /// What works best of what it offers.
+    #[default]
+    Best,
+    /// `xics`: XICS, agreed on with the platform.
+    Xics,
+    /// `xive`: XIVE, agreed on with the platform.
+    Xive,
+    /// `as-found`: nothing is asked.
+    AsFound,
+}
+
+impl Interrupts {
+    fn parse(word: &str) -> Option<Self> {
+        Some(match word {
+            "best" => Self::Best,
+            "xics" => Self::Xics,
+            "xive" => Self::Xive,
+            "as-found" => Self::AsFound,
+            _ => return None,
+        })
+    }
+}
+
 /// A `bulkhead.…` word that means nothing to this version.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Unknown<'a>(pub &'a str);
@@ -60,6 +86,8 @@ pub struct Options {
     pub self_test: Option<SelfTest>,
     /// `bulkhead.its=noncoherent` (Arm).
     pub its: ItsSnoop,
+    /// `bulkhead.interrupts=best|xics|xive|as-found` (POWER).
+    pub interrupts: Interrupts,
 }
 
 impl Default for Options {
@@ -68,6 +96,7 @@ impl Default for Options {
             log: LevelFilter::Info,
             self_test: None,
             its: ItsSnoop::AsTold,
+            interrupts: Interrupts::Best,
         }
     }
 }
@@ -90,6 +119,9 @@ impl Options {
                     options.its = ItsSnoop::Never;
                     true
                 }
+                Some(("interrupts", word)) => Interrupts::parse(word)
+                    .map(|interrupts| options.interrupts = interrupts)
+                    .is_some(),
                 _ => false,
             };
             if !understood {
@@ -106,13 +138,13 @@ mod tests {
 
     use log::LevelFilter;
 
-    use super::{ItsSnoop, Options, SelfTest, Unknown};
+    use super::{Interrupts, ItsSnoop, Options, SelfTest, Unknown};
 
     #[test]
     fn words_of_others_are_ignored_and_wrong_ones_are_named() {
         let mut unknown = Vec::new();
         let options = Options::parse(
-            "console=hvc0 bulkhead.log=debug bulkhead.colour=red bulkhead.test=panic bulkhead.log=loud bulkhead.its=noncoherent bulkhead.its=coherent",
+            "console=hvc0 bulkhead.log=debug bulkhead.colour=red bulkhead.test=panic bulkhead.log=loud bulkhead.its=noncoherent bulkhead.its=coherent bulkhead.interrupts=xive bulkhead.interrupts=gic",
             |word| unknown.push(word),
         );
         assert_eq!(
@@ -121,6 +153,7 @@ mod tests {
                 log: LevelFilter::Debug,
                 self_test: Some(SelfTest::Panic),
                 its: ItsSnoop::Never,
+                interrupts: Interrupts::Xive,
             }
         );
         assert_eq!(
@@ -129,6 +162,7 @@ mod tests {
                 Unknown("bulkhead.colour=red"),
                 Unknown("bulkhead.log=loud"),
                 Unknown("bulkhead.its=coherent"),
+                Unknown("bulkhead.interrupts=gic"),
             ]
         );
     }

@@ -98,10 +98,18 @@ pub enum InterruptController {
     /// PAPR's XICS, reached by hcalls and RTAS.
     Xics,
     /// PAPR's XIVE exploitation mode.
-    Xive {
-        /// The thread interrupt management area: one span a page.
-        tima: Vec<Span<Pa>>,
-    },
+    Xive(Xive),
+}
+
+/// What a partition needs to take interrupts by XIVE.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Xive {
+    /// The thread interrupt management area: one span a page, the operating system's last.
+    pub tima: Vec<Span<Pa>>,
+    /// The first source for interprocessor interrupts, and how many there are.
+    pub ipis: Option<(u32, u32)>,
+    /// The least favoured priority that the platform does not keep for itself.
+    pub priority: Option<u8>,
 }
 
 /// An interrupt translation service [IHI 0069 §5].
@@ -338,11 +346,38 @@ pub(crate) fn controller(node: Node<'_, '_>) -> Result<Option<InterruptControlle
         }));
     }
     if is_xive(node) {
-        return Ok(Some(InterruptController::Xive {
+        return Ok(Some(InterruptController::Xive(Xive {
             tima: registers(node)?,
-        }));
+            ipis: ranges(node, "ibm,xive-lisn-ranges")?.first().copied(),
+            priority: free_priority(&ranges(
+                // Not the controller's: the whole platform's.
+                node.tree().root(),
+                "ibm,plat-res-int-priorities",
+            )?),
+        })));
     }
     Ok(is_xics(node).then_some(InterruptController::Xics))
+}
+
+/// A property of pairs: a first number, and how many. No more than a few are looked at.
+fn ranges(node: Node<'_, '_>, property: &'static str) -> Result<Vec<(u32, u32)>, Error> {
+    let mut cells = node.cells(property)?;
+    let mut found = Vec::new();
+    while let Some(first) = cells.next().filter(|_| found.len() < MAX_INTERRUPTS) {
+        found.push((first, cells.next().unwrap_or(0)));
+    }
+    Ok(found)
+}
+
+/// The least favoured of the priorities 0 to 7 that is in none of these ranges.
+fn free_priority(reserved: &[(u32, u32)]) -> Option<u8> {
+    (0..8).rev().find(|priority| {
+        let priority = u32::from(*priority);
+        let is_in = |(first, count): &(u32, u32)| {
+            priority.checked_sub(*first).is_some_and(|at| at < *count)
+        };
+        !reserved.iter().any(is_in)
+    })
 }
 
 /// Machines whose ITS and redistributors do not snoop, whatever their registers take and an older tree

@@ -47,7 +47,7 @@ use types::{Bdf, Pa, Span, StreamId};
 
 pub use cpus::{Conduit, Cpu, CpuStatus, EnableMethod, PowerCpus, Psci, PsciVersion};
 pub use error::{Block, Error, Malformed, NodePath, Problem};
-pub use interrupts::{Coherency, GicV3, Interrupt, InterruptController, Its, Timer, Trigger};
+pub use interrupts::{Coherency, GicV3, Interrupt, InterruptController, Its, Timer, Trigger, Xive};
 pub use memory::{Chosen, Mapping, Reservation, ReservationSource};
 pub use pci::{
     ConfigAccess, Ddw, DmaWindow, HostBridge, IdMap, IdRange, IntxMap, Prefetch, Window, WindowKind,

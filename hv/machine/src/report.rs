@@ -187,10 +187,10 @@ impl Machine {
                 "gic: GICv2, distributor {distributor}: not supported"
             )),
             Some(InterruptController::Xics) => line(format_args!("interrupt controller: XICS")),
-            Some(InterruptController::Xive { tima }) => {
+            Some(InterruptController::Xive(xive)) => {
                 line(format_args!(
                     "interrupt controller: XIVE, TIMA {}",
-                    List(tima)
+                    List(&xive.tima)
                 ));
             }
         }

@@ -1,16 +1,80 @@
 //! The console: the platform's virtual terminal with all that share it, and the clock for its log.
 
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use boot::Guard;
 use hal::{Clock, Console};
-use vm::SharedTerminal;
+use spin::Mutex;
+use vm::{Moderated, Moderation, SharedTerminal};
 
 use crate::hcall::{self, Hcall, SUCCESS};
-use crate::spr;
+use crate::messages::RATE;
+use crate::presentation::{Afterwards, Sources};
+use crate::{cpu, spr};
 
 /// The terminal's unit address; 0 means the first one.
 static UNIT: AtomicU64 = AtomicU64::new(0);
+
+/// The terminal's interrupt, by the device tree, or 0.
+static SOURCE: AtomicU32 = AtomicU32::new(0);
+
+/// How what is typed interrupts a CPU.
+struct Listening {
+    source: u32,
+    server: u32,
+    sources: Sources,
+    /// Devices of VMs can forge it as any other.
+    account: Mutex<Moderation>,
+}
+
+/// There once it does.
+static LISTENING: spin::Once<Listening> = spin::Once::new();
+
+/// What is typed interrupts this CPU from now on, where the terminal has an interrupt.
+pub(crate) fn listen(sources: Sources) {
+    let source = SOURCE.load(Ordering::Relaxed);
+    let server = u32::try_from(cpu::this().server()).unwrap_or(u32::MAX);
+    if source == 0 || !sources.direct(source, server) {
+        log::info!("console: asked for what is typed every 10 ms");
+        return;
+    }
+    log::info!("console: what is typed is interrupt {source:#x}");
+    LISTENING.call_once(|| Listening {
+        source,
+        server,
+        sources,
+        account: Mutex::new(Moderation::default()),
+    });
+}
+
+/// Whether what is typed interrupts a CPU, and the terminal need not be asked.
+pub(crate) fn interrupts() -> bool {
+    LISTENING.is_completed()
+}
+
+/// What becomes of the interrupt of a source, if it is the terminal's.
+pub(crate) fn came(source: u32, now: u64) -> Option<Afterwards> {
+    let listening = LISTENING.get().filter(|it| it.source == source)?;
+    let mut account = listening.account.lock();
+    let muted = account.came(now, RATE) == Moderated::Mute && listening.sources.hold(source);
+    Some(if muted {
+        Afterwards::Held
+    } else {
+        Afterwards::Heard
+    })
+}
+
+/// Hears the terminal again that interrupted too often.
+pub(crate) fn look(now: u64) {
+    if let Some(listening) = LISTENING.get()
+        && listening.account.lock().is_due(now, RATE)
+        && !listening
+            .sources
+            .release(listening.source, listening.server)
+    {
+        log::warn!("the terminal stays silent");
+    }
+}
 
 /// The time base's ticks in a second; what every POWER since POWER6 has, until the device tree
 /// says.
@@ -133,9 +197,10 @@ pub(crate) static TERMINAL: SharedTerminal<Vty> = SharedTerminal::new(Vty {
 pub(crate) struct Terminal;
 
 impl Terminal {
-    /// Uses the terminal with this unit address.
-    pub(crate) fn select(unit: u64) {
+    /// Uses the terminal with this unit address and this interrupt.
+    pub(crate) fn select(unit: u64, source: Option<u32>) {
         UNIT.store(unit, Ordering::Relaxed);
+        SOURCE.store(source.unwrap_or(0), Ordering::Relaxed);
     }
 }
 

@@ -16,6 +16,7 @@ use types::{Address as _, Bdf, Iova, Pa, PageSize};
 
 use crate::memory::Ram;
 use crate::messages::Messages;
+use crate::presentation::Sources;
 use crate::rtas::Rtas;
 use crate::tables::Calls;
 
@@ -203,7 +204,7 @@ impl Hardware {
             core: Mutex::new(core),
             bridges,
             rtas,
-            messages: Messages::new(rtas),
+            messages: Messages::new(Sources::new(rtas)),
             ones: (ones, ONES_BYTES),
         })
     }

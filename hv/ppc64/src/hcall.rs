@@ -19,6 +19,11 @@ pub(crate) enum Hcall {
     PutTceIndirect = 0x13c,
     GetCpuCharacteristics = 0x1c8,
     SetMode = 0x31c,
+    IntGetSourceInfo = 0x3a8,
+    IntSetSourceConfig = 0x3ac,
+    IntSetQueueConfig = 0x3b8,
+    IntEsb = 0x3c8,
+    IntReset = 0x3d0,
     Rtas = 0xf000,
     VofClient = 0xf005,
     SetPartitionTable = 0xf800,
@@ -76,6 +81,41 @@ pub(crate) unsafe fn call(number: Hcall, arguments: [u64; 4]) -> Outcome {
     }
     values = [r4, r5, r6];
     Outcome { status, values }
+}
+
+/// As [`call`], with five arguments.
+///
+/// # Safety
+/// As [`call`].
+pub(crate) unsafe fn call_with_five(number: Hcall, arguments: [u64; 5]) -> i64 {
+    let status: i64;
+    let [r4, r5, r6, r7, r8] = arguments;
+    // SAFETY: as in `call`.
+    unsafe {
+        asm!(
+            "sc 1",
+            inout("r3") number as u64 => status,
+            inout("r4") r4 => _,
+            inout("r5") r5 => _,
+            inout("r6") r6 => _,
+            inout("r7") r7 => _,
+            inout("r8") r8 => _,
+            out("r0") _,
+            out("r9") _,
+            out("r10") _,
+            out("r11") _,
+            out("r12") _,
+            out("ctr") _,
+            out("lr") _,
+            out("xer") _,
+            out("cr0") _,
+            out("cr1") _,
+            out("cr5") _,
+            out("cr6") _,
+            out("cr7") _,
+        );
+    }
+    status
 }
 
 /// Refusal of `H_SET_MODE`.

@@ -14,8 +14,9 @@ use crate::hardware::Hardware;
 use crate::hcall::{self, Hcall, SUCCESS};
 use crate::memory::{self, Ram};
 use crate::nested::{self, LostSlice, PartitionTable, Watched};
+use crate::presentation::Sources;
 use crate::survey::Holdings;
-use crate::{panic, smp};
+use crate::{console, panic, smp};
 
 /// Makes the VMs of the bundle and runs them on all CPUs.
 pub(crate) fn vms(tree: &'static DeviceTreeNode, bundle: Bundle<'static>, holdings: Holdings) -> ! {
@@ -92,6 +93,9 @@ pub(crate) fn vms(tree: &'static DeviceTreeNode, bundle: Bundle<'static>, holdin
     }
     for (core, vcpus) in cores.iter_mut().zip(placement.into_cores()) {
         core.vcpus = vcpus;
+    }
+    if let Some(rtas) = rtas {
+        console::listen(Sources::new(rtas));
     }
     guest::start(Handover {
         hardware,

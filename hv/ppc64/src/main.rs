@@ -15,6 +15,7 @@
 
 extern crate alloc;
 
+mod agreement;
 mod assembly;
 mod bus;
 mod config;
@@ -88,6 +89,13 @@ extern "C" fn main(initrd: u64, initrd_bytes: u64, firmware: u64, entry_ticks: u
 
 /// Takes the device tree, and the machine with it, from the firmware.
 fn device_tree(firmware: Firmware, initrd: u64, initrd_bytes: u64) -> DeviceTree {
+    match agreement::reach(firmware) {
+        Ok(agreement) => log::info!("interrupts: {agreement}"),
+        Err(error) => {
+            log::error!("interrupts: {error}");
+            panic::end(Verdict::Fatal("no agreement with the platform"));
+        }
+    }
     let mut tree = match flatten::flatten(firmware) {
         Ok(tree) => tree,
         Err(error) => {
@@ -113,8 +121,10 @@ fn run(tree: &'static DeviceTree, entry_ticks: u64) -> ! {
             panic::end(Verdict::Fatal("the device tree cannot be used"));
         }
     };
-    if let Some(UartKind::Hvterm { unit }) = machine.stdout().map(|uart| uart.kind) {
-        Terminal::select(unit);
+    if let Some(uart) = machine.stdout()
+        && let UartKind::Hvterm { unit } = uart.kind
+    {
+        Terminal::select(unit, uart.interrupt.map(|interrupt| interrupt.number));
     }
     if let Some(power) = &machine.power {
         TimeBase::set_frequency(power.timebase_hz);

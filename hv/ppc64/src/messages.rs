@@ -14,19 +14,17 @@ use core::sync::atomic::{AtomicUsize, Ordering};
 use spin::Mutex;
 use vm::{Moderated, Moderation, Rate};
 
-use crate::rtas::Rtas;
+use crate::presentation::{Afterwards, Sources};
 
 /// The first interrupt source that messages get, and how many are taken: what QEMU's platform gives.
 pub(crate) const FIRST: u32 = 0x1300;
 /// How many sources of messages a guest is shown.
 pub(crate) const COUNT: u32 = 128;
-/// The priority at which devices interrupt the machine's CPUs.
-const PRIORITY: u32 = 5;
 /// Ticks of 10 ms, which is how often a core looks around: 512 MHz on every machine since POWER7.
 const PERIOD: u64 = 5_120_000;
 /// 25,600 a second. A disk here does about 10,000; a neighbour's forged ones cost a CPU less than a
 /// tenth of its time.
-const RATE: Rate = Rate {
+pub(crate) const RATE: Rate = Rate {
     most: 256,
     ticks: PERIOD,
 };
@@ -82,16 +80,16 @@ impl Route {
 /// All sources that devices of VMs have.
 #[derive(Debug)]
 pub(crate) struct Messages {
-    rtas: &'static Rtas,
+    sources: Sources,
     routes: Mutex<Vec<Route>>,
     muted: AtomicUsize,
     unasked: AtomicUsize,
 }
 
 impl Messages {
-    pub(crate) fn new(rtas: &'static Rtas) -> Self {
+    pub(crate) fn new(sources: Sources) -> Self {
         Self {
-            rtas,
+            sources,
             routes: Mutex::new(Vec::new()),
             muted: AtomicUsize::new(0),
             unasked: AtomicUsize::new(0),
@@ -142,18 +140,17 @@ impl Messages {
     fn direct(&self, route: Route) -> bool {
         let Route { source, server, .. } = route;
         self.routes.lock().push(route);
-        let directed = self.rtas.direct_source(source, server, PRIORITY);
-        if directed.is_err() {
+        let directed = self.sources.direct(source, server);
+        if !directed {
             self.routes.lock().retain(|route| route.source != source);
         }
-        directed.is_ok()
+        directed
     }
 
-    /// Lets a source through. (`ibm,int-on` would bring back what `ibm,int-off` found, which is off when
-    /// that was called twice.)
+    /// Lets a source through.
     fn open(&self, route: &Route) {
         let Route { source, server, .. } = *route;
-        if self.rtas.direct_source(source, server, PRIORITY).is_err() {
+        if !self.sources.release(source, server) {
             log::warn!("interrupt {source:#x} stays silent");
         }
     }
@@ -189,7 +186,7 @@ impl Messages {
             route.stopped = stopped;
             if route.is_open() {
                 self.open(route);
-            } else if self.rtas.silence_source(route.source).is_err() {
+            } else if !self.sources.silence(route.source) {
                 log::warn!("interrupt {:#x} cannot be silenced", route.source);
             }
         }
@@ -205,7 +202,7 @@ impl Messages {
         let device = u32::try_from(device).unwrap_or(u32::MAX);
         self.routes.lock().retain(|route| {
             let its = (route.buid, route.device) == (buid, device);
-            if its && self.rtas.silence_source(route.source).is_err() {
+            if its && !self.sources.silence(route.source) {
                 log::warn!("interrupt {:#x} cannot be silenced", route.source);
             }
             if its && route.account.is_muted() {
@@ -215,8 +212,9 @@ impl Messages {
         });
     }
 
-    /// An interrupt came, and is not yet ended at its controller: whose it is, if anybody's.
-    pub(crate) fn came(&self, source: u32, now: u64) -> Option<Came> {
+    /// An interrupt came, and is not yet ended at its controller: whose it is, if anybody's, and what is to
+    /// become of it.
+    pub(crate) fn came(&self, source: u32, now: u64) -> (Option<Came>, Afterwards) {
         let mut routes = self.routes.lock();
         let mut found = routes.iter_mut();
         if let Some(route) = found.find(|route| route.source == source) {
@@ -225,20 +223,21 @@ impl Messages {
                 self.muted.fetch_add(1, Ordering::Relaxed);
             }
             route.waits = route.came.kind == Kind::Pin;
-            if !route.is_open() {
-                // Its controller keeps one event of a source that is off.
-                let _ = self.rtas.silence_source(source);
-            }
-            return Some(route.came);
+            let afterwards = if !route.is_open() && self.sources.hold(source) {
+                Afterwards::Held
+            } else {
+                Afterwards::Heard
+            };
+            return (Some(route.came), afterwards);
         }
         drop(routes);
         // One that was on its way when its device was taken away; or something unknown, which had
         // better stay silent.
-        let _ = self.rtas.silence_source(source);
+        let _ = self.sources.silence(source);
         if self.unasked.fetch_add(1, Ordering::Relaxed) < LINES {
             log::info!("interrupt {source:#x} is nobody's");
         }
-        None
+        (None, Afterwards::Held)
     }
 
     /// Lets sources through again whose periods are over.

@@ -266,6 +266,27 @@ impl Firmware {
         Ok(length_of(length))
     }
 
+    /// The node at a path, if there is one.
+    pub(crate) fn find(self, path: &CStr) -> Result<Option<Node>, Error> {
+        let service = c"finddevice";
+        let path = cell(path.as_ptr()).ok_or(Error::OutOfReach { service })?;
+        let [node] = self.call(service, &[path])?;
+        Ok(some(node))
+    }
+
+    /// Asks the platform for what `request` names; true when it agrees. Its tree is another one after that.
+    /// [LoPAPR §B.6.2.3]
+    pub(crate) fn agree(self, request: &[u8]) -> Result<bool, Error> {
+        let service = c"call-method";
+        let reach = |address: Option<u32>| address.ok_or(Error::OutOfReach { service });
+        let root = reach(cell(c"/".as_ptr()))?;
+        let [root] = self.call(c"open", &[root])?;
+        let method = reach(cell(c"ibm,client-architecture-support".as_ptr()))?;
+        let request = reach(cell(request.as_ptr()))?;
+        let [failed, refused] = self.call(service, &[method, root, request])?;
+        Ok(failed == 0 && refused == 0)
+    }
+
     /// Tells the firmware that its devices are ours from now on.
     pub(crate) fn quiesce(self) -> Result<(), Error> {
         let [] = self.call(c"quiesce", &[])?;

@@ -110,7 +110,7 @@ const GRACE_TICKS: u64 = 5_120_000;
 /// Makes a guest leave whose slice has not ended when it should: the platform may lose the end.
 pub(crate) fn watch(cpu: &Cpu) {
     if cpu.is_late(spr::timebase(), GRACE_TICKS) {
-        presentation::kick(cpu.server());
+        presentation::kick(cpu);
     }
 }
 

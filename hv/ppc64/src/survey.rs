@@ -5,7 +5,7 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use boot::Frames;
+use boot::{Frames, Verdict};
 use bundle::Bundle;
 use machine::{CpuStatus, Machine};
 use pci::Topology;
@@ -15,7 +15,7 @@ use crate::hardware::{self, Found};
 use crate::memory::{self, Ram};
 use crate::nested::{self, LostSlice, Nested};
 use crate::rtas::Rtas;
-use crate::{LOW, bus, cpu, entry, heap, smp, windows};
+use crate::{LOW, bus, cpu, entry, heap, panic, presentation, smp, windows};
 
 /// What the hypervisor holds once stock is taken.
 pub(crate) struct Holdings {
@@ -54,6 +54,10 @@ pub(crate) fn take(machine: &Machine) -> Holdings {
     }
     let rtas = rtas.map(Rtas::new);
     let (ram, frames) = frames(machine);
+    if let Err(error) = presentation::start(machine, &frames) {
+        log::error!("interrupts: {error}");
+        panic::end(Verdict::Fatal("this machine's CPUs get no interrupts"));
+    }
     start_cpus(machine, rtas.as_ref(), &frames);
     let nested = check_nested(nested, ram, &frames);
     let bridges = machine.host_bridges.iter();

@@ -5,6 +5,7 @@ use types::{Bdf, Liobn, Pa, Span};
 use super::samples::{node, pseries};
 use crate::{
     ConfigAccess, Ddw, EnableMethod, InterruptController, Machine, Trigger, UartKind, WindowKind,
+    Xive,
 };
 
 fn span(start: u64, bytes: u64) -> Span<Pa> {
@@ -36,6 +37,59 @@ fn a_pseries_machine_is_described_whole() {
     let console = machine.stdout().unwrap();
     assert_eq!(console.kind, UartKind::Hvterm { unit: 0x7100_0000 });
     assert_eq!(machine.notes, []);
+}
+
+/// As QEMU writes it once XIVE has been agreed on.
+#[test]
+fn xive_is_described_by_its_pages_its_sources_and_the_priority_that_is_left() {
+    let controller = |reserved: &[u32]| {
+        let tree = node("")
+            .text("compatible", &["qemu,pseries"])
+            .cells("#address-cells", &[2])
+            .cells("#size-cells", &[2])
+            .cells("ibm,plat-res-int-priorities", reserved)
+            .child(
+                node("memory@0")
+                    .text("device_type", &["memory"])
+                    .cells("reg", &[0, 0, 0, 0x8000_0000]),
+            )
+            .child(
+                node("interrupt-controller@6030203180000")
+                    .text("device_type", &["power-ivpe"])
+                    .text("compatible", &["ibm,power-ivpe"])
+                    .cells(
+                        "reg",
+                        &[
+                            0x6_0302,
+                            0x0318_0000,
+                            0,
+                            0x1_0000,
+                            0x6_0302,
+                            0x0319_0000,
+                            0,
+                            0x1_0000,
+                        ],
+                    )
+                    .cells("ibm,xive-lisn-ranges", &[0, 0x1000]),
+            );
+        Machine::from_fdt(&tree.blob())
+            .unwrap()
+            .interrupt_controller
+    };
+    let xive = |priority| {
+        Some(InterruptController::Xive(Xive {
+            tima: vec![
+                span(0x6_0302_0318_0000, 0x1_0000),
+                span(0x6_0302_0319_0000, 0x1_0000),
+            ],
+            ipis: Some((0, 0x1000)),
+            priority,
+        }))
+    };
+    assert_eq!(controller(&[7, 0xf8]), xive(Some(6)));
+    assert_eq!(controller(&[]), xive(Some(7)));
+    assert_eq!(controller(&[3, 5, 0, 2]), xive(Some(2)));
+    assert_eq!(controller(&[0, u32::MAX]), xive(None));
 }
 
 #[test]

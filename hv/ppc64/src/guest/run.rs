@@ -18,7 +18,8 @@ use crate::messages;
 use crate::nested::{
     self, Exit, GuestThread, Loaded, Location, MACHINE_CHECK, MSR_EE, Order, Vcpu,
 };
-use crate::{presentation, smp, spr};
+use crate::presentation::{self, Afterwards};
+use crate::{console, smp, spr};
 
 /// How often a core looks around while it does something else: at the keyboard, at cores that may
 /// have lost the end of a slice.
@@ -53,7 +54,7 @@ impl vm::Core for Core {
 
     fn call(&self) {
         if !self.called.swap(true, Ordering::SeqCst) {
-            presentation::kick(self.cpu.server());
+            presentation::kick(self.cpu);
         }
     }
 }
@@ -102,6 +103,10 @@ pub(crate) fn serve() {
     let Some((number, core)) = found.next() else {
         smp::park();
     };
+    if number == CONSOLE_CORE {
+        // What was typed before that made an interrupt.
+        guests.read_keys(CONSOLE_CORE);
+    }
     // SAFETY: this thread runs guests here only, from now on.
     let thread = unsafe { GuestThread::claim(smp::watched()) };
     guests.serve(number, core, thread)
@@ -110,7 +115,7 @@ pub(crate) fn serve() {
 /// Between vCPUs.
 pub(super) fn look_around(guests: &Guests, core: usize) {
     assert!(cpu::this().guard_is_whole(), "the stack has overflowed");
-    if core == CONSOLE_CORE {
+    if core == CONSOLE_CORE && !console::interrupts() {
         guests.read_keys(CONSOLE_CORE);
     }
 }
@@ -127,11 +132,14 @@ pub(super) fn idle(guests: &Guests, core: &Core, thread: &GuestThread, due: Opti
 
 /// Takes back what called this core, which looks at everything after this.
 fn answer(guests: &Guests, core: &Core) {
-    if let Some(accepted) = presentation::accept(core.cpu.server()) {
-        if let Some(source) = accepted.source() {
-            deliver(guests, core, source);
-        }
-        accepted.end();
+    let mut typed = false;
+    presentation::acknowledge(|source| {
+        let terminals = console::came(source, spr::timebase());
+        typed |= terminals.is_some();
+        terminals.unwrap_or_else(|| deliver(guests, core, source))
+    });
+    if typed {
+        guests.read_keys(CONSOLE_CORE);
     }
     // Whoever finds this still set has done what this core is to see before.
     core.called.store(false, Ordering::SeqCst);
@@ -139,12 +147,13 @@ fn answer(guests: &Guests, core: &Core) {
 }
 
 /// Passes the interrupt of a device on to the VM that owns it.
-fn deliver(guests: &Guests, core: &Core, source: u32) {
-    let hardware = guests.machine.hardware;
-    let messages = hardware.map(|hardware| &hardware.messages);
-    let came = messages.and_then(|messages| messages.came(source, spr::timebase()));
+fn deliver(guests: &Guests, core: &Core, source: u32) -> Afterwards {
+    let Some(hardware) = guests.machine.hardware else {
+        return Afterwards::Held;
+    };
+    let (came, afterwards) = hardware.messages.came(source, spr::timebase());
     let Some((came, vm)) = came.and_then(|came| Some((came, guests.vms.get(came.vm)?))) else {
-        return;
+        return afterwards;
     };
     let told = match came.kind {
         messages::Kind::Message => vm.platform.signal(came.source),
@@ -155,13 +164,16 @@ fn deliver(guests: &Guests, core: &Core, source: u32) {
         let here = cores.position(|other| core::ptr::eq(other, core));
         kick(guests, vm, told, here.unwrap_or(usize::MAX));
     }
+    afterwards
 }
 
 /// Makes cores leave guests that have lost the ends of their slices, and hears devices again that
 /// interrupted too often.
 fn watch(guests: &Guests, this: &Core) {
+    let now = spr::timebase();
+    console::look(now);
     if let Some(hardware) = guests.machine.hardware {
-        hardware.messages.look(spr::timebase());
+        hardware.messages.look(now);
     }
     for core in &guests.cores {
         if !core::ptr::eq(core.cpu, this.cpu) {
@@ -344,7 +356,7 @@ impl Residency<'_> {
 
     /// Between slices.
     fn look(&self) {
-        if self.surroundings.core == CONSOLE_CORE {
+        if self.surroundings.core == CONSOLE_CORE && !console::interrupts() {
             self.guests.read_keys(CONSOLE_CORE);
         }
         watch(self.guests, self.core);

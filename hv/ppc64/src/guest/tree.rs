@@ -57,15 +57,7 @@ pub(crate) fn build(machine: &DeviceTreeNode, facts: &Facts<'_>) -> Vec<u8> {
     root.add_child(rtas_node(facts));
     root.add_child(vdevice(facts));
     root.add_child(random());
-    let presentation = machine
-        .children()
-        .find(|node| node.name_without_address() == "interrupt-controller");
-    if let Some(node) = presentation {
-        let mut node = node.clone();
-        let servers = [0, u32::try_from(facts.cpus).unwrap_or(u32::MAX)];
-        node.add_property(property("ibm,interrupt-server-ranges", servers));
-        root.add_child(node);
-    }
+    root.add_child(presentation(facts.cpus));
     for node in facts
         .devices
         .iter()
@@ -211,6 +203,24 @@ fn vdevice(facts: &Facts<'_>) -> DeviceTreeNode {
     node.add_child(vty);
     node
 }
+
+/// Says that there is XICS, whatever the machine's own CPUs are interrupted by. [LoPAPR §C.6.8.1]
+fn presentation(cpus: usize) -> DeviceTreeNode {
+    let mut node = DeviceTreeNode::new_unchecked("interrupt-controller");
+    let kind = "PowerPC-External-Interrupt-Presentation";
+    node.add_property(property("device_type", kind));
+    node.add_property(property("compatible", "IBM,ppc-xicp"));
+    node.add_property(property("interrupt-controller", ""));
+    node.add_property(property("#interrupt-cells", 2_u32));
+    node.add_property(property("#address-cells", 0_u32));
+    let servers = [0, u32::try_from(cpus).unwrap_or(u32::MAX)];
+    node.add_property(property("ibm,interrupt-server-ranges", servers));
+    node.add_property(property("phandle", PRESENTATION));
+    node
+}
+
+/// What host bridges refer to it by: as in QEMU's trees.
+pub(super) const PRESENTATION: u32 = 0x1111;
 
 /// Says that there is `H_RANDOM`.
 fn random() -> DeviceTreeNode {

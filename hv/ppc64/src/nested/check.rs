@@ -10,7 +10,8 @@ use types::{Ipa, Pa, PageSize, Span};
 
 use super::vcpu::{Exit, GuestThread, Loaded, MSR_LE, MSR_ME, MSR_SF, Refused, Vcpu, Watched};
 use super::{NoTable, PartitionTable};
-use crate::{cpu, presentation, smp, spr};
+use crate::presentation::{self, Afterwards};
+use crate::{smp, spr};
 
 // Entered at guest real address 0 in real mode, with r29 = a page that may not be executed and r30 =
 // an address where nothing is. What it leaves in registers is looked at below.
@@ -264,7 +265,7 @@ fn lose_slice(vcpu: &mut Loaded<'_>) -> Result<(), Failure> {
     let exit = unsafe { vcpu.enter(1) };
     match exit.map_err(|refused| Failure::Refused { step: 5, refused })? {
         Exit::Interrupt if smp::watched() == Watched::ByOthers => {
-            presentation::acknowledge(cpu::this().server());
+            presentation::acknowledge(|_| Afterwards::Held);
             Ok(())
         }
         Exit::SliceEnd if smp::watched() == Watched::ByNobody => Ok(()),
@@ -316,7 +317,7 @@ fn run_once(
         match exit.map_err(|refused| Failure::Refused { step, refused })? {
             // On a busy machine the end of a slice may come so late that another CPU interferes.
             Exit::Interrupt if kicks < SLICES => {
-                presentation::acknowledge(cpu::this().server());
+                presentation::acknowledge(|_| Afterwards::Held);
                 kicks += 1;
             }
             exit if wanted(exit) => return Ok(()),

@@ -9,6 +9,7 @@ mod nested;
 mod passthrough;
 mod power;
 mod power_dma;
+mod power_interrupts;
 mod power_pins;
 mod pseries;
 mod recovery;
@@ -272,6 +273,7 @@ pub(super) fn of_board(board: &str, extent: Extent) -> Vec<Case> {
             bridges::cases(),
             power::cases(),
             power_dma::cases(),
+            power_interrupts::cases(),
             power_pins::cases(),
             recovery::cases(),
         ]

@@ -83,7 +83,7 @@ fn forge() -> Case {
         )),
     )
     .expect(&[
-        "dma verdict: forge ok: own=2 platform=4 others=10240 strange=0",
+        "dma verdict: forge ok: own=2 platform=4 terminal=10240 others=10240 strange=0",
         // At least once each time; what comes at once is one.
         r"dma verdict: watch ok: beats=80 latest_us=\d+ memory_kib=32768 forged=[12]\d(\D|$)",
         "verdict 0: all VMs are off",

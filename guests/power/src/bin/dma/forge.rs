@@ -14,7 +14,8 @@ use crate::{Failure, fail};
 /// Where messages are written to.
 const DOORBELL: u64 = 0x400_0000_0000;
 /// Sources of the platform's own: events, hot plug, its terminal, a pin.
-const PLATFORM: [u64; 4] = [0x1000, 0x1001, 0x1100, 0x1204];
+const PLATFORM: [u64; 4] = [0x1000, 0x1001, TERMINAL, 0x1204];
+const TERMINAL: u64 = 0x1100;
 const AT: u64 = 0x9000;
 
 /// Writes a number, `bytes` of it, to the doorbell.
@@ -51,6 +52,10 @@ pub(crate) fn run(edu: Edu, bridge: u64, options: Options) -> Result<(), Failure
         send(edu, number, 4);
     }
     wait::until(cpu::now() + cpu::ticks(delay));
+    // The terminal's again and again: somebody may be typing.
+    for _ in 0..times {
+        send(edu, TERMINAL, BUFFER);
+    }
     // The neighbour's is the other one of the first two.
     let other = if own == 0x1300 { 0x1301 } else { 0x1300 };
     for _ in 0..times {
@@ -64,10 +69,38 @@ pub(crate) fn run(edu: Edu, bridge: u64, options: Options) -> Result<(), Failure
         );
     }
     println!(
-        "dma verdict: forge ok: own={control} platform={} others={} strange=0",
+        "dma verdict: forge ok: own={control} platform={} terminal={} others={} strange=0",
         PLATFORM.len(),
+        times * BUFFER / 4,
         times * BUFFER / 4
     );
+    Ok(())
+}
+
+/// Messages one after the other: the first half finds this CPU busy, the second asleep.
+pub(crate) fn messages(edu: Edu, options: Options) -> Result<(), Failure> {
+    let times = options.number("times").unwrap_or(100);
+    let patience = cpu::ticks(options.number("patience_us").unwrap_or(10_000_000));
+    let Some(own) = edu.function.message() else {
+        return fail("there is no message for the device", [0, 0]);
+    };
+    let begun = cpu::now();
+    for sent in 1..=times {
+        edu.raise();
+        let end = cpu::now() + patience;
+        while wait::came(own) < sent && cpu::now() < end {
+            if sent > times / 2 {
+                wait::until(cpu::now() + cpu::ticks(100));
+            } else {
+                wait::take();
+            }
+        }
+        if wait::came(own) != sent {
+            return fail("so many of so many messages came", [wait::came(own), sent]);
+        }
+    }
+    let ticks = (cpu::now() - begun) / times.max(1);
+    println!("dma verdict: messages ok: came={times} ticks_each={ticks}");
     Ok(())
 }
 

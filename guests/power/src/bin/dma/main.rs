@@ -10,6 +10,7 @@
 //! | `watch` | has memory and a device that others want, for `beats` (100) periods of `period_us` (100000); both must stay as they are |
 //! | `forge` | messages with the numbers of others, by plain DMA, `times` (10) after `wait_us` (1000000) |
 //! | `linger` | looks whether anything of an earlier life is there or comes; then writes entries, makes and removes windows, with a DMA under way, until it is stopped |
+//! | `messages` | as many as `times` (100), one after the other, each of which must come within `patience_us` (10000000) |
 //! | `flood` | messages without a pause for `us` (200000); more than `most` (6000) must not come |
 //! | `pin` | the interrupt pin, `times` (20): comes while it is up and ended, not while it is served, masked or off |
 //! | `storm` | a pin that is never taken down, for `us` (500000), its interrupts ended at once |
@@ -35,8 +36,8 @@ use power_guests::{cpu, guest, println, rtas};
 
 guest! { main: main, secondary: secondary }
 
-const NAMES: [&str; 8] = [
-    "sweep", "watch", "forge", "flood", "linger", "pin", "storm", "leave",
+const NAMES: [&str; 9] = [
+    "sweep", "watch", "forge", "messages", "flood", "linger", "pin", "storm", "leave",
 ];
 
 /// Why a guest fails: what, and up to two numbers that show it.
@@ -76,6 +77,7 @@ fn main(options: Options) -> ! {
             "sweep" => sweep::run(edu, bridge, options),
             "watch" => watch::run(edu, bridge, options),
             "forge" => forge::run(edu, bridge, options),
+            "messages" => forge::messages(edu, options),
             "flood" => forge::flood(edu, options),
             "pin" => pin::run(edu, options),
             "storm" => pin::storm(edu, options),

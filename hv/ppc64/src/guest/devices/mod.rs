@@ -31,6 +31,7 @@ use types::{Bdf, Ipa};
 use vtce::{Dma, NotMemory, Policy, Service};
 
 use super::memory::GuestMemory;
+use super::tree;
 use crate::hardware::{Bridge, Hardware};
 use crate::memory::Ram;
 
@@ -129,17 +130,6 @@ impl vtce::GuestMemory for Reader<'_> {
 /// A function as a configuration address.
 fn address(bdf: Bdf) -> u32 {
     u32::from(bdf.bits()) << 8
-}
-
-/// The phandle of the machine's interrupt controller, whose node the guest has, too.
-fn machine_controller(tree: &DeviceTreeNode) -> Option<u32> {
-    let mut nodes = tree.children();
-    let node = nodes.find(|node| node.name_without_address() == "interrupt-controller")?;
-    let handle = ["phandle", "linux,phandle"]
-        .iter()
-        .find_map(|name| node.property(name))?;
-    let cell = handle.value().first_chunk::<4>().copied()?;
-    Some(u32::from_be_bytes(cell))
 }
 
 impl Devices {
@@ -310,8 +300,7 @@ impl Devices {
             let Some(Ok(Some(properties))) = properties else {
                 continue;
             };
-            let controller = machine_controller(tree);
-            let pin = |bdf| Some((controller?, self.pin(*at, bdf)?));
+            let pin = |bdf| Some((tree::PRESENTATION, self.pin(*at, bdf)?));
             nodes.push(node::node(pattern, bridge, &properties, &pin));
         }
         nodes
