@@ -29,6 +29,11 @@ fn find(arch: Arch) -> Option<Found> {
     Some(Found { path, version })
 }
 
+/// The version of the QEMU that would be used, if one is there.
+pub(crate) fn version(arch: Arch) -> Option<Version> {
+    find(arch)?.version
+}
+
 fn good(arch: Arch) -> Option<PathBuf> {
     let found = find(arch)?;
     (found.version? >= LEAST).then_some(found.path)

@@ -11,15 +11,17 @@ mod runner;
 mod shares;
 mod tables;
 mod tool;
+mod two_smmus;
 
 use std::collections::BTreeMap;
 use std::fmt;
 
 use anyhow::{Result, bail};
 
+use self::cases::Smmus;
 use crate::board::{self, Board};
 use crate::cli::TestOptions;
-use crate::{say, workspace};
+use crate::{provide, say, workspace};
 
 /// How many tests came to what.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -123,9 +125,11 @@ pub(crate) fn command(options: &TestOptions) -> Result<u8> {
         if cases.is_empty() {
             say!("board {name} has no tests");
         }
+        let several = provide::qemu::version(board.arch).is_some_and(|it| it >= two_smmus::LEAST);
         chosen.extend(
             cases
                 .into_iter()
+                .filter(|case| several || case.smmus == Smmus::OfBoard)
                 .filter(|case| filter.is_none_or(|f| case.name.contains(f))),
         );
         boards.insert(name.clone(), board);

@@ -12,8 +12,8 @@ use regex::Regex;
 
 use super::Tally;
 use super::bundles;
-use super::cases::{Case, Check, Disks, End, Ground};
-use super::{tables, tool};
+use super::cases::{Case, Check, Disks, End, Ground, Smmus};
+use super::{tables, tool, two_smmus};
 use crate::board::{Arch, Board, Disk};
 use crate::build::{self, Built, Profile};
 use crate::manifest::PayloadName;
@@ -234,6 +234,10 @@ impl Bench<'_> {
                 files
             }
         };
+        if case.smmus == Smmus::Two {
+            let tree = files.disks.join(format!("{}.dtb", file_name(case)));
+            (board, vary) = two_smmus::machine(&tools.qemu, &board, &vary, &files, &tree)?;
+        }
         let line: Line = qemu::line(&tools.qemu, &board, &vary, &files)?;
         session::run(Plan {
             line: &line,

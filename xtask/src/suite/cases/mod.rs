@@ -15,6 +15,7 @@ mod pseries;
 mod recovery;
 mod shares;
 mod tool;
+mod two_smmus;
 mod virt;
 mod vms;
 
@@ -39,6 +40,8 @@ pub(super) struct Case {
     pub(super) vary: Variation,
     /// The disks.
     pub(super) disks: Disks,
+    /// Its SMMUs.
+    pub(super) smmus: Smmus,
     /// The boot bundle.
     pub(super) bundle: Bundle,
     /// What the console must show, in order.
@@ -96,6 +99,15 @@ pub(super) enum Disks {
     AndKernel(&'static str),
     /// None.
     None,
+}
+
+/// The SMMUs of a test's machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Smmus {
+    /// What the board has.
+    OfBoard,
+    /// Two, one for `pcie.0` and one for the host bridge `pxb`. Only where QEMU can: elsewhere there is no such test.
+    Two,
 }
 
 /// The boot bundle of a test.
@@ -198,6 +210,7 @@ impl Case {
             ground: Ground::Hypervisor,
             vary: Variation::default(),
             disks: Disks::OfBoard,
+            smmus: Smmus::OfBoard,
             bundle: Bundle::None,
             expects: Vec::new(),
             typed: Vec::new(),
@@ -262,6 +275,7 @@ pub(super) fn of_board(board: &str, extent: Extent) -> Vec<Case> {
             passthrough::cases(),
             nested::cases(),
             linux_smmu::cases(),
+            two_smmus::cases(),
             vms::cases(),
             shares::cases(),
             tool::cases(),
