@@ -65,11 +65,11 @@ fn rewrite(random: &mut Random, table: usize, vectors: u64) {
     REWRITTEN.fetch_add(1, Ordering::SeqCst);
 }
 
-/// Finds a function with MSI-X that is no `edu`, turns it on, and has the second CPU write its table.
-fn find_table() -> Result<(), Failure> {
+/// Finds a function with MSI-X that is no `edu`, and turns it on: where its table is, and how many vectors it has.
+pub(crate) fn find_table() -> Result<Option<(usize, usize)>, Failure> {
     let mut others = Function::all().filter(|function| function.read32(pci::IDS) != edu::IDS);
     let Some(function) = others.find(|f| f.capability(pci::CAP_MSIX).is_some()) else {
-        return Ok(());
+        return Ok(None);
     };
     function.command(0);
     let base = crate::bar_address(2 * crate::MOST_DEVICES);
@@ -78,9 +78,7 @@ fn find_table() -> Result<(), Failure> {
         return Err("a BAR does not keep the address that it is given".into());
     }
     function.command(MEMORY_SPACE | BUS_MASTER);
-    TABLE.1.store(vectors as u64, Ordering::SeqCst);
-    TABLE.0.store((base + offset) as u64, Ordering::SeqCst);
-    Ok(())
+    Ok(Some((base + offset, vectors)))
 }
 
 pub(crate) fn run(options: &Options) -> Verdict {
@@ -92,7 +90,11 @@ pub(crate) fn run(options: &Options) -> Verdict {
     ROLE.store(ROLE_MESSAGES, Ordering::SeqCst);
     let second = cpu::start(1) == 0;
     RAISE_AT.store((edu.base + REG_RAISE) as u64, Ordering::SeqCst);
-    find_table()?;
+    if let Some((table, vectors)) = find_table()? {
+        // The second CPU writes it from now on.
+        TABLE.1.store(vectors as u64, Ordering::SeqCst);
+        TABLE.0.store(table as u64, Ordering::SeqCst);
+    }
     println!("dma beat 0: seed={seed} ops={ops}, a second CPU: {second}");
     let mut random = Random::new(seed, 0);
     let mut commands = 0;

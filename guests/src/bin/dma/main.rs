@@ -16,6 +16,7 @@
 //! | `watch` | has memory and a device that others want, for `beats` periods; both must stay as they are |
 //! | `wire` | INTx as the interrupt `intid`: turned off, left up for `hold` interrupts, shared by two devices |
 //! | `peer` | DMA of a device to registers of another: `reach=1` the first one's may be reached; `elsewhere=ADDRESS` may not |
+//! | `table` | DMA to an MSI-X table: `at=ADDRESS` somebody else's; without, of a function of the guest's own, where `reach=1` it arrives |
 //! | `latency` | from a device's write of a message to the handler, in ticks |
 //! | `smmu` | an SMMU of the guest's own: stage 1, its faults |
 //! | `smmu-attacks` | what can be tried against an SMMU, one after the other, each with what must become of it (a hypervisor's) |
@@ -43,6 +44,7 @@ mod smmu_flood;
 mod smmu_hostile;
 mod storm;
 mod sweep;
+mod table;
 mod watch;
 mod wire;
 
@@ -186,7 +188,7 @@ impl fmt::Display for Summary {
 type Task = fn(&Options) -> Verdict;
 
 /// What there is to do.
-const TASKS: [(&str, Task); 17] = [
+const TASKS: [(&str, Task); 18] = [
     ("probe", probe::run),
     ("sweep", sweep::run),
     ("config-fuzz", config::run),
@@ -197,6 +199,7 @@ const TASKS: [(&str, Task); 17] = [
     ("watch", watch::run),
     ("wire", wire::run),
     ("peer", peer::run),
+    ("table", table::run),
     ("latency", latency::run),
     ("smmu", smmu::run),
     ("smmu-hostile", smmu_hostile::run),

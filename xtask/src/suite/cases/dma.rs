@@ -266,6 +266,22 @@ fn guarded() -> Vec<Case> {
         ],
     );
 
+    // With its BAR in the devices' view the page of its table is not: the SMMU says so, and the guest's own
+    // view of the table stays what it was.
+    let own_table = guarded_case(
+        "DMA to the MSI-X table of the VM's own device aborts, even where its BAR may be reached",
+        Bundle::Manifest(concat!(
+            "[[vm]]\nname = \"table\"\nmemory = \"80M\"\npin = [0]\nkernel = \"guest:dma\"\n",
+            "kernel_format = \"flat\"\nrestart = \"never\"\niommu = \"stage2\"\n",
+            "append = \"table reach=0\"\ndevices = [ { host = \"0000:01:00.0\" }, ",
+            "{ host = \"0000:00:01.0\", p2p = true } ]\n"
+        )),
+    )
+    .expect(&[
+        r"F_TRANSLATION sid 0x100 write of 0x13002008, stage 2, 01:00\.0 of VM 1",
+        "dma verdict: table ok: devices=1 reach=0 vectors=65",
+    ]);
+
     // QEMU's snoops all the same: that it does without is tested on the host (`gic`).
     let snoopless = guarded_case(
         "messages arrive by an ITS that is taken for one that does not snoop",
@@ -309,11 +325,57 @@ fn guarded() -> Vec<Case> {
         snoopless,
         shared,
         no_peers,
+        own_table,
+        table_of_another(),
         with_peers,
         noticed,
         restart,
         reassigned(),
     ]
+}
+
+/// The machine's address of the MSI-X table of the board's disk, behind the three ports' windows.
+const TABLE: &str = "0x10302000";
+
+/// Linux has a disk, and another VM's devices write vectors of their own where its MSI-X table is: each is refused and
+/// told of, and the disk interrupts Linux as before.
+fn table_of_another() -> Case {
+    let manifest = format!(
+        "[[vm]]\nname = \"linux\"\nmemory = \"384M\"\npin = [0]\nkernel = \"debian:6.12\"\n\
+         initrd = \"initramfs\"\niommu = \"stage2\"\nmsi = \"vits\"\n\
+         append = \"console=ttyAMA0 quiet do=irqs\"\ndevices = [ {{ host = \"0000:00:01.0\" }} ]\n\
+         [[vm]]\nname = \"thief\"\nmemory = \"80M\"\npin = [1]\nkernel = \"guest:dma\"\n\
+         kernel_format = \"flat\"\nrestart = \"never\"\nstart = \"manual\"\niommu = \"stage2\"\n\
+         append = \"table at={TABLE}\"\n\
+         devices = [ {{ host = \"0000:01:00.0\" }}, {{ host = \"0000:02:00.0\" }} ]\n"
+    );
+    let name = "DMA to the MSI-X table of another VM's disk aborts, is told of, and the disk interrupts as before";
+    let mut case = guarded_case(name, Bundle::Manifest(manifest.leak()));
+    case.vary.time = Time::Wall;
+    let refused =
+        |sid, bdf| format!(r"F_TRANSLATION sid {sid} write of {TABLE}, stage 2, {bdf}\.0 of VM 2");
+    let interrupts = r"action irqs: ok: [1-9]\d* interrupts by 1 devices";
+    case.expect(&[
+        &format!(
+            r"pci 00:01\.0 .* nvme BAR0 mem64 16K @{} msix 65",
+            "0x10300000"
+        ),
+        interrupts,
+        "/ # ",
+    ])
+    .types("\x1dm")
+    .asks("start thief", &["thief: running"])
+    .expect(&[
+        &refused("0x100", "01:00"),
+        &refused("0x200", "02:00"),
+        "dma verdict: table ok: devices=2 ",
+        "vm thief: powered off",
+    ])
+    .asks("focus linux", &[r"\[linux\] has the keyboard", "/ # "])
+    .types("action=irqs sh /actions/irqs\r")
+    .expect(&[interrupts, "/ # "])
+    .types("poweroff -f\r")
+    .expect(&["vm linux: powered off"])
 }
 
 /// How often the device changes hands.
@@ -405,6 +467,14 @@ fn bare() -> Vec<Case> {
             Smmu::Gone,
             "dma verdict: watch FAILED: somebody was at the memory",
         ),
+        // The control of every DMA to a table: there is one that gets there.
+        alone(
+            "without a hypervisor, DMA to an MSI-X table changes a vector",
+            "table reach=1",
+            Smmu::Gone,
+            "dma verdict: table ok: devices=2 reach=1 vectors=[1-9]",
+        )
+        .args(&["-device", "virtio-rng-pci,addr=8"]),
         alone(
             "without a hypervisor, configuration space at random is survived",
             "config-fuzz ops=100000 seed=1",

@@ -344,7 +344,7 @@ fn by_wires() -> Case {
         case = device(case, &format!("pcie-root-port,id=port{number},{place}"));
     }
     case = nic(case, 0, "e1000e,bus=port0");
-    // With shadow doorbells one run of four had an interrupt that nobody cared for (docs/traps.md).
+    // With shadow doorbells the model may leave its pin up, with us and without (docs/traps.md).
     case.disks = Disks::AndSpare(1);
     case = device(case, "nvme,serial=spare1,dbcs=off,bus=port1,drive=spare1");
     case.forbids.extend(
