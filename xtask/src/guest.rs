@@ -26,7 +26,14 @@ pub(crate) const TOOL_FEATURE: &str = "program";
 fn names(arch: Arch) -> &'static [&'static str] {
     match arch {
         Arch::Aarch64 => &["bench", "busy", "dma", "heartbeat", "hidden", "hostile"],
-        Arch::Ppc64 => &["bench", "dma", "heartbeat", "hostile", "registers"],
+        Arch::Ppc64 => &[
+            "bench",
+            "dma",
+            "heartbeat",
+            "hostile",
+            "platform",
+            "registers",
+        ],
     }
 }
 

@@ -35,7 +35,14 @@ pub const RTAS: u64 = 0xf000;
 
 /// Makes a call. Status, and r4.
 pub fn call(number: u64, arguments: [u64; 4]) -> (i64, u64) {
-    let [mut r4, r5, r6, r7] = arguments;
+    let (status, [first, ..]) = values(number, arguments);
+    (status, first)
+}
+
+/// Makes a call. Status, and r4 to r9.
+pub fn values(number: u64, arguments: [u64; 4]) -> (i64, [u64; 6]) {
+    let [mut r4, mut r5, mut r6, mut r7] = arguments;
+    let (r8, r9): (u64, u64);
     let status: i64;
     // SAFETY: what it does to memory is the caller's; registers that it may change are named.
     unsafe {
@@ -43,13 +50,14 @@ pub fn call(number: u64, arguments: [u64; 4]) -> (i64, u64) {
             "sc 1",
             inout("r3") number => status,
             inout("r4") r4,
-            inout("r5") r5 => _,
-            inout("r6") r6 => _,
-            inout("r7") r7 => _,
-            out("r0") _, out("r8") _, out("r9") _, out("r10") _, out("r11") _, out("r12") _,
+            inout("r5") r5,
+            inout("r6") r6,
+            inout("r7") r7,
+            out("r8") r8, out("r9") r9,
+            out("r0") _, out("r10") _, out("r11") _, out("r12") _,
             out("ctr") _, out("lr") _, out("xer") _,
             out("cr0") _, out("cr1") _, out("cr5") _, out("cr6") _, out("cr7") _,
         );
     }
-    (status, r4)
+    (status, [r4, r5, r6, r7, r8, r9])
 }

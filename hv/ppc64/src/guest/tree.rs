@@ -130,16 +130,19 @@ fn cpus_of(cpus: &DeviceTreeNode, count: usize) -> DeviceTreeNode {
     for server in (0..).take(count) {
         let name = alloc::format!("{kind}@{server:x}");
         let mut cpu = DeviceTreeNode::new_unchecked(name.as_str());
-        let own = [
+        let not_shared = [
             "phandle",
             "linux,phandle",
             "ibm,my-drc-index",
             "reg",
             "ibm,ppc-interrupt-server#s",
             "ibm,ppc-interrupt-gserver#s",
+            // They count whoever has the thread.
+            "ibm,purr",
+            "ibm,spurr",
         ];
         for property in pattern.properties() {
-            if !own.contains(&property.name()) {
+            if !not_shared.contains(&property.name()) {
                 cpu.add_property(property.clone());
             }
         }

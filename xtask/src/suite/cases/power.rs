@@ -49,12 +49,15 @@ pub(super) fn cases() -> Vec<Case> {
             neighbours::judge_must_refuse,
         ),
         doorbells(),
+        last_words(),
+        clocks(),
         registers("power9"),
         Case {
             only_full: true,
             ..registers("power10")
         },
     ];
+    cases.extend(named());
     let full = [
         manifest!(11, 1_000_000, "0", "beats=500 period_us=10000"),
         manifest!(12, 1_000_000, "0", "beats=500 period_us=10000"),
@@ -133,5 +136,131 @@ fn doorbells() -> Case {
             "verdict 0: all VMs are off",
         ]);
     case.forbids = vec!["EXCEPTION".to_owned(), "PANIC".to_owned()];
+    case
+}
+
+/// A VM of `guest:platform`.
+macro_rules! platform {
+    ($name:literal, $task:literal, $more:literal) => {
+        concat!(
+            "[[vm]]\nname = \"",
+            $name,
+            "\"\nmemory = \"32M\"\nkernel = \"guest:platform\"\nkernel_format = \"elf\"\n",
+            "append = \"",
+            $task,
+            "\"\n",
+            $more
+        )
+    };
+}
+
+/// Each hypercall and each run-time service, by name.
+fn named() -> Vec<Case> {
+    let calls = Case::new(
+        BOARD,
+        "each hypercall by name does what it is to do, and refuses",
+    )
+    .bundle(Bundle::Manifest(platform!(
+        "calls",
+        "calls",
+        "restart = \"never\"\n"
+    )))
+    .expect(&[
+        "platform ok: H_SET_SPRG0",
+        "platform ok: H_PAGE_INIT",
+        "platform ok: H_LOGICAL_CI_LOAD",
+        "platform ok: H_LOGICAL_CI_STORE",
+        "put it:",
+        "platform ok: H_REGISTER_VPA",
+        "platform ok: H_GET_CPU_CHARACTERISTICS",
+        "platform ok: H_HOME_NODE_ASSOCIATIVITY",
+        "platform ok: H_RANDOM",
+        "platform verdict: calls ok=25 failed=0",
+        "verdict 0: all VMs are off",
+    ]);
+    let mut services = Case::new(
+        BOARD,
+        "each run-time service by name does what it is to do, and refuses",
+    )
+    .bundle(Bundle::Manifest(platform!(
+        "services",
+        "services",
+        "cpus = 2\nrestart = \"never\"\n"
+    )))
+    .expect(&[
+        "shown",
+        "platform ok: display-character",
+        "platform ok: get-time-of-day",
+        "platform ok: set-time-of-day",
+        "platform ok: start-cpu, stop-self",
+        "platform ok: ibm,get-system-parameter",
+        "platform ok: check-exception",
+        "platform ok: event-scan",
+        "platform verdict: services ok=12 failed=0",
+        "verdict 0: all VMs are off",
+    ]);
+    services.forbids.push("platform FAILED".to_owned());
+    let control = Case::new(
+        BOARD,
+        "an expectation of the platform's that is wrong is noticed",
+    )
+    .bundle(Bundle::Manifest(platform!(
+        "calls",
+        "calls wrong=1",
+        "restart = \"never\"\n"
+    )))
+    .expect(&[
+        "platform FAILED: the control: an expectation that is wrong: 0",
+        "platform verdict: wrong ok=0 failed=1",
+    ]);
+    vec![calls, services, control]
+}
+
+/// Guests that give up: their last words are cut, made printable and one line; a VM that has failed stays so,
+/// whatever its policy for resets, and who waits for its end starts.
+fn last_words() -> Case {
+    let mut case = Case::new(
+        BOARD,
+        "ibm,os-term: last words reach the log, bounded and printable, and the VM fails",
+    )
+    .bundle(Bundle::Manifest(concat!(
+        platform!("long", "die", "restart = \"always\"\n"),
+        platform!("short", "die end=1", "restart = \"always\"\nstart = \"after:long\"\n"),
+        platform!("none", "die end=2", "restart = \"always\"\nstart = \"after:short\"\n"),
+    )))
+    .expect(&[
+        r"ERROR .*vm long: vCPU 0 at 0x[0-9a-f]+, msr 0x[0-9a-f]+: its operating system gave up: \?\?bulkhead: verdict 0: all is well\?\?\?\[2Jx{40}: the VM is stopped",
+        "vm long: failed",
+        r"ERROR .*vm short: .*its operating system gave up: \?\?bulkhead: verd: the VM is stopped",
+        "vm short: failed",
+        "ERROR .*vm none: .*its operating system gave up: : the VM is stopped",
+        "vm none: failed",
+        "verdict 0: all VMs are off",
+    ]);
+    case.forbids = vec![
+        "PANIC|EXCEPTION".to_owned(),
+        r"^bulkhead: verdict 0: all is well".to_owned(),
+    ];
+    case
+}
+
+/// What VTB, PURR and SPURR tell a guest is what its time base tells it, no more and no less: the platform does
+/// not switch them. When it does some day, this test says so.
+fn clocks() -> Case {
+    let mut case = Case::new(
+        BOARD,
+        "registers that count time say no more of other VMs than the time base does",
+    )
+    .bundle(Bundle::Manifest(concat!(
+        platform!("one", "clocks ms=200", "pin = [0]\nrestart = \"never\"\n"),
+        platform!("two", "clocks ms=400", "pin = [0]\nrestart = \"never\"\n"),
+    )))
+    .expect(&[
+        // The other one had the thread for whole slices; a register that had stood still is told apart.
+        r"\[one\] platform verdict: clocks vtb=the-time-base purr=the-time-base spurr=the-time-base ic=0 control=its-own away_us=[1-9]\d{3,}",
+        r"\[two\] platform verdict: clocks vtb=the-time-base purr=the-time-base spurr=the-time-base ic=0 control=its-own away_us=[1-9]\d{3,}",
+        "verdict 0: all VMs are off",
+    ]);
+    case.vary.time = Time::Instructions;
     case
 }

@@ -306,6 +306,9 @@ fn smp(series: &str, manifest: &'static str, threads: u32, cpu: Option<&str>) ->
     .types(STORM)
     .expect(&["storm-(11|22|33|44)"; 4])
     .expect(&["^4\r?$"])
+    // What is typed interrupts the guest, which need not ask for it.
+    .types("grep hvc /proc/interrupts\r")
+    .expect(&[r": +(0 +)*[1-9]\d* .*hvc_console"])
     .types("reboot -f\r")
     .expect(&["vm linux: reset", &up, "/ # "])
     .types("poweroff -f\r")
