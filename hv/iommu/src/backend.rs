@@ -78,6 +78,12 @@ impl PageSizes {
         Self(sizes.iter().fold(0, |bits, size| bits | size.bytes()))
     }
 
+    /// This size alone.
+    #[must_use]
+    pub const fn of(size: PageSize) -> Self {
+        Self(size.bytes())
+    }
+
     /// The mask.
     #[must_use]
     pub const fn bits(self) -> u64 {
@@ -188,6 +194,44 @@ pub struct Run {
     pub memory: MemoryType,
     /// The leaf sizes that may be used.
     pub leaves: PageSizes,
+}
+
+/// Where the entry of a page is: the number of its window among those of the table, and of the page among
+/// those of the window.
+///
+/// It saves a backend the search. It is right when the core says it; a backend that is not sure looks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EntryPlace {
+    /// The window's number, from 0 in the order of [`Backend::windows`].
+    pub window: usize,
+    /// The page's number, from 0.
+    pub page: u64,
+}
+
+/// One page of RAM in a mapping.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PageRun {
+    /// Where it is, aligned.
+    pub pa: Pa,
+    /// Its size.
+    pub size: PageSize,
+    /// What the device may do.
+    pub permissions: Permissions,
+}
+
+impl PageRun {
+    /// The same, as a run at an address.
+    #[must_use]
+    pub const fn run(self, iova: Iova) -> Run {
+        Run {
+            iova,
+            pa: self.pa,
+            bytes: self.size.bytes(),
+            permissions: self.permissions,
+            memory: MemoryType::Normal,
+            leaves: PageSizes::of(self.size),
+        }
+    }
 }
 
 /// How a unit behaves.
@@ -406,7 +450,35 @@ pub trait Backend {
     /// The general ones.
     fn map(&mut self, table: TableId, run: &Run) -> Result<(), BackendError>;
 
-    /// Clears the entries of `span`, which covers whole leaves. Cached translations may remain
+    /// [`Backend::map`] of one page of RAM, in a window whose pages have one size: a guest may ask for
+    /// each page by itself.
+    ///
+    /// # Errors
+    /// Those of [`Backend::map`].
+    #[inline]
+    fn map_page(
+        &mut self,
+        table: TableId,
+        at: EntryPlace,
+        page: PageRun,
+    ) -> Result<(), BackendError> {
+        let window = self.windows(table).get(at.window);
+        let window = window.ok_or(BackendError::Incompatible)?;
+        let into = at.page.checked_shl(page.size.shift().into());
+        let iova = into.and_then(|into| window.span.start().bits().checked_add(into));
+        let iova = Iova::truncated(iova.ok_or(BackendError::Incompatible)?);
+        self.map(table, &page.run(iova))
+    }
+
+    /// Clears one entry of a window whose pages have one size, and drops what is cached of it; false
+    /// where that takes [`Backend::unmap`] and [`Backend::invalidate`], and nothing has changed.
+    #[inline]
+    fn unmap_page(&mut self, table: TableId, at: EntryPlace) -> bool {
+        let _ = (table, at);
+        false
+    }
+
+    /// Clears the entries of `span`, which covers whole leaves and may have holes. Cached translations may remain
     /// until [`Backend::invalidate`].
     fn unmap(&mut self, table: TableId, span: Span<Iova>);
 

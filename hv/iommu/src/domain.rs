@@ -284,6 +284,9 @@ impl<B: Backend> Iommu<B> {
             Ok(())
         })?;
         space.domains.push(Shown { domain, table });
+        if let Some(shown) = space.domains.first() {
+            space.sheets.aim(self.backend.windows(shown.table));
+        }
         space.users = space.users.saturating_add(1);
         Ok(domain)
     }
@@ -318,7 +321,7 @@ impl<B: Backend> Iommu<B> {
         });
         match refused {
             Some(error) => Err(error),
-            None => Ok(gaps),
+            None => self.show_sheets(ioas, table).map(|()| gaps),
         }
     }
 
@@ -376,6 +379,9 @@ impl<B: Backend> Iommu<B> {
             DomainKind::Paging(paging) => {
                 if let Some(ioas) = self.ioas.get_mut(paging.ioas) {
                     ioas.domains.retain(|shown| shown.domain != id);
+                    if let Some(shown) = ioas.domains.first() {
+                        ioas.sheets.aim(self.backend.windows(shown.table));
+                    }
                     ioas.unreserve(ReservedBy::Domain(id));
                     ioas.users = ioas.users.saturating_sub(1);
                 }

@@ -6,12 +6,13 @@ use core::ops::ControlFlow;
 use types::{Iova, Span};
 
 use crate::access::PinRecord;
-use crate::area::{AreaTree, span};
+use crate::area::{Area, AreaTree, span};
 use crate::arena::{Id, Kind, Object};
 use crate::backend::{Backend, PageSizes, TableId, Window};
 use crate::domain::DomainId;
 use crate::group::DeviceId;
 use crate::revoke::Revoking;
+use crate::sheet::{Sheet, Sheets};
 use crate::{Error, Iommu, OwnerId, PAGE};
 
 /// The name of an [`Ioas`].
@@ -65,6 +66,8 @@ pub(crate) const DEFAULT_MAX_AREAS: u32 = 1 << 20;
 pub struct Ioas {
     pub(crate) owner: OwnerId,
     pub(crate) areas: AreaTree,
+    /// Ranges whose pages are shown one by one.
+    pub(crate) sheets: Sheets,
     /// Ordered, without overlap; empty means that everything is allowed.
     pub(crate) allowed: Vec<Span<Iova>>,
     /// Ordered by start; may overlap.
@@ -99,10 +102,16 @@ impl Ioas {
         self.areas.len()
     }
 
+    /// Whether it has areas.
+    #[must_use]
+    pub fn has_areas(&self) -> bool {
+        self.areas.len() > 0
+    }
+
     /// Whether nothing is mapped.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.areas.len() == 0
+        self.areas.len() == 0 && self.pages() == 0
     }
 
     /// The memory its area structure takes, in bytes.
@@ -149,18 +158,30 @@ impl Ioas {
 
     /// Checks that a range could become reserved.
     pub(crate) fn may_reserve(&self, reserved: Span<Iova>) -> Result<(), Error> {
+        self.may_lose(reserved)?;
+        let mut sheets = self.sheets.iter().map(Sheet::span);
+        match sheets.find(|sheet| sheet.overlaps(reserved)) {
+            Some(area) => Err(Error::ReservedCutsArea { reserved, area }),
+            None => Ok(()),
+        }
+    }
+
+    /// Checks that a window could go: nothing in it is shown or promised. A sheet without a page goes with
+    /// it.
+    pub(crate) fn may_lose(&self, window: Span<Iova>) -> Result<(), Error> {
         let mut allowed = self.allowed.iter();
-        if let Some(allowed) = allowed.find(|allowed| allowed.overlaps(reserved)) {
+        if let Some(allowed) = allowed.find(|allowed| allowed.overlaps(window)) {
             return Err(Error::ReservedCutsAllowed {
-                reserved,
+                reserved: window,
                 allowed: *allowed,
             });
         }
-        let (start, last) = (reserved.start().bits(), reserved.last().bits());
-        match self.areas.overlapping(start, last) {
+        let (start, last) = (window.start().bits(), window.last().bits());
+        let area = self.areas.overlapping(start, last).map(Area::span);
+        match area.or_else(|| self.page_in(window)) {
             Some(area) => Err(Error::ReservedCutsArea {
-                reserved,
-                area: area.span(),
+                reserved: window,
+                area,
             }),
             None => Ok(()),
         }
@@ -218,6 +239,7 @@ impl<B: Backend> Iommu<B> {
         let ioas = Ioas {
             owner,
             areas: AreaTree::default(),
+            sheets: Sheets::default(),
             allowed: Vec::new(),
             reserved: Vec::new(),
             domains: Vec::new(),
@@ -259,6 +281,13 @@ impl<B: Backend> Iommu<B> {
         }
         // Without a domain no table shows the areas: they only have to let go of their memory.
         let memory = &mut self.memory;
+        if let Some(object) = self.ioas.get_mut(ioas) {
+            object
+                .sheets
+                .iter_mut()
+                .for_each(|sheet| sheet.abandon(memory));
+        }
+        let object = self.ioas.need(ioas)?;
         object.areas.visit(0, u64::MAX, |area| {
             if let Some(memory) = memory.at_mut(area.memory) {
                 memory.areas = memory.areas.saturating_sub(1);

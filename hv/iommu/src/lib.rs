@@ -75,7 +75,9 @@ mod nested;
 mod place;
 mod request;
 mod revoke;
+mod sheet;
 mod simple;
+mod sparse;
 mod split;
 #[cfg(test)]
 mod tests;
@@ -90,9 +92,9 @@ use arena::Arena;
 pub use arena::{Id, Kind, Object, ObjectId};
 pub use attach::Target;
 pub use backend::{
-    Backend, BackendError, Binding, Capabilities, DirtyRead, DirtyTracking, Endpoint, MemoryType,
-    PageSizes, Partial, Run, StageOneInvalidation, TableId, TableOptions, UnitId, VaRange, VaScope,
-    Window, WindowLimits,
+    Backend, BackendError, Binding, Capabilities, DirtyRead, DirtyTracking, Endpoint, EntryPlace,
+    MemoryType, PageRun, PageSizes, Partial, Run, StageOneInvalidation, TableId, TableOptions,
+    UnitId, VaRange, VaScope, Window, WindowLimits,
 };
 pub use budget::{Budget, OutOfMemory};
 pub use codec::{CodecError, Declared};
@@ -112,6 +114,8 @@ pub use msi::MsiWindow;
 pub use nested::{Ats, ContextFormat, DefaultSubstream, NestedConfig, StageOne, Translate};
 pub use request::{MAX_RANGES, Operation, RANGES_IN_REPLY, Reply, Request, Setting};
 pub use revoke::{MAX_POLLS, Revocation, Unmapping};
+pub use sheet::SheetId;
+pub use sparse::{CHUNK, Entry, Slot, Sparse};
 pub use viommu::{GuestInvalidation, MAX_INVALIDATIONS, Vdevice, VdeviceId, Viommu, ViommuId};
 
 /// The CPU's smallest page, in bytes: the unit of automatic placement and of BARs.
@@ -167,6 +171,8 @@ pub struct Census {
     pub memory: usize,
     /// Areas of all address spaces.
     pub areas: usize,
+    /// Pages of all sheets.
+    pub pages: u64,
     /// Domains.
     pub domains: usize,
     /// Groups.
@@ -231,6 +237,7 @@ impl<B: Backend> Iommu<B> {
             ioas: self.ioas.len(),
             memory: self.memory.len(),
             areas: self.ioas.iter().map(|(_, ioas)| ioas.areas.len()).sum(),
+            pages: self.ioas.iter().map(|(_, ioas)| ioas.pages()).sum(),
             domains: self.domains.len(),
             groups: self.groups.len(),
             devices: self.devices.len(),

@@ -217,7 +217,7 @@ fn remove_from<B: Backend>(
 /// earlier ones. What was visible for a moment may be cached, and must be gone before the caller
 /// hears that the mapping does not exist.
 #[cold]
-fn undo<B: Backend>(
+pub(crate) fn undo<B: Backend>(
     backend: &mut B,
     earlier: &[Shown],
     table: TableId,
@@ -359,6 +359,11 @@ impl<B: Backend> Iommu<B> {
         }
         let start = match request.placement {
             Placement::Fixed(start) => start.bits(),
+            // Which places are free does not follow from areas alone.
+            Placement::Auto if !ioas.sheets.is_empty() => {
+                let bytes = request.bytes;
+                return Err(Error::NoSpace { bytes });
+            }
             Placement::Auto => self.place(ioas, memory, request.offset, request.bytes)?,
         };
         let last = start.checked_add(bytes_less_one).ok_or(Error::Overflow)?;
@@ -372,6 +377,9 @@ impl<B: Backend> Iommu<B> {
             return Err(Error::Overlaps {
                 existing: existing.span(),
             });
+        }
+        if let Some(existing) = ioas.page_in(area.span()) {
+            return Err(Error::Overlaps { existing });
         }
         if u32::try_from(ioas.areas.len()).map_or(true, |len| len >= ioas.max_areas) {
             return Err(Error::TooManyAreas {
@@ -593,7 +601,10 @@ impl<B: Backend> Iommu<B> {
     pub fn translate(&self, ioas: IoasId, iova: Iova) -> Result<Translation, Error> {
         let ioas = self.ioas.need(ioas)?;
         let not_mapped = Error::NotMapped { at: iova };
-        let area = ioas.areas.find(iova.bits()).ok_or(not_mapped)?;
+        let area = ioas.page_at(iova);
+        let area = area
+            .or_else(|| ioas.areas.find(iova.bits()))
+            .ok_or(not_mapped)?;
         if area.flags.is_stale() {
             return Err(not_mapped);
         }

@@ -187,7 +187,7 @@ impl<B: Backend> Iommu<B> {
 }
 
 /// An area that is contiguous in memory, as a run.
-fn one_run(memory: &Memory, area: Area, leaves: crate::PageSizes) -> Option<Run> {
+pub(crate) fn one_run(memory: &Memory, area: Area, leaves: crate::PageSizes) -> Option<Run> {
     let extent = memory.at(area.offset)?;
     (extent.bytes >= area.bytes()).then_some(Run {
         iova: area.span().start(),

@@ -79,7 +79,7 @@ impl<B: Backend> Iommu<B> {
         let window = windows
             .find(|window| window.span.start() == base)
             .ok_or(BackendError::NoWindow)?;
-        self.ioas.need(ioas)?.may_reserve(window.span)?;
+        self.ioas.need(ioas)?.may_lose(window.span)?;
         self.no_doorbells(id, Some(*window))?;
         self.reserve_gaps(table, ioas)?;
         self.backend.remove_window(table, base)?;
@@ -96,7 +96,9 @@ impl<B: Backend> Iommu<B> {
     pub fn reset_windows(&mut self, id: DomainId) -> Result<(), Error> {
         let (table, ioas) = self.dynamic(id)?;
         let space = self.ioas.need(ioas)?;
+        let pages = usize::try_from(space.pages()).unwrap_or(usize::MAX);
         let used = space.areas.len().saturating_add(space.allowed.len());
+        let used = used.saturating_add(pages);
         if used > 0 {
             return Err(Error::Busy {
                 object: ioas.any(),
@@ -137,6 +139,16 @@ impl<B: Backend> Iommu<B> {
         };
         let by = ReservedBy::Domain(id);
         space.unreserve(by);
+        let windows = self.backend.windows(table);
+        space.sheets.retain(|sheet| {
+            let is_of = |window: &Window| {
+                window.span == sheet.span() && window.pages.contains(sheet.page())
+            };
+            sheet.live() > 0 || windows.iter().any(is_of)
+        });
+        if let Some(shown) = space.domains.first() {
+            space.sheets.aim(self.backend.windows(shown.table));
+        }
         let _ = for_each_gap(self.backend.windows(table), |span| {
             space.reserve(Reserved { span, by });
             Ok(())

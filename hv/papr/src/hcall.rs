@@ -8,6 +8,7 @@ use crate::{Environment, Platform, Servers, Status, memory, term};
 
 /// The numbers of the calls that are served.
 pub(crate) mod number {
+    pub(crate) const PUT_TCE: u64 = 0x20;
     pub(crate) const SET_SPRG0: u64 = 0x24;
     pub(crate) const PAGE_INIT: u64 = 0x2c;
     pub(crate) const LOGICAL_CI_LOAD: u64 = 0x3c;
@@ -128,6 +129,15 @@ impl Platform {
         let [_, _, _, number, a, b, c, d, ..] = *gpr;
         let arguments = [a, b, c, d];
         let status = match number {
+            // Of all calls for devices the one that comes for every page.
+            n::PUT_TCE => match env.put_tce(arguments) {
+                Some(status) => {
+                    let [_, _, _, r3, ..] = gpr;
+                    *r3 = status;
+                    return After::Resume;
+                }
+                None => Status::FUNCTION,
+            },
             n::PUT_TERM_CHAR => term::put(arguments, env),
             n::GET_TERM_CHAR => values(gpr, term::get(a, env)),
             n::VIO_SIGNAL => term::signal(a, b),

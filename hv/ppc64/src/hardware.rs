@@ -103,10 +103,18 @@ pub(crate) struct Bridge {
     pub(crate) used: AtomicUsize,
 }
 
+/// Who may reach what, and what the VMs see of it: a call of a guest's needs both.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) core: Core,
+    /// The windows of each VM that has devices.
+    pub(crate) dmas: Vec<vtce::Dma>,
+}
+
 /// All host bridges, and the core that says who may reach what.
 #[derive(Debug)]
 pub(crate) struct Hardware {
-    pub(crate) core: Mutex<Core>,
+    pub(crate) shared: Mutex<Shared>,
     pub(crate) bridges: Vec<Bridge>,
     pub(crate) rtas: &'static Rtas,
     pub(crate) messages: Messages,
@@ -201,7 +209,10 @@ impl Hardware {
             });
         }
         Ok(Self {
-            core: Mutex::new(core),
+            shared: Mutex::new(Shared {
+                core,
+                dmas: Vec::new(),
+            }),
             bridges,
             rtas,
             messages: Messages::new(Sources::new(rtas)),

@@ -50,6 +50,7 @@ pub(crate) const SUCCESS: i64 = 0;
 /// # Safety
 /// The call must not make the platform write to memory that is in use, nor change the CPU's state
 /// in a way that this program does not expect.
+#[inline(always)]
 pub(crate) unsafe fn call(number: Hcall, arguments: [u64; 4]) -> Outcome {
     let (status, values);
     let [mut r4, mut r5, mut r6, r7] = arguments;

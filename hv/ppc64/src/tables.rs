@@ -33,15 +33,22 @@ impl Calls {
     }
 }
 
+#[cold]
+fn failure(status: i64) -> HcallError {
+    match status {
+        -1 => HcallError::Hardware,
+        hcall::FUNCTION => HcallError::Function,
+        -4 => HcallError::Parameter,
+        -9 | -16 => HcallError::Resource,
+        other => HcallError::Other(other),
+    }
+}
+
 fn outcome(outcome: hcall::Outcome) -> Result<u64, HcallError> {
     let [first, ..] = outcome.values;
     match outcome.status {
         hcall::SUCCESS => Ok(first),
-        -1 => Err(HcallError::Hardware),
-        hcall::FUNCTION => Err(HcallError::Function),
-        -4 => Err(HcallError::Parameter),
-        -9 | -16 => Err(HcallError::Resource),
-        other => Err(HcallError::Other(other)),
+        status => Err(failure(status)),
     }
 }
 
@@ -71,9 +78,16 @@ const PAGES: [(u32, u8); 9] = [
 ];
 
 impl Platform for Calls {
+    #[inline(always)]
     fn put(&self, liobn: Liobn, at: Iova, tce: Tce) -> Result<(), HcallError> {
         let arguments = [liobn.bits().into(), at.bits(), tce.bits(), 0];
-        call(Hcall::PutTce, arguments).map(|_| ())
+        // SAFETY: it writes an entry of a table, which is the promise of `Calls::new`.
+        let done = unsafe { hcall::call(Hcall::PutTce, arguments) };
+        if done.status == hcall::SUCCESS {
+            Ok(())
+        } else {
+            Err(failure(done.status))
+        }
     }
 
     fn put_list(&self, liobn: Liobn, at: Iova, list: &[Tce]) -> Result<(), HcallError> {

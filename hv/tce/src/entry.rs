@@ -33,8 +33,15 @@ impl Tce {
         Some(Self(pa.bits() | Self::rights(permissions)))
     }
 
+    /// The entry that shows the page at `pa`, its start.
+    #[inline(always)]
+    pub(crate) const fn of_page(pa: Pa, permissions: Permissions) -> Self {
+        Self(pa.bits() & !Self::RIGHTS | Self::rights(permissions))
+    }
+
     /// The rights bits of these permissions.
     #[must_use]
+    #[inline(always)]
     pub const fn rights(permissions: Permissions) -> u64 {
         match permissions {
             Permissions::Read => Self::READ,
@@ -77,11 +84,17 @@ impl Tce {
     pub const fn address(self) -> u64 {
         self.0 & !Self::RIGHTS
     }
+}
 
-    /// The entry of the page that follows, for pages of `page` bytes.
-    #[must_use]
-    pub(crate) const fn next(self, page: PageSize) -> Self {
-        Self(self.0.wrapping_add(page.bytes()))
+impl iommu::Entry for Tce {
+    #[inline(always)]
+    fn is_empty(self) -> bool {
+        Self::is_empty(self)
+    }
+
+    #[inline(always)]
+    fn next(self, step: u64) -> Self {
+        Self(self.0.wrapping_add(step))
     }
 }
 

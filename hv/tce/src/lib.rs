@@ -31,7 +31,6 @@ pub mod fake;
 pub mod ioda;
 mod papr;
 mod platform;
-mod store;
 #[cfg(test)]
 mod tests;
 
@@ -40,9 +39,8 @@ pub use papr::{AuditScope, Broken, Ddw, Discrepancy, HostBridge, PaprBackend};
 pub use platform::{
     Created, HcallError, LIST, Limits, MOST_STUFFED, Multi, Platform, RtasError, WindowSpec,
 };
-pub use store::{CHUNK, Entries};
 
-/// Backing store for entries could not grow. Nothing changed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("no memory for entries")]
-pub struct OutOfMemory;
+pub use iommu::{CHUNK, OutOfMemory};
+
+/// What a window holds, entry by entry.
+pub type Entries = iommu::Sparse<Tce>;

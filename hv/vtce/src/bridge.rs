@@ -3,7 +3,7 @@
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 
-use iommu::{Backend, DomainId, Error, IoasId, Iommu, MemoryId, PageSizes, Window};
+use iommu::{Backend, DomainId, Error, IoasId, Iommu, MemoryId, PageSizes, SheetId, Window};
 use tce::{Entries, LIST, OutOfMemory, Tce};
 use types::{Iova, Liobn, PageSize, Span};
 
@@ -15,8 +15,8 @@ use crate::slot::{Slot, Slots};
 pub struct Policy {
     /// The page sizes of windows that it may create.
     pub pages: PageSizes,
-    /// Log2 of the most entries of one. Each entry that is used takes 16 bytes of the hypervisor's
-    /// memory, and a window 48 bytes for every 512.
+    /// Log2 of the most entries of one. Each 512 entries of which one is used take 12 KiB of the
+    /// hypervisor's memory, and a window 52 bytes for every 512.
     pub entries: u8,
 }
 
@@ -89,21 +89,13 @@ pub struct GuestWindow {
     pub(crate) liobn: Liobn,
     pub(crate) span: Span<Iova>,
     pub(crate) page: PageSize,
+    /// The core's pages of it.
+    pub(crate) sheet: SheetId,
     /// What the guest wrote, where it is live.
     pub(crate) entries: Entries,
 }
 
 impl GuestWindow {
-    pub(crate) fn new(liobn: Liobn, span: Span<Iova>, page: PageSize) -> Result<Self, OutOfMemory> {
-        let bytes = span.len().ok_or(OutOfMemory)?;
-        Ok(Self {
-            liobn,
-            span,
-            page,
-            entries: Entries::new(bytes >> page.shift())?,
-        })
-    }
-
     /// What the guest calls its table.
     #[must_use]
     pub fn liobn(&self) -> Liobn {
@@ -135,6 +127,15 @@ impl GuestWindow {
         let index = into >> self.page.shift();
         let end = index.checked_add(count)?;
         (into & self.page.mask() == 0 && end <= self.entries.len()).then_some(index)
+    }
+
+    /// The same of one entry.
+    #[inline(always)]
+    pub(crate) fn index_of_one(&self, at: u64) -> Option<u64> {
+        let into = at.wrapping_sub(self.span.start().bits());
+        let index = into >> self.page.shift();
+        // What is before the window is beyond its end.
+        (into & self.page.mask() == 0 && index < self.entries.len()).then_some(index)
     }
 
     /// The bus address of an entry.
@@ -169,6 +170,9 @@ pub struct Properties {
     pub ddw_extensions: Option<[u32; 3]>,
 }
 
+/// The most areas of BARs that the entries of a bridge may show at a time: each pages that follow one
+/// another.
+const MOST_BAR_AREAS: u32 = 1024;
 /// The most windows of a bridge.
 const MOST_WINDOWS: usize = 8;
 
@@ -217,24 +221,38 @@ impl Bridge {
     ///
     /// # Errors
     /// When there is no memory to describe one; it is then not shown to the guest.
-    pub(crate) fn follow<B: Backend>(&mut self, core: &Iommu<B>) -> Result<(), Refusal> {
-        let windows = core.windows(self.options.domain)?;
+    pub(crate) fn follow<B: Backend>(&mut self, core: &mut Iommu<B>) -> Result<(), Refusal> {
+        let mut windows = [None; MOST_WINDOWS];
+        let known = core.windows(self.options.domain)?;
+        if known.len() > MOST_WINDOWS {
+            return Err(Refusal::Taken);
+        }
+        for (to, window) in windows.iter_mut().zip(known) {
+            *to = Some(*window);
+        }
+        let windows = || windows.iter().flatten();
         self.windows.retain(|known| {
-            windows
-                .iter()
-                .any(|window| known.span == window.span && Some(known.page) == page_of(window))
+            windows().any(|window| known.span == window.span && Some(known.page) == page_of(window))
         });
-        for window in windows {
+        for window in windows() {
             if self.knows(window) {
                 continue;
             }
             let page = page_of(window).ok_or(Refusal::NotTce(window.span.start()))?;
             let liobn = self.free_liobn().ok_or(Refusal::Taken)?;
-            let new = GuestWindow::new(liobn, window.span, page)?;
             if self.windows.len() >= MOST_WINDOWS {
                 return Err(Refusal::Taken);
             }
-            self.add(new);
+            let bytes = window.span.len().ok_or(OutOfMemory)?;
+            let entries = Entries::new(bytes >> page.shift())?;
+            let sheet = core.open_sheet(self.options.ioas, window.span, page)?;
+            self.add(GuestWindow {
+                liobn,
+                span: window.span,
+                page,
+                sheet,
+                entries,
+            });
         }
         Ok(())
     }
@@ -285,6 +303,8 @@ pub(crate) struct Scratch {
 pub struct Dma {
     pub(crate) slots: Slots,
     pub(crate) bridges: Vec<Bridge>,
+    /// The window that was found last.
+    pub(crate) last: (usize, usize),
     pub(crate) scratch: Scratch,
 }
 
@@ -310,6 +330,7 @@ impl Dma {
         Ok(Self {
             slots: Slots::default(),
             bridges: Vec::new(),
+            last: (0, 0),
             scratch,
         })
     }
@@ -338,7 +359,7 @@ impl Dma {
     /// [`Refusal`].
     pub fn add_bridge<B: Backend>(
         &mut self,
-        core: &Iommu<B>,
+        core: &mut Iommu<B>,
         options: BridgeOptions,
     ) -> Result<(), Refusal> {
         let taken = self.bridges.iter().any(|other| {
@@ -356,6 +377,7 @@ impl Dma {
             .windows
             .try_reserve_exact(MOST_WINDOWS)
             .map_err(room)?;
+        core.limit_areas(options.ioas, MOST_BAR_AREAS)?;
         bridge.follow(core)?;
         self.bridges.try_reserve(1).map_err(room)?;
         self.bridges.push(bridge);
@@ -386,7 +408,7 @@ impl Dma {
     }
 
     /// Where a window is: the bridge's position, and the window's in it.
-    #[inline]
+    #[inline(never)]
     pub(crate) fn find(&self, liobn: u64) -> Option<(usize, usize)> {
         let liobn = u32::try_from(liobn).ok()?;
         self.bridges.iter().enumerate().find_map(|(at, bridge)| {

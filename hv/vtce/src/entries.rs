@@ -1,17 +1,29 @@
-//! Entries of one window, and what is mapped for them: always together.
+//! Entries of one window, and what is shown for them: always together.
+//!
+//! A page of RAM is one of the window's sheet, a page of a BAR an area.
 
 use iommu::{Backend, BackendError, Error, IoasId, Iommu, Map, Placement};
 use tce::Tce;
-use types::{Address, Span};
+use types::{Iova, Span};
 
 use crate::bridge::GuestWindow;
 use crate::slot::{Place, Slots};
 use crate::status::Status;
 
 impl GuestWindow {
+    #[inline]
+    fn request(&self, index: u64, count: u64, place: Place) -> Map {
+        Map {
+            placement: Placement::Fixed(self.at(index)),
+            memory: place.memory,
+            offset: place.offset,
+            bytes: self.bytes(count),
+            permissions: place.permissions,
+        }
+    }
+
     /// Shows `count` pages of a memory object, contiguous there, in entries that are empty. `first` is
     /// the first entry as the guest wrote it.
-    #[inline]
     pub(crate) fn map<B: Backend>(
         &mut self,
         core: &mut Iommu<B>,
@@ -22,28 +34,22 @@ impl GuestWindow {
         place: Place,
     ) -> Result<(), Status> {
         self.entries.reserve(index, count)?;
-        let request = Map {
-            placement: Placement::Fixed(self.at(index)),
-            memory: place.memory,
-            offset: place.offset,
-            bytes: self.bytes(count),
-            permissions: place.permissions,
+        let request = self.request(index, count, place);
+        let mapped = match core.put_pages(ioas, &request) {
+            Err(Error::DeviceMemory { .. }) => core.map(ioas, &request).map(|_| ()),
+            other => other,
         };
-        if let Err(error) = core.map(ioas, &request) {
+        if let Err(error) = mapped {
             self.entries.trim(index, count);
             return Err(error.into());
         }
-        let bytes = self.page.bytes();
-        let mut next = first.bits();
-        self.entries.fill(index, count, |_| {
-            let tce = Tce::from_bits(next);
-            next = next.wrapping_add(bytes);
-            tce
-        });
+        self.entries
+            .fill_row(index, count, first, self.page.bytes());
         Ok(())
     }
 
     /// Empties `count` entries, as many of them as are not empty.
+    #[inline(never)]
     pub(crate) fn clear<B: Backend>(
         &mut self,
         core: &mut Iommu<B>,
@@ -51,68 +57,149 @@ impl GuestWindow {
         index: u64,
         count: u64,
     ) -> Result<(), Status> {
-        let end = index.saturating_add(count);
-        let Some(first) = self.entries.live_in(index, count) else {
+        if self.entries.live_in(index, count).is_none() {
             return Ok(());
-        };
-        let from = self.at(first);
-        let last = self.at(end.saturating_sub(1)).bits() | self.page.mask();
-        // At most one area reaches in from either side; it is cut there.
-        core.split(ioas, from)?;
-        if let Some(after) = last.checked_add(1) {
-            core.split(ioas, types::Iova::truncated(after))?;
         }
-        let range = Span::new(from, types::Iova::truncated(last)).ok_or(Status::PARAMETER)?;
-        core.unmap(ioas, range)?;
-        self.entries.clear(first, end.saturating_sub(first));
+        let from = self.at(index);
+        let bytes = self.bytes(count);
+        let range = Span::from_len(from, bytes).ok_or(Status::PARAMETER)?;
+        if core.ioas(ioas)?.has_areas() {
+            self.clear_areas(core, ioas, (index, count), range)?;
+        }
+        core.clear_pages(ioas, range)?;
+        if count == 1 {
+            self.entries.set(index, Tce::EMPTY);
+        } else {
+            self.entries.clear(index, count);
+        }
         Ok(())
     }
 
-    /// Puts one page in the place of another. A device finds the old or the new one, where the
-    /// hardware has such a step; elsewhere it finds nothing for a moment.
-    pub(crate) fn exchange<B: Backend>(
+    /// Empties an entry.
+    #[inline(always)]
+    pub(crate) fn clear_one<B: Backend>(
         &mut self,
         core: &mut Iommu<B>,
         ioas: IoasId,
         index: u64,
-        new: Tce,
+    ) -> Result<(), Status> {
+        if let Some(slot) = self.entries.slot(index)
+            && !slot.is_last()
+            && core.clear_page(ioas, self.sheet, index)
+        {
+            slot.clear();
+            return Ok(());
+        }
+        self.clear(core, ioas, index, 1)
+    }
+
+    /// Empties the entries of a range, from `index` on, that show BARs.
+    #[cold]
+    fn clear_areas<B: Backend>(
+        &mut self,
+        core: &mut Iommu<B>,
+        ioas: IoasId,
+        (index, count): (u64, u64),
+        range: Span<Iova>,
+    ) -> Result<(), Status> {
+        // At most one area reaches in from either side; it is cut there.
+        core.split(ioas, range.start())?;
+        if let Some(after) = range.last().bits().checked_add(1) {
+            core.split(ioas, Iova::truncated(after))?;
+        }
+        match core.unmap(ioas, range) {
+            Ok(_) => {}
+            Err(Error::NotMapped { .. }) => return Ok(()),
+            Err(error) => return Err(error.into()),
+        }
+        // What shows something yet is a page.
+        for at in index..index.saturating_add(count) {
+            if !self.entries.get(at).is_empty() && core.page(ioas, self.at(at)).is_none() {
+                self.entries.set(at, Tce::EMPTY);
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes one entry lead to a page. Where it led to another one a device finds the old or the new one,
+    /// where the hardware has such a step; elsewhere, and for a BAR, it finds nothing for a moment.
+    #[inline(always)]
+    pub(crate) fn put_one<B: Backend>(
+        &mut self,
+        core: &mut Iommu<B>,
+        ioas: IoasId,
+        index: u64,
+        tce: Tce,
         place: Place,
         slots: &Slots,
     ) -> Result<(), Status> {
+        let Place {
+            memory,
+            offset,
+            permissions,
+        } = place;
+        if let Some(slot) = self.entries.slot(index) {
+            match core.put_page(ioas, (self.sheet, index), (memory, offset), permissions) {
+                Ok(()) => {
+                    slot.put(tce);
+                    return Ok(());
+                }
+                Err(error) => {
+                    return self.put_otherwise(core, ioas, (index, tce), place, slots, error);
+                }
+            }
+        }
+        self.put_first(core, ioas, index, tce, place)
+    }
+
+    /// The first entry of 512 to lead to anything.
+    #[cold]
+    fn put_first<B: Backend>(
+        &mut self,
+        core: &mut Iommu<B>,
+        ioas: IoasId,
+        index: u64,
+        tce: Tce,
+        place: Place,
+    ) -> Result<(), Status> {
+        // What is emptied by one step, without a look at its entries, is none of these.
+        self.map(core, ioas, index, 1, tce, place)
+    }
+
+    /// What cannot be done in one step, because of `error`.
+    #[cold]
+    fn put_otherwise<B: Backend>(
+        &mut self,
+        core: &mut Iommu<B>,
+        ioas: IoasId,
+        (index, tce): (u64, Tce),
+        place: Place,
+        slots: &Slots,
+        error: Error,
+    ) -> Result<(), Status> {
         let old = self.entries.get(index);
-        if old == new {
+        let in_two_steps = matches!(
+            error,
+            Error::DeviceMemory { .. }
+                | Error::Overlaps { .. }
+                | Error::Backend(BackendError::Unsupported)
+        );
+        if !in_two_steps || old.is_empty() && !matches!(error, Error::DeviceMemory { .. }) {
+            self.entries.trim(index, 1);
+            return Err(error.into());
+        }
+        if old == tce {
             return Ok(());
         }
-        let at = self.at(index);
-        core.split(ioas, at)?;
-        if let Some(after) = at.checked_add(self.page.bytes()) {
-            core.split(ioas, after)?;
+        self.clear(core, ioas, index, 1)?;
+        let mapped = self.map(core, ioas, index, 1, tce, place);
+        if mapped.is_err()
+            && let Some(before) = slots.place(old, self.page)
+        {
+            // Where not even that can be, the entry is empty: nothing gets through.
+            let _ = self.map(core, ioas, index, 1, old, before);
         }
-        let request = Map {
-            placement: Placement::Fixed(at),
-            memory: place.memory,
-            offset: place.offset,
-            bytes: self.page.bytes(),
-            permissions: place.permissions,
-        };
-        match core.exchange(ioas, &request) {
-            Ok(()) => {
-                self.entries.set(index, new);
-                Ok(())
-            }
-            Err(Error::Backend(BackendError::Unsupported) | Error::DeviceMemory { .. }) => {
-                self.clear(core, ioas, index, 1)?;
-                let mapped = self.map(core, ioas, index, 1, new, place);
-                if mapped.is_err()
-                    && let Some(before) = slots.place(old, self.page)
-                {
-                    // Where not even that can be, the entry is empty: nothing gets through.
-                    let _ = self.map(core, ioas, index, 1, old, before);
-                }
-                mapped
-            }
-            Err(error) => Err(error.into()),
-        }
+        mapped
     }
 
     /// Makes entries what they should be, `count` of them from `index` on, leading to pages that follow
@@ -126,6 +213,9 @@ impl GuestWindow {
         place: Place,
         slots: &Slots,
     ) -> Result<(), Status> {
+        if count == 1 {
+            return self.put_one(core, ioas, index, first, place, slots);
+        }
         let end = index.saturating_add(count);
         let mut at = index;
         while at < end {
@@ -142,7 +232,7 @@ impl GuestWindow {
                 self.map(core, ioas, at, empty, tce, here)?;
                 live
             } else {
-                self.exchange(core, ioas, at, tce, here, slots)?;
+                self.put_one(core, ioas, at, tce, here, slots)?;
                 at.saturating_add(1)
             };
         }

@@ -67,7 +67,7 @@ impl Dma {
                 },
                 Err(status) => Err(status).into(),
             },
-            number::PUT => self.put(core, liobn, at, Tce::from_bits(third)).into(),
+            number::PUT => self.put_tce(core, arguments),
             number::STUFF => self
                 .stuff(core, liobn, at, Tce::from_bits(third), fourth)
                 .into(),
@@ -76,6 +76,14 @@ impl Dma {
                 .into(),
             _ => return None,
         })
+    }
+
+    /// `H_PUT_TCE`, as [`Dma::hypercall`] serves it, for whoever wants it inlined: it is the one call that
+    /// guests make for every page.
+    #[inline(always)]
+    pub fn put_tce<B: Backend>(&mut self, core: &mut Iommu<B>, arguments: [u64; 4]) -> Answer {
+        let [liobn, at, tce, _] = arguments;
+        self.put(core, liobn, at, Tce::from_bits(tce)).into()
     }
 
     fn get(&self, liobn: u64, at: u64) -> Result<Tce, Status> {
@@ -89,6 +97,7 @@ impl Dma {
         Ok(window.entries.get(index))
     }
 
+    #[inline(always)]
     fn put<B: Backend>(
         &mut self,
         core: &mut Iommu<B>,
@@ -96,21 +105,52 @@ impl Dma {
         at: u64,
         tce: Tce,
     ) -> Result<(), Status> {
-        let (bridge, window) = self.find(liobn).ok_or(Status::PARAMETER)?;
-        let Self { slots, bridges, .. } = self;
-        let bridge = bridges.get_mut(bridge).ok_or(Status::PARAMETER)?;
+        match self.put_to_last(core, liobn, at, tce) {
+            Some(result) => result,
+            None => self.put_to_another(core, liobn, at, tce),
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn put_to_another<B: Backend>(
+        &mut self,
+        core: &mut Iommu<B>,
+        liobn: u64,
+        at: u64,
+        tce: Tce,
+    ) -> Result<(), Status> {
+        self.last = self.find(liobn).ok_or(Status::PARAMETER)?;
+        let done = self.put_to_last(core, liobn, at, tce);
+        done.unwrap_or(Err(Status::PARAMETER))
+    }
+
+    /// Writes an entry of the window that was found last; `None` if that is not the one.
+    #[inline(always)]
+    fn put_to_last<B: Backend>(
+        &mut self,
+        core: &mut Iommu<B>,
+        liobn: u64,
+        at: u64,
+        tce: Tce,
+    ) -> Option<Result<(), Status>> {
+        let (bridge, window) = self.last;
+        let bridge = self.bridges.get_mut(bridge)?;
         let ioas = bridge.options.ioas;
-        let window = bridge.windows.get_mut(window).ok_or(Status::PARAMETER)?;
-        let index = window.index(at, 1).ok_or(Status::PARAMETER)?;
+        let window = bridge.windows.get_mut(window)?;
+        if u64::from(window.liobn.bits()) != liobn {
+            return None;
+        }
+        let Some(index) = window.index_of_one(at) else {
+            return Some(Err(Status::PARAMETER));
+        };
         if tce.is_empty() {
-            return window.clear(core, ioas, index, 1);
+            return Some(window.clear_one(core, ioas, index));
         }
-        let place = slots.place(tce, window.page).ok_or(Status::PARAMETER)?;
-        if window.entries.get(index).is_empty() {
-            window.map(core, ioas, index, 1, tce, place)
-        } else {
-            window.exchange(core, ioas, index, tce, place, slots)
-        }
+        let Some(place) = self.slots.place(tce, window.page) else {
+            return Some(Err(Status::PARAMETER));
+        };
+        Some(window.put_one(core, ioas, index, tce, place, &self.slots))
     }
 
     fn put_indirect<B: Backend>(
@@ -185,6 +225,7 @@ impl Dma {
             slots,
             bridges,
             scratch,
+            ..
         } = self;
         let bridge = bridges.get_mut(bridge).ok_or(Status::PARAMETER)?;
         let ioas = bridge.options.ioas;

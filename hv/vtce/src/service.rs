@@ -1,7 +1,8 @@
 //! The run-time services for windows: `ibm,…-pe-dma-window`.
 
 use iommu::{Backend, BackendError, Error, Iommu, PageSizes, WindowLimits};
-use types::{Iova, PageSize};
+use tce::Entries;
+use types::PageSize;
 
 use crate::bridge::{Bridge, Dma, GuestWindow, Progress, Refusal, halves};
 use crate::status::Status;
@@ -229,12 +230,23 @@ impl Dma {
         }
         let liobn = bridge.free_liobn().ok_or(HARDWARE)?;
         // Everything that can lack memory comes first; where the window will be is not known yet.
-        let room = types::Span::from_len(Iova::ZERO, bytes).ok_or(PARAMETER)?;
-        let mut new = GuestWindow::new(liobn, room, page).map_err(|_| HARDWARE)?;
+        let room = Entries::new(entries).map_err(|_| HARDWARE)?;
         let made = core
             .create_window(bridge.options.domain, page, bytes)
             .map_err(refused)?;
-        new.span = made.span;
+        let ioas = bridge.options.ioas;
+        let Ok(sheet) = core.open_sheet(ioas, made.span, page) else {
+            // Where it stays, it is empty, and not shown.
+            let _ = core.remove_window(bridge.options.domain, made.span.start());
+            return Err(HARDWARE);
+        };
+        let new = GuestWindow {
+            liobn,
+            span: made.span,
+            page,
+            sheet,
+            entries: room,
+        };
         let bridge = self.bridges.get_mut(at).ok_or(PARAMETER)?;
         bridge.add(new);
         let [high, low] = halves(made.span.start().bits());

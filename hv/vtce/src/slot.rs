@@ -82,8 +82,18 @@ impl Slots {
             .find(|slot| slot.place(tce, page).is_some())
     }
 
+    #[inline(always)]
     pub(crate) fn place(&self, tce: Tce, page: PageSize) -> Option<Place> {
-        self.slots.iter().find_map(|slot| slot.place(tce, page))
+        // Mostly there is one.
+        let first = self.slots.first()?.place(tce, page);
+        first.or_else(|| self.place_behind(tce, page))
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn place_behind(&self, tce: Tce, page: PageSize) -> Option<Place> {
+        let mut slots = self.slots.iter().skip(1);
+        slots.find_map(|slot| slot.place(tce, page))
     }
 
     /// The page sizes that every slot of RAM can be shown by.
@@ -111,7 +121,7 @@ impl Slot {
     }
 
     /// Where an entry leads, if that is in this slot.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn place(&self, tce: Tce, page: PageSize) -> Option<Place> {
         let permissions = tce.permissions()?;
         let address = tce.address();

@@ -22,6 +22,7 @@ mod page;
 mod pages;
 mod placement;
 mod requests;
+mod sheets;
 mod split;
 mod windows;
 mod world;

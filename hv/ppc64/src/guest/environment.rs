@@ -114,6 +114,12 @@ impl Environment for Surroundings<'_> {
     }
 
     #[optimize(speed)]
+    fn put_tce(&self, arguments: [u64; 4]) -> Option<u64> {
+        let devices = self.vm.devices.as_ref()?;
+        devices.put_tce(arguments)
+    }
+
+    #[optimize(speed)]
     fn device_hypercall(&self, number: u64, arguments: [u64; 4]) -> Option<(u64, Option<u64>)> {
         let devices = self.vm.devices.as_ref()?;
         devices.hypercall(&self.vm.memory, number, arguments)

@@ -3,6 +3,7 @@
 use alloc::vec::Vec;
 
 use hal::{FrameAllocator, SharedMemory};
+use iommu::Entry as _;
 use iommu::{
     Backend, BackendError, Binding, Capabilities, DirtyRead, DirtyTracking, Endpoint, PageSizes,
     Partial, Run, StageOneInvalidation, TableId, TableOptions, UnitId, Window, WindowLimits,
@@ -351,7 +352,7 @@ impl<B: Ioda, P: SharedMemory, F: FrameAllocator> Backend for IodaBackend<B, P, 
             .tree
             .fill(&self.memory, &self.frames, first, count, |_| {
                 let tce = next;
-                next = tce.next(page);
+                next = tce.next(page.bytes());
                 tce
             });
         let (error, done) = match written {

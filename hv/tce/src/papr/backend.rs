@@ -1,10 +1,11 @@
 //! The core's trait.
 
 use iommu::{
-    Backend, BackendError, Binding, Capabilities, DirtyRead, DirtyTracking, Endpoint, PageSizes,
-    Partial, Run, StageOneInvalidation, TableId, TableOptions, UnitId, Window, WindowLimits,
+    Backend, BackendError, Binding, Capabilities, DirtyRead, DirtyTracking, Endpoint, EntryPlace,
+    PageRun, PageSizes, Partial, Run, Slot, StageOneInvalidation, TableId, TableOptions, UnitId,
+    Window, WindowLimits,
 };
-use types::{Iova, PageSize, Span};
+use types::{Iova, Liobn, PageSize, Span};
 
 use super::{
     Ddw, HostBridge, MOST_WINDOWS, PaprBackend, Range, Table, TableWindow, Unit, for_each_chunk,
@@ -119,6 +120,14 @@ fn exchange_all<P: Platform>(
     })
 }
 
+/// An entry of a table that is bound.
+struct Quick<'a, P> {
+    platform: &'a P,
+    liobn: Liobn,
+    iova: Iova,
+    slot: Slot<'a, Tce>,
+}
+
 impl<P: Platform> PaprBackend<P> {
     /// Binds the endpoint of a host bridge to a table, from abort or from another one.
     fn bind(&mut self, unit: UnitId, id: TableId) -> Result<(), BackendError> {
@@ -182,6 +191,70 @@ impl<P: Platform> PaprBackend<P> {
         }
         unit.bound = None;
         Ok(())
+    }
+
+    /// Where an entry of a table that is bound is written: by which name, and at which place. `None` where
+    /// that takes more than a look, and where it is not known what the platform has.
+    #[inline(always)]
+    fn quick(&mut self, table: TableId, at: EntryPlace) -> Option<Quick<'_, P>> {
+        let place = usize::try_from(table.bits()).ok()?;
+        let object = self.tables.get_mut(place)?.as_mut()?;
+        let unit = usize::try_from(object.unit.bits()).ok()?;
+        let unit = self.units.get(unit)?;
+        let window = object.windows.get_mut(at.window)?;
+        // Both are in the order of their addresses.
+        let live = unit.live.get(at.window)?;
+        let shape = window.shape;
+        if unit.bound != Some(table) || live.stuck.is_some() || live.shape.base != shape.base {
+            return None;
+        }
+        Some(Quick {
+            platform: &self.platform,
+            liobn: live.liobn,
+            iova: shape.at(at.page),
+            slot: window.entries.slot(at.page)?,
+        })
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn map_slowly(
+        &mut self,
+        table: TableId,
+        at: EntryPlace,
+        page: PageRun,
+    ) -> Result<(), BackendError> {
+        let object = self.table(table).ok_or(BackendError::Unsupported)?;
+        let window = object.windows.get(at.window);
+        let shape = window.ok_or(BackendError::Incompatible)?.shape;
+        self.map(table, &page.run(shape.at(at.page)))
+    }
+
+    /// An entry that was empty could not be written.
+    #[cold]
+    fn undo_put(
+        &mut self,
+        table: TableId,
+        iova: Iova,
+        page: PageRun,
+        error: HcallError,
+    ) -> Result<(), BackendError> {
+        let (platform, unit, object, _) = self.parts(table).ok_or(BackendError::Unsupported)?;
+        let span = Span::from_len(iova, page.size.bytes());
+        let found = span.and_then(|span| object.locate(span));
+        let (at, range) = found.ok_or(BackendError::Incompatible)?;
+        let window = object.windows.get(at).ok_or(BackendError::Incompatible)?;
+        let multi = unit.bridge.multi;
+        let live = unit
+            .find_mut(window.shape.base)
+            .ok_or(BackendError::Unsupported)?;
+        match live.wipe(platform, multi, range) {
+            Ok(()) => Err(refusal(error)),
+            Err(_) => {
+                live.mark(range);
+                Err(BackendError::Timeout)
+            }
+        }
     }
 
     /// The window that a platform may bring back when another is removed, in case it does.
@@ -379,12 +452,11 @@ impl<P: Platform> Backend for PaprBackend<P> {
         let first = Tce::new(run.pa, run.permissions, page).ok_or(BackendError::Incompatible)?;
         let Range { first: from, count } = range;
         window.entries.reserve(from, count).map_err(no_memory)?;
-        let mut next = first;
-        window.entries.fill(from, count, |_| {
-            let tce = next;
-            next = tce.next(page);
-            tce
-        });
+        if count == 1 {
+            window.entries.set(from, first);
+        } else {
+            window.entries.fill_row(from, count, first, page.bytes());
+        }
         if !bound {
             return Ok(());
         }
@@ -393,7 +465,12 @@ impl<P: Platform> Backend for PaprBackend<P> {
             window.entries.clear(from, count);
             return Err(BackendError::Unsupported);
         };
-        let Err(error) = live.write(platform, multi, &window.entries, range) else {
+        let written = if count == 1 {
+            platform.put(live.liobn, run.iova, first)
+        } else {
+            live.write(platform, multi, &window.entries, range)
+        };
+        let Err(error) = written else {
             return Ok(());
         };
         window.entries.clear(from, count);
@@ -404,6 +481,47 @@ impl<P: Platform> Backend for PaprBackend<P> {
                 Err(BackendError::Timeout)
             }
         }
+    }
+
+    #[inline(always)]
+    fn map_page(
+        &mut self,
+        table: TableId,
+        at: EntryPlace,
+        page: PageRun,
+    ) -> Result<(), BackendError> {
+        let Some(quick) = self.quick(table, at) else {
+            return self.map_slowly(table, at, page);
+        };
+        if !quick.slot.get().is_empty() {
+            return Err(BackendError::Incompatible);
+        }
+        let (iova, tce) = (quick.iova, Tce::of_page(page.pa, page.permissions));
+        match quick.platform.put(quick.liobn, iova, tce) {
+            Ok(()) => {
+                quick.slot.fill(tce);
+                Ok(())
+            }
+            Err(error) => self.undo_put(table, iova, page, error),
+        }
+    }
+
+    #[inline(always)]
+    fn unmap_page(&mut self, table: TableId, at: EntryPlace) -> bool {
+        let Some(quick) = self.quick(table, at) else {
+            return false;
+        };
+        // The entry that a call did not clear is as before: it is tried again with more care.
+        if quick.slot.is_last()
+            || quick
+                .platform
+                .put(quick.liobn, quick.iova, Tce::EMPTY)
+                .is_err()
+        {
+            return false;
+        }
+        quick.slot.clear();
+        true
     }
 
     fn unmap(&mut self, table: TableId, span: Span<Iova>) {

@@ -32,8 +32,9 @@ impl Shape {
     }
 
     /// The address of an entry.
+    #[inline(always)]
     pub(super) fn at(self, index: u64) -> Iova {
-        let into = index.checked_shl(self.page.shift().into()).unwrap_or(0);
+        let into = index.wrapping_shl(self.page.shift().into());
         Iova::truncated(self.base.bits().wrapping_add(into))
     }
 }

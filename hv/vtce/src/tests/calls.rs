@@ -76,7 +76,7 @@ fn a_list_in_a_row_is_one_call_below() {
     let after = rig.platform().calls();
     assert_eq!(after.lists, before.lists + 1);
     assert_eq!(after.puts, before.puts);
-    assert_eq!(rig.core.census().areas, 1);
+    assert_eq!(rig.core.census().pages, 512);
     assert_eq!(rig.real(0).len(), 512);
     assert_eq!(rig.ram.reads.get(), 1, "the list is read once");
     rig.audit();

@@ -155,7 +155,7 @@ impl Rig {
             memories.push(memory);
         }
         let (ioas, domain, device) = attached(&mut core, 0, VM);
-        dma.add_bridge(&core, options(0, ioas, domain)).unwrap();
+        dma.add_bridge(&mut core, options(0, ioas, domain)).unwrap();
 
         let mut other = Dma::new().unwrap();
         let extent = Extent {
@@ -174,7 +174,7 @@ impl Rig {
             .unwrap();
         let (other_ioas, other_domain, _) = attached(&mut core, 1, OTHER_VM);
         let other_options = options(3, other_ioas, other_domain);
-        other.add_bridge(&core, other_options).unwrap();
+        other.add_bridge(&mut core, other_options).unwrap();
         Self {
             core,
             dma,
@@ -242,7 +242,7 @@ impl Rig {
         entries.map(|(at, tce)| (at, tce.bits())).collect()
     }
 
-    /// Asserts that three books agree: the guest's entries, the core's areas, the platform's tables.
+    /// Asserts that three books agree: the guest's entries, the core's pages, the platform's tables.
     pub(super) fn audit(&self) {
         for dma in [&self.dma, &self.other] {
             dma.audit(&self.core, &mut |wrong| panic!("{wrong:?}"));

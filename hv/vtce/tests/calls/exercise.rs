@@ -113,7 +113,7 @@ impl World {
             domain,
             policy: Policy::usual(),
         };
-        dma.add_bridge(&core, options(0, ends[0])).unwrap();
+        dma.add_bridge(&mut core, options(0, ends[0])).unwrap();
         // Another VM, with one entry.
         let pa = Pa::new(OTHER).unwrap();
         let memory = core
@@ -129,7 +129,7 @@ impl World {
                 page: PageSize::SIZE_64K,
             })
             .unwrap();
-        other.add_bridge(&core, options(1, ends[1])).unwrap();
+        other.add_bridge(&mut core, options(1, ends[1])).unwrap();
         let lists = Lists(RefCell::new(vec![0; LISTS_BYTES]));
         let put = other.hypercall(&mut core, &lists, 0x20, [0x8000_0100, 0x5000, 0x3003, 0]);
         assert_eq!(put.unwrap().status, Status::SUCCESS);

@@ -15,7 +15,7 @@ use vtce::{BridgeOptions, Dma, Policy, Progress, Slot};
 use super::recovery::Masters;
 use super::registers::{Shown, bars};
 use super::{Devices, FunctionState, Held, Memory, View, address, pins};
-use crate::hardware::{Bridge, Hardware};
+use crate::hardware::{Bridge, Hardware, Shared};
 
 /// `ibm,change-msi`: MSI-X; of none.
 const MSIX: u32 = 4;
@@ -138,7 +138,8 @@ impl Devices {
             }
         }
         let owner = OwnerId::new(u32::try_from(vm + 1).unwrap_or(u32::MAX));
-        let mut core = hardware.core.lock();
+        let mut shared = hardware.shared.lock();
+        let Shared { core, dmas } = &mut *shared;
         let mut dma = Dma::new()?;
         let extents: Vec<Extent> = memory
             .pieces()
@@ -155,6 +156,7 @@ impl Devices {
             permissions: Permissions::ReadWrite,
             page: contiguous(memory),
         })?;
+        dmas.push(dma);
         Ok(Some(Self {
             hardware,
             vm,
@@ -166,7 +168,7 @@ impl Devices {
             held: Mutex::new(Vec::new()),
             has_bridges: AtomicBool::new(false),
             past: Mutex::new(Vec::new()),
-            dma: Mutex::new(dma),
+            dma: dmas.len() - 1,
         }))
     }
 
@@ -216,7 +218,8 @@ impl Devices {
         {
             return Err(Refusal::NoReset { bdf, vm });
         }
-        let mut core = self.hardware.core.lock();
+        let mut shared = self.hardware.shared.lock();
+        let Shared { core, dmas } = &mut *shared;
         let mut done = 0;
         let bound = bridge.devices.iter().try_for_each(|(_, device)| {
             core.bind(*device, self.owner)?;
@@ -234,7 +237,7 @@ impl Devices {
                 other => other.into(),
             });
         }
-        let attached = self.attach(&mut core, at);
+        let attached = self.attach(core, dmas, at);
         let (ioas, domain) = match attached {
             Ok(attached) => attached,
             Err(error) => {
@@ -245,7 +248,7 @@ impl Devices {
                 return Err(error);
             }
         };
-        drop(core);
+        drop(shared);
         let functions = bridge.devices.iter().map(|(bdf, _)| FunctionState {
             bdf: *bdf,
             masters: false,
@@ -277,16 +280,36 @@ impl Devices {
     fn attach(
         &self,
         core: &mut crate::hardware::Core,
+        dmas: &mut [Dma],
         at: usize,
     ) -> Result<(iommu::IoasId, iommu::DomainId), Refusal> {
         let bridge = &self.hardware.bridges[at];
         let ioas = core.create_ioas(self.owner)?;
+        let attached = self.attach_to(core, dmas, at, ioas);
+        if attached.is_err() {
+            for (_, device) in &bridge.devices {
+                let _ = core.detach(*device);
+            }
+            let _ = core.destroy_ioas(ioas);
+        }
+        attached.map(|domain| (ioas, domain))
+    }
+
+    fn attach_to(
+        &self,
+        core: &mut crate::hardware::Core,
+        dmas: &mut [Dma],
+        at: usize,
+        ioas: iommu::IoasId,
+    ) -> Result<iommu::DomainId, Refusal> {
+        let bridge = &self.hardware.bridges[at];
         let mut attached = Err(Refusal::InUse { buid: bridge.buid });
         for (_, device) in &bridge.devices {
             attached = Ok(core.attach(*device, Target::Ioas(ioas))?);
         }
         let domain = attached?;
-        self.dma.lock().add_bridge(
+        let dma = dmas.get_mut(self.dma).ok_or(vtce::Refusal::Taken)?;
+        dma.add_bridge(
             core,
             BridgeOptions {
                 number: u8::try_from(at).unwrap_or(u8::MAX),
@@ -296,7 +319,7 @@ impl Devices {
                 policy: self.policy,
             },
         )?;
-        Ok((ioas, domain))
+        Ok(domain)
     }
 
     /// No device of the VM does anything any more, and nothing of its windows is left: bus mastering
@@ -322,9 +345,12 @@ impl Devices {
             }
         }
         loop {
-            let mut core = self.hardware.core.lock();
-            let mut dma = self.dma.lock();
-            match dma.clear(&mut core) {
+            let mut shared = self.hardware.shared.lock();
+            let Shared { core, dmas } = &mut *shared;
+            let Some(dma) = dmas.get_mut(self.dma) else {
+                return false;
+            };
+            match dma.clear(core) {
                 Ok(Progress::More) => {}
                 Ok(Progress::Done) => return sure && core.backend().is_sure(),
                 Err(error) => {
@@ -374,9 +400,12 @@ impl Devices {
         if let Some(io) = bridge.io {
             let _ = self.show_at(io, Shown::Nothing, view);
         }
-        let mut core = self.hardware.core.lock();
+        let mut shared = self.hardware.shared.lock();
+        let Shared { core, dmas } = &mut *shared;
         let number = u8::try_from(held.bridge).unwrap_or(u8::MAX);
-        self.dma.lock().remove_bridge(number)?;
+        if let Some(dma) = dmas.get_mut(self.dma) {
+            dma.remove_bridge(number)?;
+        }
         for (_, device) in &bridge.devices {
             core.detach(*device)?;
         }

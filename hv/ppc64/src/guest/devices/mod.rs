@@ -5,7 +5,7 @@
 //! stay. Of configuration space a guest reads everything and writes the enables only.
 //!
 //! A VM has its bridges from when it starts until it is off. Locks are taken in this order: what is held,
-//! the core, the windows; the guest's tree last.
+//! the core with all VMs' windows; the guest's tree last.
 
 mod claim;
 mod config;
@@ -28,11 +28,11 @@ use papr::Served;
 use pci::{Function, Reset};
 use spin::Mutex;
 use types::{Bdf, Ipa};
-use vtce::{Dma, NotMemory, Policy, Service};
+use vtce::{NotMemory, Policy, Service};
 
 use super::memory::GuestMemory;
 use super::tree;
-use crate::hardware::{Bridge, Hardware};
+use crate::hardware::{Bridge, Hardware, Shared};
 use crate::memory::Ram;
 
 pub(crate) use claim::Refusal;
@@ -113,7 +113,8 @@ pub(crate) struct Devices {
     has_bridges: AtomicBool,
     /// Its errors, while it does not have the bridge: a VM that restarts is no better than before.
     past: Mutex<Vec<(usize, eeh::Pe)>>,
-    dma: Mutex<Dma>,
+    /// Its windows, by their place among those of all.
+    dma: usize,
 }
 
 /// The memory of a VM, as lists are read from it.
@@ -146,17 +147,18 @@ impl Devices {
             let Some(held) = all.iter().find(|held| held.bridge == *at) else {
                 continue;
             };
-            let core = self.hardware.core.lock();
+            let shared = self.hardware.shared.lock();
+            let core = &shared.core;
             let windows = core.windows(held.domain).unwrap_or_default();
-            let areas = core.ioas(held.ioas).map_or(0, iommu::Ioas::len);
+            let pages = core.ioas(held.ioas).map_or(0, iommu::Ioas::pages);
             for window in windows {
                 lines.push(format!(
-                    "window {} with pages of {:#x} bytes; {areas} areas in all",
+                    "window {} with pages of {:#x} bytes; {pages} pages in all",
                     window.span,
                     window.pages.smallest()
                 ));
             }
-            drop(core);
+            drop(shared);
             lines.push(held.line());
         }
         let (sources, muted) = self.hardware.messages.of_vm(self.vm);
@@ -170,10 +172,11 @@ impl Devices {
     /// were looked at, and how many were wrong.
     pub(crate) fn audit(&self) -> (u64, u64) {
         let all = self.held.lock();
-        let core = self.hardware.core.lock();
-        let dma = self.dma.lock();
+        let shared = self.hardware.shared.lock();
+        let Shared { core, dmas } = &*shared;
         let mut wrong = 0;
-        let mut looked = dma.audit(&core, &mut |_| wrong += 1);
+        let dma = dmas.get(self.dma);
+        let mut looked = dma.map_or(0, |dma| dma.audit(core, &mut |_| wrong += 1));
         for held in all.iter() {
             let unit = iommu::UnitId::new(u32::try_from(held.bridge).unwrap_or(u32::MAX));
             let backend = core.backend();
@@ -209,13 +212,35 @@ impl Devices {
         number: u64,
         arguments: [u64; 4],
     ) -> Option<(u64, Option<u64>)> {
-        if !vtce::HYPERCALLS.contains(&number) {
-            return None;
+        if vtce::HYPERCALLS.contains(&number) {
+            self.dma_hypercall(memory, number, arguments)
+        } else {
+            None
         }
-        let mut core = self.hardware.core.lock();
-        let mut dma = self.dma.lock();
-        let answer = dma.hypercall(&mut core, &Reader(memory), number, arguments)?;
+    }
+
+    #[inline(never)]
+    fn dma_hypercall(
+        &self,
+        memory: &Memory,
+        number: u64,
+        arguments: [u64; 4],
+    ) -> Option<(u64, Option<u64>)> {
+        let mut shared = self.hardware.shared.lock();
+        let Shared { core, dmas } = &mut *shared;
+        let dma = dmas.get_mut(self.dma)?;
+        let answer = dma.hypercall(core, &Reader(memory), number, arguments)?;
         Some((answer.status.bits(), answer.value))
+    }
+
+    /// `H_PUT_TCE`: what a guest calls for every page where it has no direct window.
+    #[optimize(speed)]
+    #[inline(never)]
+    pub(crate) fn put_tce(&self, arguments: [u64; 4]) -> Option<u64> {
+        let mut shared = self.hardware.shared.lock();
+        let Shared { core, dmas } = &mut *shared;
+        let dma = dmas.get_mut(self.dma)?;
+        Some(dma.put_tce(core, arguments).status.bits())
     }
 
     /// Serves a service; `None` for one that is not about devices. `server` is the CPU that gets the
@@ -232,9 +257,10 @@ impl Devices {
             .into_iter()
             .find(|service| service.token() == token);
         if let Some(service) = windows {
-            let mut core = self.hardware.core.lock();
-            let mut dma = self.dma.lock();
-            let outcome = dma.service(&mut core, service, arguments, results);
+            let mut shared = self.hardware.shared.lock();
+            let Shared { core, dmas } = &mut *shared;
+            let dma = dmas.get_mut(self.dma)?;
+            let outcome = dma.service(core, service, arguments, results);
             if service != Service::Query {
                 log::info!(
                     "vm {}: {} {arguments:x?}: {} {:x?}",
@@ -277,9 +303,12 @@ impl Devices {
     /// What the guest's tree says of its bridges: the machine's own nodes, with the guest's windows and
     /// the places of BARs.
     pub(crate) fn nodes(&self, tree: &DeviceTreeNode) -> Vec<DeviceTreeNode> {
-        let core = self.hardware.core.lock();
-        let dma = self.dma.lock();
+        let shared = self.hardware.shared.lock();
+        let Shared { core, dmas } = &*shared;
         let mut nodes = Vec::new();
+        let Some(dma) = dmas.get(self.dma) else {
+            return nodes;
+        };
         for at in &self.bridges {
             let bridge = &self.hardware.bridges[*at];
             let mut machine = tree.children();
@@ -296,7 +325,7 @@ impl Devices {
             let tokens = Service::ALL.map(Service::token);
             let properties = windows
                 .next()
-                .map(|windows| windows.properties(&core, tokens));
+                .map(|windows| windows.properties(core, tokens));
             let Some(Ok(Some(properties))) = properties else {
                 continue;
             };

@@ -1,17 +1,29 @@
-//! What a window holds, entry by entry, where only what is used takes memory.
+//! One entry for each page of a window, where only what is used takes memory.
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
+use core::fmt;
 
-use crate::{OutOfMemory, Tce};
+use crate::OutOfMemory;
 
-/// Entries that are kept together: as many as a call can carry, 4 KiB of them.
+/// Entries that are kept together: as many as a call to a PAPR platform can carry, 4 KiB of them.
 pub const CHUNK: u64 = 512;
 const CHUNK_LEN: usize = 512;
 
-#[derive(Debug)]
-struct Chunk {
-    entries: Box<[Tce]>,
+/// What is known of one page.
+pub trait Entry: Copy + Default {
+    /// Whether that is nothing. It is of the default value.
+    fn is_empty(self) -> bool;
+
+    /// The entry of the page that follows, `step` further.
+    #[must_use]
+    fn next(self, step: u64) -> Self;
+}
+
+struct Chunk<T> {
+    entries: Box<[T; CHUNK_LEN]>,
+    /// What its user keeps with it.
+    tag: u32,
     /// Entries that are not empty; a chunk without any is let go, or not yet filled.
     live: u16,
     /// It has no live entry, and what it holds instead means nothing: all of a chunk is emptied without a
@@ -19,16 +31,19 @@ struct Chunk {
     is_stale: bool,
 }
 
-impl Chunk {
+impl<T: Entry> Chunk<T> {
+    #[cold]
     fn new() -> Result<Self, OutOfMemory> {
         let mut entries = Vec::new();
         entries
             .try_reserve_exact(CHUNK_LEN)
             .map_err(|_| OutOfMemory)?;
-        entries.resize(CHUNK_LEN, Tce::EMPTY);
+        entries.resize(CHUNK_LEN, T::default());
         // Exactly as large as reserved: this moves nothing.
+        let entries = entries.into_boxed_slice();
         Ok(Self {
-            entries: entries.into_boxed_slice(),
+            entries: entries.try_into().map_err(|_| OutOfMemory)?,
+            tag: 0,
             live: 0,
             is_stale: false,
         })
@@ -41,26 +56,38 @@ impl Chunk {
         if self.is_stale {
             self.is_stale = false;
             let (before, rest) = self.entries.split_at_mut_checked(from).unwrap_or_default();
-            before.fill(Tce::EMPTY);
+            before.fill(T::default());
             let behind = to.saturating_sub(from);
-            rest.get_mut(behind..).unwrap_or_default().fill(Tce::EMPTY);
+            rest.get_mut(behind..)
+                .unwrap_or_default()
+                .fill(T::default());
         }
+    }
+
+    fn living(entries: &[T]) -> u16 {
+        let live = entries.iter().filter(|entry| !entry.is_empty()).count();
+        u16::try_from(live).unwrap_or(u16::MAX)
     }
 }
 
 /// The entries of one window.
 ///
 /// A chunk of [`CHUNK`] entries takes memory when one of them is used, and gives it back with its
-/// last one, except that one empty chunk is kept for the next use.
-#[derive(Debug)]
-pub struct Entries {
-    chunks: Vec<Option<Chunk>>,
-    spare: Option<Chunk>,
+/// last one, except that the chunk that was emptied last is kept for the next use.
+pub struct Sparse<T> {
+    chunks: Vec<Option<Chunk<T>>>,
+    /// The chunk that was emptied last, where it is yet. It may have been filled since.
+    idle: Option<usize>,
     len: u64,
-    live: u64,
     /// Allocations until one that fails; tests fail every one in turn.
-    #[cfg(any(test, feature = "fake"))]
+    #[cfg(any(test, feature = "mock"))]
     left: Option<u64>,
+}
+
+impl<T> fmt::Debug for Sparse<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Sparse({})", self.len)
+    }
 }
 
 const fn place(index: u64) -> (usize, usize) {
@@ -68,8 +95,8 @@ const fn place(index: u64) -> (usize, usize) {
     ((index / CHUNK) as usize, (index % CHUNK) as usize)
 }
 
-impl Entries {
-    /// `len` empty entries. The directory of chunks is allocated now: 24 bytes for 512 entries.
+impl<T: Entry> Sparse<T> {
+    /// `len` empty entries. The directory of chunks is allocated now: 16 bytes for 512 entries.
     ///
     /// # Errors
     /// [`OutOfMemory`].
@@ -80,10 +107,9 @@ impl Entries {
         chunks.resize_with(slots, || None);
         Ok(Self {
             chunks,
-            spare: None,
+            idle: None,
             len,
-            live: 0,
-            #[cfg(any(test, feature = "fake"))]
+            #[cfg(any(test, feature = "mock"))]
             left: None,
         })
     }
@@ -97,45 +123,60 @@ impl Entries {
     /// Whether every entry is empty.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.live == 0
+        self.chunks.iter().flatten().all(|chunk| chunk.live == 0)
     }
 
-    /// How many entries are not empty.
+    /// How many entries are not empty: counted, chunk after chunk.
     #[must_use]
     pub fn live(&self) -> u64 {
-        self.live
+        let chunks = self.chunks.iter().flatten();
+        chunks.fold(0, |all, chunk| all.saturating_add(chunk.live.into()))
     }
 
     /// The entry with this number; empty beyond the end.
     #[must_use]
-    pub fn get(&self, index: u64) -> Tce {
+    pub fn get(&self, index: u64) -> T {
         let (chunk, at) = place(index);
         match self.chunks.get(chunk) {
             Some(Some(chunk)) if !chunk.is_stale => {
                 chunk.entries.get(at).copied().unwrap_or_default()
             }
-            _ => Tce::EMPTY,
+            _ => T::default(),
         }
     }
 
     /// Lets that many more chunks be allocated and none after them; `None` heals.
-    #[cfg(any(test, feature = "fake"))]
+    #[cfg(any(test, feature = "mock"))]
     pub fn fail_after(&mut self, chunks: Option<u64>) {
         self.left = chunks;
     }
 
-    fn allocate(&mut self) -> Result<Chunk, OutOfMemory> {
-        if let Some(spare) = self.spare.take() {
-            return Ok(spare);
+    /// A chunk has become empty. The one before it is given back.
+    fn idle(&mut self, at: usize) {
+        let before = self.idle.replace(at).filter(|before| *before != at);
+        if let Some(slot) = before.and_then(|before| self.chunks.get_mut(before))
+            && slot.as_ref().is_some_and(|chunk| chunk.live == 0)
+        {
+            *slot = None;
         }
-        #[cfg(any(test, feature = "fake"))]
+    }
+
+    fn allocate(&mut self) -> Result<Chunk<T>, OutOfMemory> {
+        let idle = self.idle.take().and_then(|at| self.chunks.get_mut(at));
+        if let Some(slot) = idle
+            && slot.as_ref().is_some_and(|chunk| chunk.live == 0)
+            && let Some(chunk) = slot.take()
+        {
+            return Ok(chunk);
+        }
+        #[cfg(any(test, feature = "mock"))]
         if let Some(left) = &mut self.left {
             *left = left.checked_sub(1).ok_or(OutOfMemory)?;
         }
         Chunk::new()
     }
 
-    /// Makes room for entries, so that setting them cannot fail. [`Entries::trim`] gives back what
+    /// Makes room for entries, so that setting them cannot fail. [`Sparse::trim`] gives back what
     /// is then not set after all.
     ///
     /// # Errors
@@ -147,7 +188,12 @@ impl Entries {
         if last >= self.len {
             return Err(OutOfMemory);
         }
-        for at in place(first).0..=place(last).0 {
+        let chunks = place(first).0..=place(last).0;
+        if self.idle.is_some_and(|idle| chunks.contains(&idle)) {
+            // It is about to be used where it is.
+            self.idle = None;
+        }
+        for at in chunks {
             if !matches!(self.chunks.get(at), Some(None)) {
                 continue;
             }
@@ -172,40 +218,58 @@ impl Entries {
             return;
         };
         for at in place(first).0..=place(last).0 {
-            if let Some(slot) = self.chunks.get_mut(at)
-                && slot.as_ref().is_some_and(|chunk| chunk.live == 0)
-            {
-                self.spare = slot.take();
+            if matches!(self.chunks.get(at), Some(Some(chunk)) if chunk.live == 0) {
+                self.idle(at);
             }
         }
     }
 
-    /// Sets an entry for which [`Entries::reserve`] made room, and gives the old one. An empty one
+    /// How many entries of the chunk that an entry lies in are not empty.
+    #[must_use]
+    #[inline]
+    pub fn live_in_chunk(&self, index: u64) -> u16 {
+        match self.chunks.get(place(index).0) {
+            Some(Some(chunk)) => chunk.live,
+            _ => 0,
+        }
+    }
+
+    /// Whether [`Sparse::reserve`] of these entries would take no memory.
+    #[must_use]
+    #[inline]
+    pub fn has_room(&self, first: u64, count: u64) -> bool {
+        let last = first.saturating_add(count.saturating_sub(1));
+        let chunks = self.chunks.get(place(first).0..=place(last).0);
+        chunks.is_some_and(|chunks| chunks.iter().all(Option::is_some))
+    }
+
+    /// Sets an entry for which [`Sparse::reserve`] made room, and gives the old one. An empty one
     /// needs no room.
-    pub fn set(&mut self, index: u64, tce: Tce) -> Tce {
+    #[inline]
+    pub fn set(&mut self, index: u64, entry: T) -> T {
         let (at, within) = place(index);
         let Some(slot) = self.chunks.get_mut(at) else {
-            return Tce::EMPTY;
+            return T::default();
         };
         let Some(chunk) = slot else {
-            debug_assert!(tce.is_empty(), "an entry without room");
-            return Tce::EMPTY;
+            debug_assert!(entry.is_empty(), "an entry without room");
+            return T::default();
         };
-        chunk.refresh(0, 0);
-        let Some(entry) = chunk.entries.get_mut(within) else {
-            return Tce::EMPTY;
+        if chunk.is_stale {
+            chunk.refresh(0, 0);
+        }
+        let Some(place) = chunk.entries.get_mut(within) else {
+            return T::default();
         };
-        let old = core::mem::replace(entry, tce);
-        match (old.is_empty(), tce.is_empty()) {
+        let old = core::mem::replace(place, entry);
+        match (old.is_empty(), entry.is_empty()) {
             (true, false) => {
                 chunk.live = chunk.live.saturating_add(1);
-                self.live = self.live.saturating_add(1);
             }
             (false, true) => {
                 chunk.live = chunk.live.saturating_sub(1);
-                self.live = self.live.saturating_sub(1);
                 if chunk.live == 0 {
-                    self.spare = slot.take();
+                    self.idle(at);
                 }
             }
             _ => {}
@@ -213,9 +277,21 @@ impl Entries {
         old
     }
 
-    /// Sets `count` entries, for which there is room, from `first` on by what `f` makes of the number
-    /// of each, counted from zero.
-    pub fn fill(&mut self, first: u64, count: u64, mut f: impl FnMut(u64) -> Tce) {
+    /// The place of an entry, where there is room for it already.
+    #[must_use]
+    #[inline(always)]
+    pub fn slot(&mut self, index: u64) -> Option<Slot<'_, T>> {
+        let (at, within) = place(index);
+        match self.chunks.get_mut(at) {
+            Some(Some(chunk)) if !chunk.is_stale => Some(Slot { chunk, within }),
+            _ => None,
+        }
+    }
+
+    /// Sets `count` entries, for which there is room, from `first` on: to `entry`, which is not empty,
+    /// and what follows it in steps.
+    pub fn fill_row(&mut self, first: u64, count: u64, entry: T, step: u64) {
+        let mut next = entry;
         let mut done = 0;
         while done < count {
             let index = first.saturating_add(done);
@@ -231,27 +307,32 @@ impl Entries {
             let gone = if chunk.live == 0 {
                 0
             } else {
-                rest.iter().filter(|entry| !entry.is_empty()).count()
+                Chunk::living(rest)
             };
-            let mut come = 0_usize;
-            for (number, entry) in (done..).zip(rest) {
-                let tce = f(number);
-                come = come.wrapping_add(usize::from(!tce.is_empty()));
-                *entry = tce;
+            for place in rest {
+                *place = next;
+                next = next.next(step);
             }
             done = done.saturating_add(u64::try_from(here).unwrap_or(u64::MAX));
-            let gone = u16::try_from(gone).unwrap_or(u16::MAX);
-            let come = u16::try_from(come).unwrap_or(u16::MAX);
+            let come = u16::try_from(here).unwrap_or(u16::MAX);
             chunk.live = chunk.live.saturating_add(come).saturating_sub(gone);
-            self.live = self
-                .live
-                .saturating_add(come.into())
-                .saturating_sub(gone.into());
         }
     }
 
-    /// Empties `count` entries from `first` on.
-    pub fn clear(&mut self, first: u64, count: u64) {
+    /// Changes the entries of a range that are not empty to others that are not.
+    pub fn change(&mut self, first: u64, count: u64, mut f: impl FnMut(T) -> T) {
+        let end = first.saturating_add(count);
+        let mut at = first;
+        while let Some(index) = self.live_in(at, end.saturating_sub(at)) {
+            let changed = f(self.get(index));
+            self.set(index, changed);
+            at = index.saturating_add(1);
+        }
+    }
+
+    /// Empties `count` entries from `first` on; gives how many were not empty.
+    pub fn clear(&mut self, first: u64, count: u64) -> u64 {
+        let mut all = 0_u64;
         let mut done = 0;
         while done < count {
             let (at, within) = place(first.saturating_add(done));
@@ -259,9 +340,11 @@ impl Entries {
                 .saturating_sub(u64::try_from(within).unwrap_or(0))
                 .min(count.saturating_sub(done));
             let Some(slot) = self.chunks.get_mut(at) else {
-                return;
+                break;
             };
-            if let Some(chunk) = slot {
+            if let Some(chunk) = slot
+                && chunk.live > 0
+            {
                 let end = within.saturating_add(usize::try_from(here).unwrap_or(0));
                 let entries = chunk.entries.get_mut(within..end).unwrap_or_default();
                 let gone = if here == CHUNK {
@@ -271,19 +354,19 @@ impl Entries {
                 } else if chunk.is_stale {
                     0
                 } else {
-                    let live = entries.iter().filter(|entry| !entry.is_empty());
-                    let live = u16::try_from(live.count()).unwrap_or(u16::MAX);
-                    entries.fill(Tce::EMPTY);
+                    let live = Chunk::living(entries);
+                    entries.fill(T::default());
                     live
                 };
                 chunk.live = chunk.live.saturating_sub(gone);
-                self.live = self.live.saturating_sub(gone.into());
+                all = all.saturating_add(gone.into());
                 if chunk.live == 0 {
-                    self.spare = slot.take();
+                    self.idle(at);
                 }
             }
             done = done.saturating_add(here);
         }
+        all
     }
 
     /// The first entry at or after `index` that is not empty, by number.
@@ -332,7 +415,7 @@ impl Entries {
     /// The entries from `first` on that lie in one chunk, at most `count`; `None` where all of the
     /// chunk is empty. With it, how many these are.
     #[must_use]
-    pub fn run(&self, first: u64, count: u64) -> (u64, Option<&[Tce]>) {
+    pub fn run(&self, first: u64, count: u64) -> (u64, Option<&[T]>) {
         let (at, within) = place(first);
         let here = CHUNK
             .saturating_sub(u64::try_from(within).unwrap_or(0))
@@ -348,19 +431,103 @@ impl Entries {
         (here, run)
     }
 
+    /// What is kept with the chunk that an entry lies in, where it has room: a number of the user's.
+    #[must_use]
+    #[inline]
+    pub fn tag(&mut self, index: u64) -> Option<&mut u32> {
+        let chunk = self.chunks.get_mut(place(index).0)?.as_mut()?;
+        Some(&mut chunk.tag)
+    }
+
     /// The room that is in use, in entries: for tests of its bounds.
     #[must_use]
     pub fn room(&self) -> u64 {
         let chunks = self.chunks.iter().flatten().count();
-        let spare = usize::from(self.spare.is_some());
-        u64::try_from(chunks.saturating_add(spare))
+        u64::try_from(chunks)
             .unwrap_or(u64::MAX)
             .saturating_mul(CHUNK)
     }
 }
 
+/// The place of one entry.
+pub struct Slot<'a, T> {
+    chunk: &'a mut Chunk<T>,
+    within: usize,
+}
+
+impl<T> fmt::Debug for Slot<'_, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Slot({})", self.within)
+    }
+}
+
+impl<T: Entry> Slot<'_, T> {
+    /// What it holds.
+    #[must_use]
+    #[inline(always)]
+    pub fn get(&self) -> T {
+        let within = self.within % CHUNK_LEN;
+        self.chunk.entries.get(within).copied().unwrap_or_default()
+    }
+
+    /// How many entries of its chunk are not empty.
+    #[must_use]
+    #[inline(always)]
+    pub fn live_in_chunk(&self) -> u16 {
+        self.chunk.live
+    }
+
+    /// [`Sparse::tag`].
+    #[must_use]
+    #[inline(always)]
+    pub fn tag(&mut self) -> &mut u32 {
+        &mut self.chunk.tag
+    }
+
+    /// Whether emptying it may leave its chunk without any.
+    #[must_use]
+    #[inline(always)]
+    pub fn is_last(&self) -> bool {
+        self.chunk.live <= 1
+    }
+
+    /// Empties it, which is not the last of its chunk.
+    #[inline(always)]
+    pub fn clear(self) {
+        let Some(place) = self.chunk.entries.get_mut(self.within % CHUNK_LEN) else {
+            return;
+        };
+        if !place.is_empty() && self.chunk.live > 1 {
+            self.chunk.live = self.chunk.live.wrapping_sub(1);
+            *place = T::default();
+        }
+    }
+
+    /// Puts an entry there that is not empty, where one is that is.
+    #[inline(always)]
+    pub fn fill(self, entry: T) {
+        debug_assert!(self.get().is_empty() && !entry.is_empty());
+        if let Some(place) = self.chunk.entries.get_mut(self.within % CHUNK_LEN) {
+            self.chunk.live = self.chunk.live.wrapping_add(1);
+            *place = entry;
+        }
+    }
+
+    /// Puts an entry there that is not empty.
+    #[inline(always)]
+    pub fn put(self, entry: T) {
+        let Some(place) = self.chunk.entries.get_mut(self.within % CHUNK_LEN) else {
+            return;
+        };
+        if place.is_empty() {
+            self.chunk.live = self.chunk.live.wrapping_add(1);
+        }
+        *place = entry;
+    }
+}
+
 // The directory of a window of 2^24 entries takes 32768 of these.
-const _: () = assert!(size_of::<Option<Chunk>>() == 24);
+const _: () = assert!(size_of::<Option<Chunk<u64>>>() == 16);
 
 #[cfg(test)]
 mod tests {
@@ -368,25 +535,36 @@ mod tests {
 
     use proptest::prelude::*;
 
-    use super::{CHUNK, Entries};
-    use crate::{OutOfMemory, Tce};
+    use super::{CHUNK, Entry, Sparse};
+    use crate::OutOfMemory;
 
-    fn tce(n: u64) -> Tce {
-        Tce::from_bits(n << 12 | 3)
+    impl Entry for u64 {
+        fn is_empty(self) -> bool {
+            self & 3 == 0
+        }
+
+        fn next(self, step: u64) -> Self {
+            self + step
+        }
+    }
+
+    fn entry(n: u64) -> u64 {
+        n << 12 | 3
     }
 
     #[test]
     fn only_what_is_used_takes_memory() {
-        let mut entries = Entries::new(1 << 24).unwrap();
+        let mut entries = Sparse::new(1 << 24).unwrap();
         assert_eq!(entries.room(), 0);
         entries.reserve(1 << 20, 2).unwrap();
-        entries.set(1 << 20, tce(1));
-        entries.set((1 << 20) + 1, tce(2));
+        entries.set(1 << 20, entry(1));
+        entries.set((1 << 20) + 1, entry(2));
         assert_eq!((entries.room(), entries.live()), (CHUNK, 2));
         entries.clear(1 << 20, 2);
         // One is kept for the next use, and never two.
+        assert_eq!(entries.room(), CHUNK);
         entries.reserve(0, 1).unwrap();
-        entries.set(0, tce(3));
+        entries.set(0, entry(3));
         assert_eq!(entries.room(), CHUNK);
         entries.reserve(4 * CHUNK, 4 * CHUNK).unwrap();
         entries.trim(4 * CHUNK, 4 * CHUNK);
@@ -395,9 +573,9 @@ mod tests {
 
     #[test]
     fn a_reservation_that_fails_leaves_nothing_behind() {
-        let mut entries = Entries::new(8 * CHUNK).unwrap();
+        let mut entries = Sparse::new(8 * CHUNK).unwrap();
         entries.reserve(0, 1).unwrap();
-        entries.set(0, tce(1));
+        entries.set(0, entry(1));
         entries.fail_after(Some(2));
         assert_eq!(entries.reserve(0, 5 * CHUNK), Err(OutOfMemory));
         assert_eq!((entries.room(), entries.live()), (2 * CHUNK, 1));
@@ -408,10 +586,10 @@ mod tests {
     proptest! {
         #[test]
         fn the_store_is_a_map(steps in proptest::collection::vec(
-            (0u64..2000, 1u64..1200, 0u8..4), 1..40,
+            (0u64..2000, 1u64..1200, 0u8..5), 1..40,
         )) {
             const LEN: u64 = 5 * CHUNK / 2;
-            let mut entries = Entries::new(LEN).unwrap();
+            let mut entries = Sparse::new(LEN).unwrap();
             let mut model = BTreeMap::new();
             for (step, (first, count, what)) in (1u64..).zip(steps) {
                 let first = first % LEN;
@@ -421,20 +599,38 @@ mod tests {
                         entries.clear(first, count);
                         model.retain(|at, _| !(first..first + count).contains(at));
                     }
+                    1 if count % 2 == 0 && entries.slot(first).is_some() => {
+                        let slot = entries.slot(first).unwrap();
+                        if count % 4 == 0 && !slot.is_last() {
+                            slot.clear();
+                            model.remove(&first);
+                            continue;
+                        }
+                        prop_assert_eq!(slot.get(), model.get(&first).copied().unwrap_or_default());
+                        slot.put(entry(step));
+                        model.insert(first, entry(step));
+                    }
                     1 => {
                         entries.reserve(first, 1).unwrap();
-                        let old = entries.set(first, tce(step));
-                        prop_assert_eq!(old, model.insert(first, tce(step)).unwrap_or_default());
+                        let old = entries.set(first, entry(step));
+                        prop_assert_eq!(old, model.insert(first, entry(step)).unwrap_or_default());
                     }
                     2 => {
-                        let old = entries.set(first, Tce::EMPTY);
+                        let old = entries.set(first, 0);
                         prop_assert_eq!(old, model.remove(&first).unwrap_or_default());
+                    }
+                    3 => {
+                        entries.change(first, count, |entry| entry ^ 1);
+                        for (_, entry) in model.range_mut(first..first + count) {
+                            *entry ^= 1;
+                        }
                     }
                     _ => {
                         entries.reserve(first, count).unwrap();
-                        entries.fill(first, count, |n| tce(step * 4096 + n));
+                        prop_assert!(entries.has_room(first, count));
+                        entries.fill_row(first, count, entry(step * 4096), 1 << 12);
                         for n in 0..count {
-                            model.insert(first + n, tce(step * 4096 + n));
+                            model.insert(first + n, entry(step * 4096 + n));
                         }
                     }
                 }

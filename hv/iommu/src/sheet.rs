@@ -1,0 +1,872 @@
+//! Sheets: ranges of an address space in which every page is shown by itself.
+//!
+//! A guest whose calls know pages, not areas, would make an area of each; a sheet keeps 8 bytes for a page
+//! that is shown, and finds it without a search. It holds RAM only. An area may lie in the range of a sheet
+//! where none of its pages is shown, so a BAR is an area there, too.
+//!
+//! A page keeps its memory object alive as an area does. Pages cannot be pinned, copied or split, and
+//! accesses of the hypervisor do not go through them.
+
+use alloc::vec::Vec;
+use core::iter::Flatten;
+use core::ops::ControlFlow;
+use core::slice;
+
+use types::{Iova, PageSize, Span};
+
+use crate::area::{Area, Flags, span};
+use crate::arena::Arena;
+use crate::backend::{Backend, BackendError, EntryPlace, PageRun, PageSizes, Run, TableId, Window};
+use crate::ioas::{Ioas, IoasId, Shown};
+use crate::map::{Map, Placement, check_pages, show, undo, window_of};
+use crate::memory::{Memory, MemoryId};
+use crate::sparse::{CHUNK, Entry, Sparse};
+use crate::split::one_run;
+use crate::{Budget, Error, Iommu, OutOfMemory, Permissions};
+
+/// What one page shows: rights in the two low bits, then whether it is stale, which memory object it is of,
+/// and which of its pages.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Page(u64);
+
+impl Page {
+    const READ: u64 = 1;
+    const WRITE: u64 = 2;
+    const RIGHTS: u64 = Self::READ | Self::WRITE;
+    /// Its entry is cleared, but no invalidation has been confirmed: as for areas.
+    const STALE: u64 = 4;
+    const MEMORY_SHIFT: u32 = 3;
+    const MEMORY_BITS: u32 = 21;
+    const NUMBER_SHIFT: u32 = Self::MEMORY_SHIFT + Self::MEMORY_BITS;
+    const STEP: u64 = 1 << Self::NUMBER_SHIFT;
+    const MOST: u64 = u64::MAX >> Self::NUMBER_SHIFT;
+
+    /// `None` when the numbers are larger than there is room for.
+    #[inline]
+    fn new(memory: u32, number: u64, permissions: Permissions) -> Option<Self> {
+        if memory >> Self::MEMORY_BITS != 0 || number > Self::MOST {
+            return None;
+        }
+        let rights = match permissions {
+            Permissions::Read => Self::READ,
+            Permissions::Write => Self::WRITE,
+            Permissions::ReadWrite => Self::RIGHTS,
+        };
+        let memory = u64::from(memory) << Self::MEMORY_SHIFT;
+        Some(Self(number << Self::NUMBER_SHIFT | memory | rights))
+    }
+
+    fn permissions(self) -> Permissions {
+        match self.0 & Self::RIGHTS {
+            Self::READ => Permissions::Read,
+            Self::WRITE => Permissions::Write,
+            _ => Permissions::ReadWrite,
+        }
+    }
+
+    #[inline]
+    fn is_stale(self) -> bool {
+        self.0 & Self::STALE != 0
+    }
+
+    #[inline]
+    fn memory(self) -> u32 {
+        let mask = (1_u64 << Self::MEMORY_BITS).wrapping_sub(1);
+        u32::try_from(self.0 >> Self::MEMORY_SHIFT & mask).unwrap_or(u32::MAX)
+    }
+
+    /// Where in the memory object it begins, in bytes.
+    fn offset(self, page: PageSize) -> u64 {
+        let number = self.0 >> Self::NUMBER_SHIFT;
+        number.checked_shl(page.shift().into()).unwrap_or(0)
+    }
+}
+
+impl Entry for Page {
+    #[inline(always)]
+    fn is_empty(self) -> bool {
+        self.0 & Self::RIGHTS == 0
+    }
+
+    #[inline(always)]
+    fn next(self, step: u64) -> Self {
+        Self(self.0.wrapping_add(step))
+    }
+}
+
+/// Pages of a chunk are of several memory objects.
+const MIXED: u32 = u32::MAX;
+
+/// The name of a sheet of an address space.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SheetId {
+    index: usize,
+    serial: u64,
+}
+
+/// A range whose pages are shown one by one.
+#[derive(Debug)]
+pub(crate) struct Sheet {
+    serial: u64,
+    span: Span<Iova>,
+    page: PageSize,
+    /// The number of the window that it is, of the first table that shows it.
+    window: usize,
+    /// With each chunk that is not empty: the memory object that all of its pages are of, or [`MIXED`].
+    pages: Sparse<Page>,
+}
+
+/// Pages of a sheet, by number.
+#[derive(Clone, Copy)]
+struct Pages {
+    first: u64,
+    count: u64,
+}
+
+impl Sheet {
+    pub(crate) fn span(&self) -> Span<Iova> {
+        self.span
+    }
+
+    pub(crate) fn page(&self) -> PageSize {
+        self.page
+    }
+
+    pub(crate) fn live(&self) -> u64 {
+        self.pages.live()
+    }
+
+    /// The address of a page.
+    #[inline(always)]
+    fn at(&self, number: u64) -> Iova {
+        let into = number.wrapping_shl(self.page.shift().into());
+        Iova::truncated(self.span.start().bits().wrapping_add(into))
+    }
+
+    /// The pages that an aligned range of the sheet is.
+    #[inline]
+    fn range(&self, span: Span<Iova>) -> Pages {
+        let start = self.span.start().bits();
+        let shift = self.page.shift();
+        let first = span.start().bits().wrapping_sub(start) >> shift;
+        let last = span.last().bits().wrapping_sub(start) >> shift;
+        Pages {
+            first,
+            count: last.wrapping_sub(first).wrapping_add(1),
+        }
+    }
+
+    /// The first page in a range of addresses that is shown.
+    pub(crate) fn first_in(&self, range: Span<Iova>) -> Option<Span<Iova>> {
+        let both = self.span.intersection(range)?;
+        let Pages { first, count } = self.range(both);
+        let at = self.pages.live_in(first, count)?;
+        let into = at.checked_shl(self.page.shift().into())?;
+        let start = self.span.start().bits().wrapping_add(into);
+        Some(span(start, start | self.page.mask()))
+    }
+
+    /// The page at an address, as the area that it stands for.
+    pub(crate) fn find(&self, at: Iova) -> Option<Area> {
+        if !self.span.contains(at) {
+            return None;
+        }
+        let into = at.bits().wrapping_sub(self.span.start().bits());
+        let page = self.pages.get(into >> self.page.shift());
+        (!page.is_empty()).then(|| self.area(at, page))
+    }
+
+    fn area(&self, at: Iova, page: Page) -> Area {
+        let flags = Flags::new(page.permissions());
+        Area {
+            start: at.bits() & !self.page.mask(),
+            last: at.bits() | self.page.mask(),
+            offset: page.offset(self.page),
+            memory: page.memory(),
+            flags: if page.is_stale() {
+                flags.stale()
+            } else {
+                flags
+            },
+        }
+    }
+
+    /// Visits every page, as the area that it stands for.
+    pub(crate) fn visit<R>(&self, mut f: impl FnMut(Area) -> ControlFlow<R>) -> Option<R> {
+        let mut from = 0;
+        while let Some(at) = self.pages.first_live(from) {
+            from = at.saturating_add(1);
+            let into = at.checked_shl(self.page.shift().into()).unwrap_or(0);
+            let start = self.span.start().bits().wrapping_add(into);
+            let area = self.area(Iova::truncated(start), self.pages.get(at));
+            if let ControlFlow::Break(found) = f(area) {
+                return Some(found);
+            }
+        }
+        None
+    }
+
+    /// Writes down that pages show a memory object; there is room.
+    #[inline]
+    fn record(&mut self, range: Pages, page: Page, memory: &mut Memory) {
+        let Pages { first, count } = range;
+        let last = first.saturating_add(count.saturating_sub(1));
+        for chunk in first / CHUNK..=last / CHUNK {
+            let at = chunk.saturating_mul(CHUNK);
+            let is_fresh = self.pages.live_in_chunk(at) == 0;
+            if let Some(of) = self.pages.tag(at) {
+                if is_fresh {
+                    *of = page.memory();
+                } else if *of != page.memory() {
+                    *of = MIXED;
+                }
+            }
+        }
+        if count == 1 {
+            self.pages.set(first, page);
+        } else {
+            self.pages.fill_row(first, count, page, Page::STEP);
+        }
+        memory.areas = memory.areas.saturating_add(low(count));
+    }
+
+    /// Writes down that pages show nothing any more; gives how many did.
+    #[inline]
+    fn forget(&mut self, range: Pages, memories: &mut Arena<Memory>) -> u64 {
+        let Pages { first, count } = range;
+        if count == 1 {
+            let old = self.pages.set(first, Page::default());
+            if old.is_empty() {
+                return 0;
+            }
+            release(memories, old.memory(), 1);
+            return 1;
+        }
+        let end = first.saturating_add(count);
+        let mut at = first;
+        let mut all = 0_u64;
+        while at < end {
+            let of = self.pages.tag(at).map_or(MIXED, |of| *of);
+            let (here, run) = self.pages.run(at, end.saturating_sub(at));
+            if of == MIXED {
+                for page in run.unwrap_or_default() {
+                    if !page.is_empty() {
+                        release(memories, page.memory(), 1);
+                    }
+                }
+            }
+            let gone = self.pages.clear(at, here);
+            if of != MIXED {
+                release(memories, of, gone);
+            }
+            all = all.saturating_add(gone);
+            at = at.saturating_add(here.max(1));
+        }
+        all
+    }
+
+    /// A page of the chunk is about to be of another memory object than before.
+    fn mix(&mut self, page: u64) {
+        if let Some(of) = self.pages.tag(page) {
+            *of = MIXED;
+        }
+    }
+
+    #[inline]
+    fn reserve(&mut self, what: Pages, budget: &mut Budget) -> Result<(), OutOfMemory> {
+        let Pages { first, count } = what;
+        if !self.pages.has_room(first, count) {
+            budget.take()?;
+            self.pages.reserve(first, count)?;
+        }
+        Ok(())
+    }
+
+    /// Lets go of all memory: no table shows it.
+    pub(crate) fn abandon(&mut self, memories: &mut Arena<Memory>) {
+        let count = self.pages.len();
+        self.forget(Pages { first: 0, count }, memories);
+    }
+}
+
+#[inline]
+fn low(count: u64) -> u32 {
+    u32::try_from(count).unwrap_or(u32::MAX)
+}
+
+#[inline]
+fn release(memories: &mut Arena<Memory>, memory: u32, pages: u64) {
+    if let Some(memory) = memories.at_mut(memory) {
+        memory.areas = memory.areas.saturating_sub(low(pages));
+    }
+}
+
+/// The sheets of an address space; a name of one that is gone names nothing.
+#[derive(Debug, Default)]
+pub(crate) struct Sheets {
+    places: Vec<Option<Sheet>>,
+}
+
+impl Sheets {
+    pub(crate) fn iter(&self) -> Flatten<slice::Iter<'_, Option<Sheet>>> {
+        self.places.iter().flatten()
+    }
+
+    pub(crate) fn iter_mut(&mut self) -> Flatten<slice::IterMut<'_, Option<Sheet>>> {
+        self.places.iter_mut().flatten()
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.places.iter().all(Option::is_none)
+    }
+
+    #[inline(always)]
+    fn get_mut(&mut self, id: SheetId) -> Option<&mut Sheet> {
+        let sheet = self.places.get_mut(id.index)?.as_mut()?;
+        (sheet.serial == id.serial).then_some(sheet)
+    }
+
+    fn reserve(&mut self, budget: &mut Budget) -> Result<usize, OutOfMemory> {
+        match self.places.iter().position(Option::is_none) {
+            Some(free) => Ok(free),
+            None => {
+                budget.push(&mut self.places, None)?;
+                Ok(self.places.len().saturating_sub(1))
+            }
+        }
+    }
+
+    pub(crate) fn retain(&mut self, keep: impl Fn(&Sheet) -> bool) {
+        for place in &mut self.places {
+            if place.as_ref().is_some_and(|sheet| !keep(sheet)) {
+                *place = None;
+            }
+        }
+    }
+
+    /// Looks up which windows of a table the sheets are.
+    pub(crate) fn aim(&mut self, windows: &[Window]) {
+        for sheet in self.iter_mut() {
+            let mut windows = windows.iter();
+            let found = windows.position(|window| window.span == sheet.span);
+            sheet.window = found.unwrap_or(usize::MAX);
+        }
+    }
+}
+
+impl Ioas {
+    /// The first page of a sheet that is shown in a range.
+    pub(crate) fn page_in(&self, range: Span<Iova>) -> Option<Span<Iova>> {
+        self.sheets.iter().find_map(|sheet| sheet.first_in(range))
+    }
+
+    /// The page of a sheet at an address.
+    pub(crate) fn page_at(&self, at: Iova) -> Option<Area> {
+        self.sheets.iter().find_map(|sheet| sheet.find(at))
+    }
+
+    /// How many pages of sheets are shown.
+    #[must_use]
+    pub fn pages(&self) -> u64 {
+        let live = self.sheets.iter().map(Sheet::live);
+        live.fold(0, u64::saturating_add)
+    }
+}
+
+/// Shows one page in the place of another, everywhere or nowhere. `Err` says whether the old one is
+/// there again.
+fn exchange<B: Backend>(
+    backend: &mut B,
+    domains: &[Shown],
+    old: impl Fn() -> Option<Run>,
+    new: &Run,
+) -> Result<(), (BackendError, bool)> {
+    for (at, shown) in domains.iter().enumerate() {
+        let Err(error) = backend.exchange(shown.table, new) else {
+            continue;
+        };
+        let mut restored = true;
+        for earlier in domains.get(..at).unwrap_or_default() {
+            restored &= old().is_some_and(|old| backend.exchange(earlier.table, &old).is_ok());
+        }
+        if !restored {
+            for shown in domains {
+                backend.unmap(shown.table, span_of(new));
+                // Confirmed or not, the page does not serve anybody any more.
+                let _ = backend.invalidate(shown.table, span_of(new));
+            }
+        }
+        return Err((error, restored));
+    }
+    Ok(())
+}
+
+fn span_of(run: &Run) -> Span<Iova> {
+    let start = run.iova.bits();
+    span(start, start.saturating_add(run.bytes.saturating_sub(1)))
+}
+
+/// Shows pages in every table, or in none. An error with `true`: what was shown for a moment may be there.
+#[inline]
+fn show_all<B: Backend>(
+    backend: &mut B,
+    domains: &[Shown],
+    leaves: PageSizes,
+    memory: &Memory,
+    area: Area,
+) -> Result<(), (BackendError, bool)> {
+    for (at, shown) in domains.iter().enumerate() {
+        if let Err((error, seen)) = show(backend, shown.table, leaves, memory, area) {
+            let earlier = domains.get(..at).unwrap_or_default();
+            return Err(
+                match undo(backend, earlier, shown.table, area.span(), seen) {
+                    Ok(()) => (error, false),
+                    Err(late) => (late, true),
+                },
+            );
+        }
+    }
+    Ok(())
+}
+
+/// Whether a table has a window that can show a sheet.
+fn check_window<B: Backend>(
+    backend: &B,
+    table: TableId,
+    span: Span<Iova>,
+    page: PageSize,
+) -> Result<(), Error> {
+    let window = window_of(backend.windows(table), span)?;
+    if window.pages.contains(page) {
+        Ok(())
+    } else {
+        Err(Error::Misaligned {
+            value: page.bytes(),
+            alignment: window.pages.smallest(),
+        })
+    }
+}
+
+impl<B: Backend> Iommu<B> {
+    /// Makes `span` a sheet of pages of one size, none of which is shown. It goes with the window that it
+    /// is (if it is less, whenever windows change and it is empty), or by [`Iommu::close_sheet`]. It takes 16 bytes for 512 pages now, and 4 KiB for those 512
+    /// as long as one of them is shown.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchObject`], [`Error::Misaligned`] (also where a window has no pages of that size),
+    /// [`Error::OutsideWindows`], [`Error::Reserved`], [`Error::Overlaps`] with an area or a sheet,
+    /// [`Error::UnmapInProgress`], [`Error::OutOfMemory`].
+    pub fn open_sheet(
+        &mut self,
+        id: IoasId,
+        at: Span<Iova>,
+        page: PageSize,
+    ) -> Result<SheetId, Error> {
+        let ioas = self.ioas.need_mut(id)?;
+        let bytes = at.len().ok_or(Error::Overflow)?;
+        for value in [at.start().bits(), bytes] {
+            if value & page.mask() != 0 {
+                let alignment = page.bytes();
+                return Err(Error::Misaligned { value, alignment });
+            }
+        }
+        for shown in &ioas.domains {
+            check_window(&self.backend, shown.table, at, page)?;
+        }
+        if let Some(reserved) = ioas.reserved_overlap(at) {
+            return Err(Error::Reserved { reserved });
+        }
+        let (start, last) = (at.start().bits(), at.last().bits());
+        let area = ioas.areas.overlapping(start, last).map(Area::span);
+        let mut sheets = ioas.sheets.iter().map(Sheet::span);
+        if let Some(existing) = area.or_else(|| sheets.find(|other| other.overlaps(at))) {
+            return Err(Error::Overlaps { existing });
+        }
+        ioas.closed(at)?;
+        self.budget.take()?;
+        let pages = Sparse::new(bytes >> page.shift())?;
+        let index = ioas.sheets.reserve(&mut self.budget)?;
+        let serial = self.next_serial;
+        self.next_serial = serial.wrapping_add(1);
+        if let Some(place) = ioas.sheets.places.get_mut(index) {
+            *place = Some(Sheet {
+                serial,
+                span: at,
+                page,
+                window: usize::MAX,
+                pages,
+            });
+        }
+        if let Some(shown) = ioas.domains.first() {
+            ioas.sheets.aim(self.backend.windows(shown.table));
+        }
+        Ok(SheetId { index, serial })
+    }
+
+    /// Gives up a sheet.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchObject`], [`Error::NotMapped`]; [`Error::Busy`] while a page of it is shown.
+    pub fn close_sheet(&mut self, id: IoasId, sheet: SheetId) -> Result<(), Error> {
+        let ioas = self.ioas.need_mut(id)?;
+        let live = ioas.sheets.get_mut(sheet).map(|sheet| sheet.live());
+        let live = live.ok_or(Error::NotMapped { at: Iova::ZERO })?;
+        if live > 0 {
+            return Err(Error::Busy {
+                object: id.any(),
+                users: low(live),
+            });
+        }
+        ioas.sheets.retain(|other| other.serial != sheet.serial);
+        Ok(())
+    }
+
+    /// [`Iommu::put_pages`] of page `number` of a sheet. It is cheap where that page shows nothing yet, and
+    /// others near it do.
+    ///
+    /// # Errors
+    /// Those of [`Iommu::put_pages`].
+    #[inline(always)]
+    pub fn put_page(
+        &mut self,
+        id: IoasId,
+        (sheet, number): (SheetId, u64),
+        (memory, offset): (MemoryId, u64),
+        permissions: Permissions,
+    ) -> Result<(), Error> {
+        let what = (memory, offset);
+        match self.put_quickly(id, (sheet, number), what, permissions) {
+            Some(result) => result,
+            None => self.put_slowly(id, (sheet, number), what, permissions),
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn put_slowly(
+        &mut self,
+        id: IoasId,
+        (sheet, number): (SheetId, u64),
+        (memory, offset): (MemoryId, u64),
+        permissions: Permissions,
+    ) -> Result<(), Error> {
+        let sheet = self.ioas.need_mut(id)?.sheets.get_mut(sheet);
+        let not_mapped = Error::NotMapped { at: Iova::ZERO };
+        let sheet = sheet.ok_or(not_mapped)?;
+        if number >= sheet.pages.len() {
+            return Err(not_mapped);
+        }
+        let request = Map {
+            placement: Placement::Fixed(sheet.at(number)),
+            memory,
+            offset,
+            bytes: sheet.page.bytes(),
+            permissions,
+        };
+        self.put_pages(id, &request)
+    }
+
+    /// The usual case of [`Iommu::put_pages`]; `None` for any other, and for whatever is refused.
+    #[inline(always)]
+    fn put_quickly(
+        &mut self,
+        id: IoasId,
+        (sheet, number): (SheetId, u64),
+        (memory, offset): (MemoryId, u64),
+        permissions: Permissions,
+    ) -> Option<Result<(), Error>> {
+        let ioas = self.ioas.get_mut(id)?;
+        let index = memory.index();
+        let memory = self.memory.get_mut(memory)?;
+        // Its owner may do anything with it.
+        if memory.owner() != ioas.owner || memory.device().is_some() {
+            return None;
+        }
+        if ioas.areas.len() > 0 || ioas.revoking.is_some() {
+            return None;
+        }
+        let [shown] = ioas.domains.as_slice() else {
+            return None;
+        };
+        let sheet = ioas.sheets.get_mut(sheet)?;
+        let size = sheet.page;
+        // Where it is in whole pages, so is the end.
+        let pa = memory.page(offset, size)?;
+        if (offset | pa.bits()) & size.mask() != 0 {
+            return None;
+        }
+        let page = Page::new(index, offset >> size.shift(), permissions)?;
+        let mut slot = sheet.pages.slot(number)?;
+        if !slot.get().is_empty() {
+            return None;
+        }
+        if *slot.tag() != index {
+            let is_fresh = slot.live_in_chunk() == 0;
+            *slot.tag() = if is_fresh { index } else { MIXED };
+        }
+        let at = EntryPlace {
+            window: sheet.window,
+            page: number,
+        };
+        let run = PageRun {
+            pa,
+            size,
+            permissions,
+        };
+        // What a backend refuses has changed nothing.
+        if let Err(error) = self.backend.map_page(shown.table, at, run) {
+            return Some(Err(error.into()));
+        }
+        slot.fill(page);
+        memory.areas = memory.areas.wrapping_add(1);
+        Some(Ok(()))
+    }
+
+    /// Empties page `number` of a sheet, if that is cheap; false where [`Iommu::clear_pages`] has to be
+    /// asked, because it is not, because nothing is shown, or because the unit does not confirm.
+    #[inline(always)]
+    pub fn clear_page(&mut self, id: IoasId, sheet: SheetId, number: u64) -> bool {
+        self.clear_quickly(id, sheet, number).is_some()
+    }
+
+    #[inline(always)]
+    fn clear_quickly(&mut self, id: IoasId, sheet: SheetId, number: u64) -> Option<()> {
+        let ioas = self.ioas.get_mut(id)?;
+        if ioas.areas.len() > 0 || ioas.revoking.is_some() {
+            return None;
+        }
+        let [shown] = ioas.domains.as_slice() else {
+            return None;
+        };
+        let sheet = ioas.sheets.get_mut(sheet)?;
+        let at = EntryPlace {
+            window: sheet.window,
+            page: number,
+        };
+        let slot = sheet.pages.slot(number)?;
+        let page = slot.get();
+        if slot.is_last() || page.is_empty() || page.is_stale() {
+            return None;
+        }
+        let memory = self.memory.at_mut(page.memory())?;
+        if !self.backend.unmap_page(shown.table, at) {
+            return None;
+        }
+        slot.clear();
+        memory.areas = memory.areas.wrapping_sub(1);
+        Some(())
+    }
+
+    /// Shows RAM in pages of a sheet, which follow one another there as in the memory object: in pages that
+    /// show nothing; or, if it is one page, in the place of what that shows, in one step: a device that
+    /// uses it finds the old memory or the new.
+    ///
+    /// # Errors
+    /// Those of [`Iommu::map`]; [`Error::DeviceMemory`] for a BAR; [`Error::NotMapped`] where there is no
+    /// sheet, and for a page that is stale; [`Error::Overlaps`] with an area, or with a page where they
+    /// are several; [`Error::Backend`] with [`BackendError::Unsupported`] where the hardware cannot
+    /// exchange. Everything is as before then, except as for [`Iommu::map`] and [`Iommu::exchange`].
+    #[inline]
+    pub fn put_pages(&mut self, id: IoasId, request: &Map) -> Result<(), Error> {
+        let ioas = self.ioas.need_mut(id)?;
+        let memory = self.memory.need_mut(request.memory)?;
+        let granted = memory.granted(ioas.owner).ok_or(Error::OtherOwner {
+            object: request.memory.any(),
+            owner: memory.owner(),
+        })?;
+        if !granted.covers(request.permissions) {
+            return Err(Error::PermissionDenied);
+        }
+        let Placement::Fixed(start) = request.placement else {
+            return Err(Error::NoSpace {
+                bytes: request.bytes,
+            });
+        };
+        let less_one = request.bytes.checked_sub(1).ok_or(Error::Empty)?;
+        let last = start.bits().checked_add(less_one).ok_or(Error::Overflow)?;
+        let end = request.offset.checked_add(request.bytes);
+        if end.ok_or(Error::Overflow)? > memory.bytes() {
+            return Err(Error::OutsideMemory {
+                bytes: memory.bytes(),
+            });
+        }
+        let range = span(start.bits(), last);
+        if memory.device().is_some() {
+            return Err(Error::DeviceMemory { area: range });
+        }
+        ioas.closed(range)?;
+        if ioas.areas.len() > 0
+            && let Some(area) = ioas.areas.overlapping(start.bits(), last)
+        {
+            return Err(Error::Overlaps {
+                existing: area.span(),
+            });
+        }
+        let Ioas {
+            sheets, domains, ..
+        } = ioas;
+        let mut sheets = sheets.iter_mut();
+        let sheet = sheets
+            .find(|sheet| sheet.span.contains_span(range))
+            .ok_or(Error::NotMapped { at: start })?;
+        let size = sheet.page;
+        let area = Area {
+            start: start.bits(),
+            last,
+            offset: request.offset,
+            memory: request.memory.index(),
+            flags: Flags::new(request.permissions),
+        };
+        check_pages(memory, area, size.bytes())?;
+        let number = request.offset >> size.shift();
+        let page = Page::new(area.memory, number, request.permissions).ok_or(OutOfMemory)?;
+        let what = sheet.range(range);
+        let old = if what.count == 1 {
+            sheet.pages.get(what.first)
+        } else if let Some(existing) = sheet.first_in(range) {
+            return Err(Error::Overlaps { existing });
+        } else {
+            Page::default()
+        };
+        if !old.is_empty() {
+            return self.put_over(id, area, page);
+        }
+        sheet.reserve(what, &mut self.budget)?;
+        let leaves = PageSizes::of(size);
+        match show_all(&mut self.backend, domains, leaves, memory, area) {
+            Ok(()) => {
+                sheet.record(what, page, memory);
+                Ok(())
+            }
+            Err((error, false)) => {
+                sheet.pages.trim(what.first, what.count);
+                Err(error.into())
+            }
+            Err((error, true)) => {
+                sheet.record(what, Page(page.0 | Page::STALE), memory);
+                Err(error.into())
+            }
+        }
+    }
+
+    /// Shows a page, checked, in the place of the one that is there.
+    fn put_over(&mut self, id: IoasId, area: Area, new: Page) -> Result<(), Error> {
+        let at = Iova::truncated(area.start);
+        let ioas = self.ioas.need_mut(id)?;
+        let Ioas {
+            sheets, domains, ..
+        } = ioas;
+        let mut sheets = sheets.iter_mut();
+        let not_mapped = Error::NotMapped { at };
+        let sheet = sheets
+            .find(|sheet| sheet.span.contains(at))
+            .ok_or(not_mapped)?;
+        let what = sheet.range(area.span());
+        let old = sheet.pages.get(what.first);
+        if old.is_stale() {
+            return Err(not_mapped);
+        }
+        if old == new {
+            return Ok(());
+        }
+        let old_area = sheet.area(at, old);
+        let leaves = PageSizes::of(sheet.page);
+        let run = |memory: Option<&Memory>, area: Area| one_run(memory?, area, leaves);
+        let to = run(self.memory.at(area.memory), area).ok_or(not_mapped)?;
+        let from = self.memory.at(old_area.memory);
+        let done = exchange(&mut self.backend, domains, || run(from, old_area), &to);
+        let Err((error, restored)) = done else {
+            if old.memory() != new.memory() {
+                release(&mut self.memory, old.memory(), 1);
+                if let Some(memory) = self.memory.at_mut(area.memory) {
+                    memory.areas = memory.areas.saturating_add(1);
+                }
+                sheet.mix(what.first);
+            }
+            sheet.pages.set(what.first, new);
+            return Ok(());
+        };
+        if !restored {
+            sheet.pages.set(what.first, Page(old.0 | Page::STALE));
+            // Nobody knows that it cannot be reached.
+            if let Some(memory) = self.memory.at_mut(area.memory) {
+                memory.areas = memory.areas.saturating_add(1);
+            }
+        }
+        Err(error.into())
+    }
+
+    /// Empties the pages of a sheet in a range, as many of them as show something; gives how many. When
+    /// this returns, no device can reach memory through them any more.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchObject`], [`Error::NotMapped`] unless the range is whole pages of one sheet,
+    /// [`Error::UnmapInProgress`]: nothing changed. [`Error::Backend`]: the unit did not confirm; the
+    /// pages keep their memory, but serve nobody. Clear them again.
+    #[inline]
+    pub fn clear_pages(&mut self, id: IoasId, range: Span<Iova>) -> Result<u64, Error> {
+        let ioas = self.ioas.need_mut(id)?;
+        ioas.closed(range)?;
+        let Ioas {
+            sheets, domains, ..
+        } = ioas;
+        let not_mapped = Error::NotMapped { at: range.start() };
+        let mut sheets = sheets.iter_mut();
+        let sheet = sheets
+            .find(|sheet| sheet.span.contains_span(range))
+            .ok_or(not_mapped)?;
+        let ends = range.start().bits() | range.last().bits().wrapping_add(1);
+        if ends & sheet.page.mask() != 0 {
+            return Err(not_mapped);
+        }
+        let all = sheet.range(range);
+        let Some(first) = sheet.pages.live_in(all.first, all.count) else {
+            return Ok(0);
+        };
+        let mut outcome = Ok(());
+        for shown in &*domains {
+            self.backend.unmap(shown.table, range);
+        }
+        for shown in &*domains {
+            outcome = outcome.and(self.backend.invalidate(shown.table, range));
+        }
+        let what = Pages {
+            first,
+            count: all.first.saturating_add(all.count).saturating_sub(first),
+        };
+        if let Err(error) = outcome {
+            sheet
+                .pages
+                .change(what.first, what.count, |page| Page(page.0 | Page::STALE));
+            return Err(error.into());
+        }
+        Ok(sheet.forget(all, &mut self.memory))
+    }
+
+    /// The page of a sheet that is shown at an address.
+    #[must_use]
+    pub fn page(&self, id: IoasId, at: Iova) -> Option<Span<Iova>> {
+        self.ioas.get(id)?.page_at(at).map(Area::span)
+    }
+
+    /// Shows the pages of sheets in a new table.
+    pub(crate) fn show_sheets(&mut self, id: IoasId, table: TableId) -> Result<(), Error> {
+        let ioas = self.ioas.need(id)?;
+        let (backend, memories) = (&mut self.backend, &self.memory);
+        for sheet in ioas.sheets.iter() {
+            check_window(backend, table, sheet.span, sheet.page)?;
+            let leaves = PageSizes::of(sheet.page);
+            let failed = sheet.visit(|area| {
+                let memory = memories.at(area.memory).filter(|_| !area.flags.is_stale());
+                match memory.map(|memory| show(backend, table, leaves, memory, area)) {
+                    Some(Err((error, _))) => ControlFlow::Break(error),
+                    _ => ControlFlow::Continue(()),
+                }
+            });
+            if let Some(error) = failed {
+                return Err(error.into());
+            }
+        }
+        Ok(())
+    }
+}
