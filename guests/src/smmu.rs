@@ -18,11 +18,16 @@ const CR1: usize = 0x28;
 const CR2: usize = 0x2c;
 /// `SMMU_GBPA`.
 pub const GBPA: usize = 0x44;
-const IRQ_CTRL: usize = 0x50;
+/// `SMMU_IRQ_CTRL`.
+pub const IRQ_CTRL: usize = 0x50;
 /// `SMMU_GERROR`.
 pub const GERROR: usize = 0x60;
 /// `SMMU_GERRORN`.
 pub const GERRORN: usize = 0x64;
+/// `SMMU_GERROR_IRQ_CFG0`: where the message for errors goes.
+pub const GERROR_IRQ_CFG0: usize = 0x68;
+/// `SMMU_EVENTQ_IRQ_CFG0`: where the message for records goes.
+pub const EVENTQ_IRQ_CFG0: usize = 0xb0;
 /// `SMMU_STRTAB_BASE`.
 pub const STRTAB_BASE: usize = 0x80;
 /// `SMMU_STRTAB_BASE_CFG`.
@@ -54,7 +59,9 @@ const UPDATE: u32 = 1 << 31;
 /// `GBPA`: what nobody translates is aborted.
 const ABORT: u32 = 1 << 20;
 /// Interrupts for events and global errors.
-const IRQS: u32 = 1 << 2 | 1;
+pub const IRQS: u32 = 1 << 2 | 1;
+/// `IDR0`: it sends messages of its own.
+const MSI: u32 = 1 << 13;
 /// Log2 of the stream table's entries: bus 0 and what else is in 256 requester IDs.
 pub const STREAM_BITS: u32 = 8;
 const STE_BYTES: u64 = 64;
@@ -134,6 +141,10 @@ pub mod command {
     pub const TLBI_ALL: Command = [0x30, 0];
     /// `CMD_SYNC`, without a message or a signal.
     pub const SYNC: Command = [0x46, 0];
+    /// `CMD_SYNC` that writes a word to an address when it is complete.
+    pub const fn sync_to(address: u64, word: u32) -> Command {
+        [(word as u64) << 32 | 1 << 12 | 0x46, address]
+    }
 }
 
 /// An event record.
@@ -183,6 +194,11 @@ pub enum Fault {
     Commands(u32, u32, u32),
     /// No room for tables.
     Tables,
+}
+
+/// Whether the SMMU sends messages of its own.
+pub fn has_messages() -> bool {
+    read(IDR0) & MSI != 0
 }
 
 /// Reads a register.
@@ -294,6 +310,9 @@ impl Smmu {
         write(EVENTQ_CONS, 0);
         // What an earlier life left is taken for known.
         write(GERRORN, read(GERROR));
+        write(IRQ_CTRL, 0);
+        write64(GERROR_IRQ_CFG0, 0);
+        write64(EVENTQ_IRQ_CFG0, 0);
         write(IRQ_CTRL, IRQS);
         control(CMDQEN)?;
         smmu.run(&[command::CFGI_ALL, command::TLBI_ALL])?;
@@ -431,6 +450,12 @@ impl Smmu {
         mmio::write64(at + 8, command[1]);
         // The bit above the index tells the laps apart.
         self.produced = (self.produced + 1) & (mask << 1 | 1);
+    }
+
+    /// Where the next command will be.
+    pub fn slot(&self) -> u64 {
+        let mask = (1_u32 << self.commands.1) - 1;
+        self.commands.0 + 16 * u64::from(self.produced & mask)
     }
 
     /// Tells the SMMU about what is in the queue, and does not wait.

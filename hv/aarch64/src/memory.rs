@@ -164,6 +164,24 @@ impl Ram {
         Ok(())
     }
 
+    /// Writes a word of 32 bits to an address that is a multiple of 4, in one access, after all accesses before.
+    ///
+    /// # Errors
+    /// [`NotMemory`] outside memory or between words.
+    #[inline]
+    pub(crate) fn write_word(&self, pa: Pa, word: u32) -> Result<(), NotMemory> {
+        // Of the two words of 32 bits in one of 64, both are memory.
+        let double = self.check_word(Pa::truncated(pa.bits() & !7))?;
+        if !pa.bits().is_multiple_of(4) {
+            return Err(NotMemory { pa, bytes: 4 });
+        }
+        let to = with_exposed_provenance_mut::<u32>(double | (identity(pa) & 4));
+        aarch64_cpu::asm::barrier::dmb(aarch64_cpu::asm::barrier::ISH);
+        // SAFETY: an aligned word of RAM, by `check_word`.
+        unsafe { to.write_volatile(word) };
+        Ok(())
+    }
+
     /// Writes what the caches hold of a range back to memory and drops it: for whoever will look
     /// with its caches off, as a guest does at first.
     ///

@@ -316,18 +316,32 @@ fn rtc(rtc: Peripheral) -> NodeBuilder {
 }
 
 fn smmu(smmu: &Smmu, place: usize) -> NodeBuilder {
-    let lines = [smmu.event, smmu.pri, smmu.sync, smmu.gerror].map(|line| spi(line, EDGE_RISING));
-    NodeBuilder::at("smmuv3", smmu.base)
+    // With messages a wait has no wire, and there is no page request queue.
+    let wires = match smmu.messages {
+        Some(_) => vec![("eventq", smmu.event), ("gerror", smmu.gerror)],
+        None => vec![
+            ("eventq", smmu.event),
+            ("priq", smmu.pri),
+            ("cmdq-sync", smmu.sync),
+            ("gerror", smmu.gerror),
+        ],
+    };
+    let (names, lines): (Vec<&str>, Vec<_>) = wires
+        .iter()
+        .map(|(name, line)| (*name, spi(*line, EDGE_RISING)))
+        .unzip();
+    let node = NodeBuilder::at("smmuv3", smmu.base)
         .with("compatible", "arm,smmu-v3")
         .reg(&[(smmu.base, SMMU_BYTES)])
         .with("interrupts", lines.as_flattened())
-        .strings(
-            "interrupt-names",
-            &["eventq", "priq", "cmdq-sync", "gerror"],
-        )
+        .strings("interrupt-names", &names)
         .flag("dma-coherent")
         .with("#iommu-cells", 1u32)
-        .with("phandle", Handle::smmu(place))
+        .with("phandle", Handle::smmu(place));
+    match smmu.messages {
+        Some(device) => node.with("msi-parent", [Handle::ITS, device.into()]),
+        None => node,
+    }
 }
 
 fn pci(platform: &GuestPlatform, host: &PciHost) -> NodeBuilder {

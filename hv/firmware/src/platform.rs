@@ -1,10 +1,14 @@
 //! What a guest's machine consists of: the one description both firmware kinds are written from.
 
+mod check;
+pub mod map;
+mod virt;
+
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::ops::RangeInclusive;
 
-use types::{Address, Bdf, Ipa, OutOfRange, PageSize, Span, StreamId};
+use types::{Address, Bdf, Ipa, OutOfRange, Span, StreamId};
 
 /// The most vCPUs a description may have: the affinity numbering of [`Mpidr::from_index`] and the
 /// size of every table stay far from their limits.
@@ -137,6 +141,8 @@ pub struct Smmu {
     pub sync: Spi,
     /// The global error interrupt.
     pub gerror: Spi,
+    /// The DeviceID under which it sends messages of its own to the ITS: no requester's. `None` when it sends none.
+    pub messages: Option<u16>,
 }
 
 /// What a window of a PCI host bridge carries.
@@ -338,6 +344,9 @@ pub enum PlatformError {
     /// More than [`MAX_SMMUS`], or a function behind one that there is not, or behind two.
     #[error("the SMMUs are too many, or not those that functions are behind")]
     Smmus,
+    /// SMMUs send messages without an ITS, or with a DeviceID that a requester or another SMMU has.
+    #[error("the DeviceIDs of the SMMUs' messages are not theirs alone, or there is no ITS")]
+    SmmuMessages,
     /// An [`Rmr`] without a PCI host and an SMMU.
     #[error("a reserved mapping needs a PCI host and an SMMU")]
     RmrWithoutSmmu,
@@ -349,343 +358,10 @@ pub enum PlatformError {
     Bootargs,
 }
 
-impl GuestPlatform {
-    /// The layout of QEMU's `virt` machine, which is where Linux, small kernels and their authors
-    /// expect things: RAM at 1 GiB, the GIC at 128 MiB, a console and a clock; no PCI.
-    ///
-    /// # Errors
-    /// [`PlatformError::Memory`] unless `ram_bytes` is a multiple of 4 KiB that fits the space, and
-    /// [`PlatformError::CpuCount`] for no vCPU or more than [`MAX_CPUS`].
-    pub fn virt(ram_bytes: u64, cpus: u16) -> Result<Self, PlatformError> {
-        let count = usize::from(cpus);
-        let ram = Span::from_len(map::RAM, ram_bytes).ok_or(PlatformError::Memory)?;
-        let redistributors = u64::from(cpus)
-            .checked_mul(REDISTRIBUTOR_BYTES)
-            .and_then(|bytes| Span::from_len(map::REDISTRIBUTORS, bytes))
-            .ok_or(PlatformError::CpuCount(count))?;
-        let platform = Self {
-            memory: Vec::from([ram]),
-            cpus: (0..cpus).map(Mpidr::from_index).collect(),
-            gic: Gic {
-                distributor: map::DISTRIBUTOR,
-                redistributors,
-                its: None,
-            },
-            pmu_ppi: None,
-            uart: Peripheral {
-                base: map::UART,
-                interrupt: Spi(1),
-            },
-            rtc: Some(Peripheral {
-                base: map::RTC,
-                interrupt: Spi(2),
-            }),
-            smmus: Vec::new(),
-            behind: Vec::new(),
-            pci: None,
-            rmrs: Vec::new(),
-            conduit: Conduit::Hvc,
-            bootargs: String::new(),
-            seed: None,
-        };
-        platform.check()?;
-        Ok(platform)
-    }
-
-    /// Adds the PCI host of QEMU's `virt` machine, with an SMMU in front of it and the ITS that its
-    /// devices' MSIs need. It has no I/O window: no device a guest is given needs one.
-    #[must_use]
-    pub fn with_virt_pci(self) -> Self {
-        let mut platform = self.with_virt_pci_and_no_smmu(u8::MAX);
-        platform.add_virt_smmu();
-        platform
-    }
-
-    /// The SMMU that a requester is behind, by its place; `None` when there is none.
-    #[must_use]
-    pub fn smmu_of(&self, function: Bdf) -> Option<usize> {
-        let mut behind = self.behind.iter();
-        let other = behind.find(|(known, _)| *known == function);
-        let place = other.map_or(0, |(_, place)| *place);
-        (place < self.smmus.len()).then_some(place)
-    }
-
-    /// All requesters in order, as ranges behind one SMMU each: the first, how many, which SMMU. Empty without an SMMU.
-    #[must_use]
-    pub fn requesters(&self) -> Vec<(u32, u32, usize)> {
-        const ALL: u32 = 0x1_0000;
-        let mut ranges = Vec::new();
-        if self.smmus.is_empty() {
-            return ranges;
-        }
-        let mut behind = self.behind.clone();
-        types::sort(&mut behind);
-        let mut next = 0;
-        for (function, place) in behind {
-            let at = u32::from(function.bits());
-            if let Some(before) = at.checked_sub(next).filter(|count| *count > 0) {
-                ranges.push((next, before, 0));
-            }
-            ranges.push((at, 1, place));
-            next = at.saturating_add(1);
-        }
-        if let Some(rest) = ALL.checked_sub(next).filter(|count| *count > 0) {
-            ranges.push((next, rest, 0));
-        }
-        ranges
-    }
-
-    /// Adds the PCI host and the ITS of [`GuestPlatform::with_virt_pci`] without an SMMU: for a guest
-    /// whose devices are translated by stage 2 alone, of which it sees nothing. Its buses are 0 to
-    /// `last_bus`, whose configuration space takes 1 MiB each: 15 makes that 16 MiB.
-    #[must_use]
-    pub fn with_virt_pci_and_no_smmu(mut self, last_bus: u8) -> Self {
-        self.gic.its = Some(map::ITS);
-        self.smmus.clear();
-        self.behind.clear();
-        self.pci = Some(PciHost {
-            ecam: map::ECAM,
-            buses: 0..=last_bus,
-            windows: Vec::from([
-                PciWindow {
-                    kind: WindowKind::Memory32,
-                    cpu: map::PCI_WINDOW32,
-                    bus: map::PCI_WINDOW32.bits(),
-                    bytes: map::PCI_WINDOW32_BYTES,
-                },
-                PciWindow {
-                    kind: WindowKind::Memory64,
-                    cpu: map::PCI_WINDOW64,
-                    bus: map::PCI_WINDOW64.bits(),
-                    bytes: map::PCI_WINDOW64_BYTES,
-                },
-            ]),
-            intx: [Spi(3), Spi(4), Spi(5), Spi(6)],
-        });
-        self
-    }
-
-    /// Adds an SMMU in front of the PCI host and returns its place: the first is that of
-    /// [`GuestPlatform::with_virt_pci`], further ones follow its registers and its interrupts. `None` when there are
-    /// [`MAX_SMMUS`].
-    pub fn add_virt_smmu(&mut self) -> Option<usize> {
-        let place = self.smmus.len();
-        if place >= MAX_SMMUS {
-            return None;
-        }
-        let offset = SMMU_BYTES.checked_mul(u64::try_from(place).ok()?)?;
-        let first = u16::try_from(place).ok()?.checked_mul(4)?.checked_add(74)?;
-        self.smmus.push(Smmu {
-            base: map::SMMU.checked_add(offset)?,
-            event: Spi(first),
-            pri: Spi(first.saturating_add(1)),
-            sync: Spi(first.saturating_add(2)),
-            gerror: Spi(first.saturating_add(3)),
-        });
-        Some(place)
-    }
-
-    /// Adds an SMMU for each of the machine's that the functions are behind, in the order in which they first occur:
-    /// the guest sees its devices divided as they are.
-    ///
-    /// # Errors
-    /// [`PlatformError::Smmus`] when they are more than [`MAX_SMMUS`].
-    pub fn add_virt_smmus<U: Copy + PartialEq>(
-        &mut self,
-        functions: impl Iterator<Item = (Bdf, U)>,
-    ) -> Result<(), PlatformError> {
-        let mut units: Vec<U> = Vec::new();
-        for (function, unit) in functions {
-            let place = match units.iter().position(|known| *known == unit) {
-                Some(place) => place,
-                None => {
-                    units.push(unit);
-                    self.add_virt_smmu().ok_or(PlatformError::Smmus)?
-                }
-            };
-            if place > 0 {
-                self.behind.push((function, place));
-            }
-        }
-        Ok(())
-    }
-
-    /// Checks everything the writers of device tree and ACPI rely on.
-    ///
-    /// # Errors
-    /// The first thing found wrong.
-    pub fn check(&self) -> Result<(), PlatformError> {
-        self.check_memory()?;
-        self.check_cpus()?;
-        self.check_devices()?;
-        self.check_pci()?;
-        self.check_smmus()?;
-        self.check_rmrs()?;
-        if self.bootargs.bytes().any(|byte| byte == 0) {
-            return Err(PlatformError::Bootargs);
-        }
-        Ok(())
-    }
-
-    fn check_memory(&self) -> Result<(), PlatformError> {
-        let aligned = self
-            .memory
-            .iter()
-            .all(|span| span.is_aligned(PageSize::SIZE_4K));
-        let ascending = self
-            .memory
-            .windows(2)
-            .all(|pair| matches!(pair, [low, high] if low.last() < high.start()));
-        let count = self.memory.len();
-        if count == 0 || count > MAX_MEMORY_SPANS || !aligned || !ascending {
-            return Err(PlatformError::Memory);
-        }
-        Ok(())
-    }
-
-    fn check_cpus(&self) -> Result<(), PlatformError> {
-        let count = self.cpus.len();
-        if count == 0 || count > MAX_CPUS {
-            return Err(PlatformError::CpuCount(count));
-        }
-        let mut sorted = self.cpus.clone();
-        types::sort(&mut sorted);
-        for pair in sorted.windows(2) {
-            if let [a, b] = pair
-                && a == b
-            {
-                return Err(PlatformError::DuplicateMpidr(a.bits()));
-            }
-        }
-        let room = self.gic.redistributors.len().unwrap_or(u64::MAX) / REDISTRIBUTOR_BYTES;
-        if room < count as u64 {
-            return Err(PlatformError::Redistributors(count));
-        }
-        match self.pmu_ppi {
-            Some(intid) if !(16..32).contains(&intid) => Err(PlatformError::NotAPpi(intid)),
-            _ => Ok(()),
-        }
-    }
-
-    fn check_devices(&self) -> Result<(), PlatformError> {
-        let fixed = [
-            (Some(self.gic.distributor), DISTRIBUTOR_BYTES),
-            (self.gic.its, ITS_BYTES),
-            (Some(self.uart.base), PRIMECELL_BYTES),
-            (self.rtc.map(|rtc| rtc.base), PRIMECELL_BYTES),
-        ];
-        let smmus = self.smmus.iter().map(|smmu| (Some(smmu.base), SMMU_BYTES));
-        let mut taken = self.memory.clone();
-        let mut spans = Vec::from([self.gic.redistributors]);
-        for (base, bytes) in fixed.into_iter().chain(smmus) {
-            if let Some(base) = base {
-                spans.push(Span::from_len(base, bytes).ok_or(PlatformError::Device(base))?);
-            }
-        }
-        if let Some(pci) = &self.pci {
-            spans.push(pci.ecam_span().ok_or(PlatformError::Ecam)?);
-            for window in &pci.windows {
-                spans.push(window.span().ok_or(PlatformError::Window(window.cpu))?);
-            }
-        }
-        for span in spans {
-            if taken.iter().any(|other| other.overlaps(span)) {
-                return Err(PlatformError::Device(span.start()));
-            }
-            taken.push(span);
-        }
-        Ok(())
-    }
-
-    fn check_pci(&self) -> Result<(), PlatformError> {
-        let Some(pci) = &self.pci else {
-            return Ok(());
-        };
-        if pci.buses.is_empty() {
-            return Err(PlatformError::Ecam);
-        }
-        for window in &pci.windows {
-            let last = window
-                .bytes
-                .checked_sub(1)
-                .and_then(|rest| window.bus.checked_add(rest));
-            let fits = match window.kind {
-                WindowKind::Memory64 => last.is_some(),
-                WindowKind::Memory32 => last.is_some_and(|last| last <= u64::from(u32::MAX)),
-                WindowKind::Io => window.bus != 0 && last.is_some_and(|last| last <= 0xffff),
-            };
-            // A length of exactly 4 GiB has no 32-bit form.
-            let length = window.kind == WindowKind::Memory64 || u32::try_from(window.bytes).is_ok();
-            if !fits || !length {
-                return Err(PlatformError::Window(window.cpu));
-            }
-        }
-        Ok(())
-    }
-
-    fn check_smmus(&self) -> Result<(), PlatformError> {
-        let mut functions: Vec<Bdf> = self.behind.iter().map(|(function, _)| *function).collect();
-        types::sort(&mut functions);
-        let twice = functions
-            .windows(2)
-            .any(|pair| matches!(pair, [a, b] if a == b));
-        let nowhere = self
-            .behind
-            .iter()
-            .any(|(_, place)| *place >= self.smmus.len());
-        if self.smmus.len() > MAX_SMMUS || twice || nowhere {
-            return Err(PlatformError::Smmus);
-        }
-        Ok(())
-    }
-
-    fn check_rmrs(&self) -> Result<(), PlatformError> {
-        if !self.rmrs.is_empty() && (self.pci.is_none() || self.smmus.is_empty()) {
-            return Err(PlatformError::RmrWithoutSmmu);
-        }
-        for rmr in &self.rmrs {
-            if rmr.devices.is_empty() || !rmr.window.is_aligned(PageSize::SIZE_64K) {
-                return Err(PlatformError::Rmr(rmr.window.start()));
-            }
-        }
-        Ok(())
-    }
-}
-
 impl PciWindow {
     /// What CPUs see of the window; `None` when it is empty or leaves the space.
     #[must_use]
     pub fn span(&self) -> Option<Span<Ipa>> {
         Span::from_len(self.cpu, self.bytes)
     }
-}
-
-/// Where things are on QEMU's `virt` machine, and so on our guests'.
-pub mod map {
-    use types::Ipa;
-
-    /// RAM.
-    pub const RAM: Ipa = Ipa::truncated(0x4000_0000);
-    /// The GIC's distributor.
-    pub const DISTRIBUTOR: Ipa = Ipa::truncated(0x0800_0000);
-    /// The ITS; `GITS_TRANSLATER` is at +0x1_0040.
-    pub const ITS: Ipa = Ipa::truncated(0x0808_0000);
-    /// The redistributors; room for 123 vCPUs below the console.
-    pub const REDISTRIBUTORS: Ipa = Ipa::truncated(0x080a_0000);
-    /// The PL011.
-    pub const UART: Ipa = Ipa::truncated(0x0900_0000);
-    /// The PL031.
-    pub const RTC: Ipa = Ipa::truncated(0x0901_0000);
-    /// The SMMU.
-    pub const SMMU: Ipa = Ipa::truncated(0x0905_0000);
-    /// The PCI memory window below 4 GiB.
-    pub const PCI_WINDOW32: Ipa = Ipa::truncated(0x1000_0000);
-    /// Its length in bytes.
-    pub const PCI_WINDOW32_BYTES: u64 = 0x2eff_0000;
-    /// The configuration space of 256 buses.
-    pub const ECAM: Ipa = Ipa::truncated(0x40_1000_0000);
-    /// The PCI memory window above RAM.
-    pub const PCI_WINDOW64: Ipa = Ipa::truncated(0x80_0000_0000);
-    /// Its length in bytes.
-    pub const PCI_WINDOW64_BYTES: u64 = 0x80_0000_0000;
 }

@@ -336,22 +336,27 @@ fn each_smmu_has_its_own_node_registers_wires_and_requesters() {
         6,
         "an ITS group, three SMMUs, the root complex, an RMR"
     );
-    let smmus = [0x48, 0x48 + 88, 0x48 + 2 * 88];
+    let smmus = [0x48, 0x48 + 108, 0x48 + 2 * 108];
     for (number, at) in smmus.into_iter().enumerate() {
         let node = &iort[at..];
-        assert_eq!((node[0], word(node, 8)), (4, 1));
+        assert_eq!((node[0], word(node, 8)), (4, 2));
         assert_eq!(long(node, 16), 0x0905_0000 + 0x2_0000 * number as u64);
         let first = 106 + 4 * u32::try_from(number).unwrap();
         let wires = [44, 48, 52, 56].map(|field| word(node, field));
-        // Events, page requests, errors, waits.
-        assert_eq!(wires, [first, first + 1, first + 3, first + 2]);
+        // Events, page requests (there are none), errors, waits (which have messages).
+        assert_eq!(wires, [first, 0, first + 3, 0]);
         assert_eq!(
             word(node, 68 + 12),
             0x30,
             "its devices' messages go to the ITS"
         );
+        // Its own, too: revision 5, coherent, the index counts. One mapping without an input, to its own DeviceID.
+        assert_eq!((node[3], word(node, 24), word(node, 64)), (5, 0x11, 1));
+        let own = [88, 92, 96, 100, 104].map(|field| word(node, field));
+        let device = 0xff00 + u32::try_from(number).unwrap();
+        assert_eq!(own, [0, 0, device, 0x30, 1]);
     }
-    let root = &iort[smmus[2] + 88..];
+    let root = &iort[smmus[2] + 108..];
     let count = word(root, 8);
     assert_eq!(root[0], 2);
     let mapping = |node: &[u8], index: usize| {
@@ -374,7 +379,7 @@ fn each_smmu_has_its_own_node_registers_wires_and_requesters() {
             [0x201, 0xfdfe, 0x201, first],
         ]
     );
-    let rmr = &iort[smmus[2] + 88 + word(root, 12) as usize + 20 * count as usize..];
+    let rmr = &iort[smmus[2] + 108 + word(root, 12) as usize + 20 * count as usize..];
     assert_eq!((rmr[0], word(rmr, 8)), (6, 5));
     let reserved: Vec<_> = (0..5).map(|index| mapping(rmr, index)).collect();
     let of = |stream, smmu| [stream, 0, stream, smmu];
@@ -388,6 +393,17 @@ fn each_smmu_has_its_own_node_registers_wires_and_requesters() {
             of(0x108, second),
         ]
     );
+}
+
+/// Where every DeviceID may be a requester's, the SMMU has wires alone, and its node is as it was.
+#[test]
+fn an_smmu_whose_messages_would_be_a_requesters_sends_none() {
+    let platform = GuestPlatform::virt(1 << 30, 2).unwrap().with_virt_pci();
+    assert_eq!(platform.check(), Ok(()));
+    let iort = find(&write(&platform), b"IORT");
+    let node = &iort[0x48..];
+    assert_eq!((node[0], node[3], word(node, 8)), (4, 4, 1));
+    assert_eq!((word(node, 24), word(node, 48)), (1, 107));
 }
 
 #[test]

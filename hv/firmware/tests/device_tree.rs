@@ -108,11 +108,20 @@ fn each_smmu_has_its_own_node_and_every_requester_is_behind_one() {
         node(name)
             .property("interrupts")
             .unwrap()
-            .value_as::<[u32; 12]>()
+            .value_as::<[u32; 6]>()
     };
-    let edges = |spi: u32| [0, spi, 1, 0, spi + 1, 1, 0, spi + 2, 1, 0, spi + 3, 1];
+    // Events and errors: a wait has messages.
+    let edges = |spi: u32| [0, spi, 1, 0, spi + 3, 1];
     assert_eq!(wires("/smmuv3@9050000"), Ok(edges(74)));
     assert_eq!(wires("/smmuv3@9070000"), Ok(edges(78)));
+    // Their own messages: to the ITS, under a DeviceID of each.
+    let its = cell("/intc@8000000/its@8080000", "phandle").unwrap();
+    let parent = |name| {
+        let parent = node(name).property("msi-parent").unwrap();
+        parent.value_as::<[u32; 2]>()
+    };
+    assert_eq!(parent("/smmuv3@9050000"), Ok([its, 0xff00]));
+    assert_eq!(parent("/smmuv3@9070000"), Ok([its, 0xff01]));
     let pcie = node("/pcie@4010000000");
     let map = pcie.property("iommu-map").unwrap().value_as::<[u32; 12]>();
     let expected = [
@@ -121,6 +130,30 @@ fn each_smmu_has_its_own_node_and_every_requester_is_behind_one() {
         [0x101, first, 0x101, 0xfeff],
     ];
     assert_eq!(map, Ok(expected.concat().try_into().unwrap()));
+}
+
+#[test]
+fn device_ids_of_smmus_are_nobody_elses() {
+    let functions = [(0x10, 'a'), (0x100, 'b')].map(|(bits, unit)| (Bdf::from_bits(bits), unit));
+    let mut good = stage_2_only();
+    good.add_virt_smmus(functions.into_iter()).unwrap();
+    assert_eq!(good.check(), Ok(()));
+    let refused = |change: &dyn Fn(&mut GuestPlatform)| {
+        let mut platform = good.clone();
+        change(&mut platform);
+        platform.check()
+    };
+    let error = Err(PlatformError::SmmuMessages);
+    assert_eq!(refused(&|p| p.smmus[1].messages = Some(0xff00)), error);
+    assert_eq!(refused(&|p| p.smmus[1].messages = Some(0x0f07)), error);
+    assert_eq!(refused(&|p| p.gic.its = None), error);
+    assert_eq!(refused(&|p| p.smmus[1].messages = None), Ok(()));
+    // With 256 buses every number is a requester's: wires alone.
+    let platform = GuestPlatform::virt(1 << 30, 2).unwrap().with_virt_pci();
+    assert_eq!(platform.smmus[0].messages, None);
+    let tree = tree(&platform);
+    let smmu = tree.find_node("/smmuv3@9050000").unwrap();
+    assert!(smmu.property("msi-parent").is_none());
 }
 
 #[test]

@@ -20,6 +20,15 @@ pub enum AtReset {
     Bypass,
 }
 
+/// Whether the guest's SMMU sends messages, besides its wires.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Messages {
+    /// Interrupts are wires alone.
+    Off,
+    /// As the guest configures them: the guest has an ITS, or polls its memory.
+    Offered,
+}
+
 /// What an invalidation of one address without a range means to the hardware.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SingleAddress {
@@ -43,6 +52,8 @@ pub struct Options {
     pub events_log2: u8,
     /// Whether ATS is offered, where the hardware has it.
     pub ats: Ats,
+    /// Whether messages are offered. The emulation sends them, whatever the hardware has.
+    pub messages: Messages,
     /// What holds while the guest's SMMU is off.
     pub at_reset: AtReset,
     /// How the hardware takes an invalidation of one address.
@@ -57,6 +68,7 @@ impl Default for Options {
             commands_log2: 10,
             events_log2: 10,
             ats: Ats::Off,
+            messages: Messages::Off,
             at_reset: AtReset::Abort,
             single_address: SingleAddress::WholeLeaf,
         }
@@ -128,6 +140,7 @@ impl Features {
                 .with_cohacc(true)
                 .with_asid16(has0.asid16())
                 .with_ats(ats)
+                .with_msi(options.messages == Messages::Offered)
                 .with_cd2l(has0.cd2l() && substream_bits > 0)
                 .with_ttendian(0b10)
                 .with_stall_model(0b01)
@@ -182,6 +195,18 @@ impl Features {
     #[must_use]
     pub fn ats(&self) -> bool {
         self.idr0.ats()
+    }
+
+    /// Whether the SMMU sends messages.
+    #[must_use]
+    pub fn msi(&self) -> bool {
+        self.idr0.msi()
+    }
+
+    /// An address as the SMMU's own accesses have it: no more bits than were promised. [IHI 0070 §3.4.3]
+    pub(crate) fn truncate(&self, address: u64) -> u64 {
+        let bits = u32::from(self.output_bits());
+        address & 1_u64.checked_shl(bits).unwrap_or(0).wrapping_sub(1)
     }
 
     /// The identification registers `IDR0`, `IDR1`, `IDR3`, `IDR5`.

@@ -19,7 +19,8 @@
 //!    VM's [`Options`]; a [`VSmmu`]; a core `Viommu` over the VM's nest parent.
 //! 2. For each device: a core `Vdevice` with the guest's stream ID, then [`VSmmu::add_stream`].
 //! 3. A data abort in the register file (128 KiB) is [`VSmmu::read`] or [`VSmmu::write`], under the
-//!    VM's lock. [`Outcome::interrupts`] become edges of the VM's SPIs.
+//!    VM's lock. [`Outcome::interrupts`] become edges of the VM's SPIs; messages of the SMMU's own
+//!    have gone by [`GuestMemory::send`] by then.
 //! 4. While [`Outcome::work`] is [`Work::More`], [`VSmmu::run`] is called again: after the trap has
 //!    returned and the vCPUs of others had their turn, not in a loop inside the trap. The vCPU that
 //!    waits sees `CONS`, `CR0ACK` or `GBPA.UPDATE` stand still, as with slow hardware.
@@ -40,7 +41,7 @@
 //! # Cost
 //!
 //! A call does at most [`BUDGET`] units of work: a command is one, a stream that is read again
-//! eight, a wait for the hardware eight. A command costs no allocation; only adding a stream does.
+//! eight, a wait for the hardware eight, a message two. A command costs no allocation; only adding a stream does.
 #![no_std]
 #![forbid(unsafe_code)]
 #![cfg_attr(
@@ -72,7 +73,8 @@ mod walk;
 pub use entry::{BadSte, GuestSte};
 pub use events::for_guest;
 pub use features::{
-    AtReset, Features, LEAST_QUEUE, MOST_QUEUE, MOST_STREAM_BITS, Options, SingleAddress, Unfit,
+    AtReset, Features, LEAST_QUEUE, MOST_QUEUE, MOST_STREAM_BITS, Messages, Options, SingleAddress,
+    Unfit,
 };
 pub use memory::{GuestMemory, NotGuestMemory};
 pub use physical::{BATCH, Failure, Invalidation, Physical, Refusal, VaRange};

@@ -47,6 +47,17 @@ pub trait GuestMemory {
     /// # Errors
     /// [`NotGuestMemory`], with memory unchanged, when any byte is not RAM the guest may write.
     fn write(&self, ipa: Ipa, bytes: &[u8]) -> Result<(), NotGuestMemory>;
+
+    /// Carries out a message of the SMMU's own: a write of 32 bits to `ipa`, a multiple of 4, in one
+    /// access. RAM takes it; so does whatever register of the guest's takes messages of the SMMU
+    /// (`GITS_TRANSLATER` of its ITS, from the SMMU's own DeviceID), and nothing else. What was written to memory
+    /// before is seen before it.
+    ///
+    /// # Errors
+    /// [`NotGuestMemory`], and nothing has changed, when nothing takes it.
+    fn send(&self, ipa: Ipa, data: u32) -> Result<(), NotGuestMemory> {
+        self.write(ipa, &data.to_le_bytes())
+    }
 }
 
 impl<T: GuestMemory + ?Sized> GuestMemory for &T {
@@ -60,6 +71,10 @@ impl<T: GuestMemory + ?Sized> GuestMemory for &T {
 
     fn write(&self, ipa: Ipa, bytes: &[u8]) -> Result<(), NotGuestMemory> {
         (**self).write(ipa, bytes)
+    }
+
+    fn send(&self, ipa: Ipa, data: u32) -> Result<(), NotGuestMemory> {
+        (**self).send(ipa, data)
     }
 }
 

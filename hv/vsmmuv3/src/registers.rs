@@ -54,6 +54,12 @@ pub(crate) const IRQ_EVENTQ: u32 = 1 << 2;
 pub(crate) const CMDQ_ERR: u32 = 1 << 0;
 /// `GERROR.EVENTQ_ABT_ERR`.
 pub(crate) const EVENTQ_ABT_ERR: u32 = 1 << 2;
+/// `GERROR.MSI_CMDQ_ABT_ERR`.
+pub(crate) const MSI_CMDQ_ABT_ERR: u32 = 1 << 4;
+/// `GERROR.MSI_EVENTQ_ABT_ERR`.
+pub(crate) const MSI_EVENTQ_ABT_ERR: u32 = 1 << 5;
+/// `GERROR.MSI_GERROR_ABT_ERR`.
+pub(crate) const MSI_GERROR_ABT_ERR: u32 = 1 << 7;
 /// `GERROR.SFM_ERR`.
 pub(crate) const SFM_ERR: u32 = 1 << 8;
 
@@ -69,6 +75,21 @@ pub(crate) const INDEX: u32 = 0xf_ffff;
 pub(crate) const CONS_ERR_SHIFT: u32 = 24;
 /// Bit 31 of event queue indices.
 const OVERFLOW: u32 = 1 << 31;
+
+/// `*_IRQ_CFG0.ADDR`, before it is cut to the address size.
+const MESSAGE_ADDRESS: u64 = 0x000f_ffff_ffff_fffc;
+/// `*_IRQ_CFG2`: shareability and memory type.
+const MESSAGE_ATTRIBUTES: u32 = 0x3f;
+
+/// A message of the SMMU's own: `*_IRQ_CFG0` to `*_IRQ_CFG2`. [IHI 0070 §6.3.21]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Message {
+    /// Where it is written to; 0: nowhere.
+    pub(crate) address: u64,
+    pub(crate) data: u32,
+    /// Kept, and without effect: the emulation's accesses have the attributes of all its others.
+    attributes: u32,
+}
 
 /// A register that the guest's SMMU has. All others read as zero and ignore writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,6 +108,9 @@ pub(crate) enum Register {
     IrqCtrlAck,
     Gerror,
     Gerrorn,
+    GerrorIrqCfg0,
+    GerrorIrqCfg1,
+    GerrorIrqCfg2,
     StrtabBase,
     StrtabBaseCfg,
     CmdqBase,
@@ -95,6 +119,9 @@ pub(crate) enum Register {
     EventqBase,
     EventqProd,
     EventqCons,
+    EventqIrqCfg0,
+    EventqIrqCfg1,
+    EventqIrqCfg2,
 }
 
 impl Register {
@@ -114,6 +141,9 @@ impl Register {
             regs::IRQ_CTRLACK => Self::IrqCtrlAck,
             regs::GERROR => Self::Gerror,
             regs::GERRORN => Self::Gerrorn,
+            regs::GERROR_IRQ_CFG0 => Self::GerrorIrqCfg0,
+            regs::GERROR_IRQ_CFG1 => Self::GerrorIrqCfg1,
+            regs::GERROR_IRQ_CFG2 => Self::GerrorIrqCfg2,
             regs::STRTAB_BASE => Self::StrtabBase,
             regs::STRTAB_BASE_CFG => Self::StrtabBaseCfg,
             regs::CMDQ_BASE => Self::CmdqBase,
@@ -122,12 +152,22 @@ impl Register {
             regs::EVENTQ_BASE => Self::EventqBase,
             regs::EVENTQ_PROD => Self::EventqProd,
             regs::EVENTQ_CONS => Self::EventqCons,
+            regs::EVENTQ_IRQ_CFG0 => Self::EventqIrqCfg0,
+            regs::EVENTQ_IRQ_CFG1 => Self::EventqIrqCfg1,
+            regs::EVENTQ_IRQ_CFG2 => Self::EventqIrqCfg2,
             _ => return None,
         })
     }
 
     fn is_wide(self) -> bool {
-        matches!(self, Self::StrtabBase | Self::CmdqBase | Self::EventqBase)
+        matches!(
+            self,
+            Self::StrtabBase
+                | Self::CmdqBase
+                | Self::EventqBase
+                | Self::GerrorIrqCfg0
+                | Self::EventqIrqCfg0
+        )
     }
 }
 
@@ -210,6 +250,8 @@ pub(crate) struct Registers {
     pub(crate) irq_ctrl: u32,
     pub(crate) gerror: u32,
     pub(crate) gerrorn: u32,
+    pub(crate) gerror_message: Message,
+    pub(crate) eventq_message: Message,
     pub(crate) strtab_base: u64,
     pub(crate) strtab_base_cfg: u32,
     pub(crate) cmdq_base: u64,
@@ -228,6 +270,8 @@ impl Registers {
             irq_ctrl: 0,
             gerror: 0,
             gerrorn: 0,
+            gerror_message: Message::default(),
+            eventq_message: Message::default(),
             strtab_base: 0,
             strtab_base_cfg: 0,
             cmdq_base: 0,
@@ -294,6 +338,32 @@ impl Registers {
         }
     }
 
+    /// Messages are there with `IDR0.MSI`, and change only while their interrupt is off.
+    /// [IHI 0070 §6.3.21]
+    pub(crate) fn write_message(&mut self, part: Part, value: u64, features: &Features) {
+        use Register::{
+            EventqIrqCfg0, EventqIrqCfg1, EventqIrqCfg2, GerrorIrqCfg0, GerrorIrqCfg1,
+            GerrorIrqCfg2,
+        };
+        let register = part.register();
+        let (message, enable) = match register {
+            GerrorIrqCfg0 | GerrorIrqCfg1 | GerrorIrqCfg2 => (&mut self.gerror_message, IRQ_GERROR),
+            _ => (&mut self.eventq_message, IRQ_EVENTQ),
+        };
+        if !features.msi() || self.irq_ctrl & enable != 0 {
+            return;
+        }
+        match register {
+            GerrorIrqCfg0 | EventqIrqCfg0 => {
+                let address = part.merge(message.address, value);
+                message.address = features.truncate(address & MESSAGE_ADDRESS);
+            }
+            GerrorIrqCfg1 | EventqIrqCfg1 => message.data = low(value),
+            GerrorIrqCfg2 | EventqIrqCfg2 => message.attributes = low(value) & MESSAGE_ATTRIBUTES,
+            _ => {}
+        }
+    }
+
     /// Acknowledges errors. Bits of errors that are not active do not change.
     pub(crate) fn write_gerrorn(&mut self, value: u32) {
         let active = self.active_errors();
@@ -325,6 +395,12 @@ impl Registers {
             Register::IrqCtrl | Register::IrqCtrlAck => self.irq_ctrl.into(),
             Register::Gerror => self.gerror.into(),
             Register::Gerrorn => self.gerrorn.into(),
+            Register::GerrorIrqCfg0 => self.gerror_message.address,
+            Register::GerrorIrqCfg1 => self.gerror_message.data.into(),
+            Register::GerrorIrqCfg2 => self.gerror_message.attributes.into(),
+            Register::EventqIrqCfg0 => self.eventq_message.address,
+            Register::EventqIrqCfg1 => self.eventq_message.data.into(),
+            Register::EventqIrqCfg2 => self.eventq_message.attributes.into(),
             Register::StrtabBase => self.strtab_base,
             Register::StrtabBaseCfg => self.strtab_base_cfg.into(),
             Register::CmdqBase => self.cmdq_base,
@@ -344,4 +420,10 @@ pub(crate) fn event_index(value: u32) -> u32 {
 /// What of an event queue's base is kept.
 pub(crate) fn queue_base(value: u64) -> u64 {
     value & QUEUE_BASE
+}
+
+/// The lower half.
+pub(crate) fn low(value: u64) -> u32 {
+    let [a, b, c, d, ..] = value.to_le_bytes();
+    u32::from_le_bytes([a, b, c, d])
 }

@@ -39,7 +39,7 @@ enum Ground {
 }
 
 /// The figure's name, where it is from, what it is, and the most it may come to.
-const ROWS: [(&str, Ground, &str, Option<u64>); 10] = [
+const ROWS: [(&str, Ground, &str, Option<u64>); 12] = [
     (
         "tlbi-sync",
         Ground::Nested,
@@ -51,6 +51,18 @@ const ROWS: [(&str, Ground, &str, Option<u64>); 10] = [
         Ground::Nested,
         "each further TLBI_NH_VA of a batch of 64",
         Some(250),
+    ),
+    (
+        "tlbi-sync-index",
+        Ground::Nested,
+        "TLBI_NH_VA and SYNC, and a read of CMDQ_CONS, as a driver waits without messages",
+        None,
+    ),
+    (
+        "tlbi-sync-word",
+        Ground::Nested,
+        "TLBI_NH_VA and SYNC that writes a word, and a look at it, as Linux waits with them",
+        None,
     ),
     (
         "cfgi-ste",

@@ -126,6 +126,18 @@ pub(crate) fn run(options: &Options) -> Verdict {
         entry[0],
         entry[RUNS - 1]
     );
+    for (name, how) in [
+        ("tlbi-sync-index", Wait::Index),
+        ("tlbi-sync-word", Wait::Word),
+    ] {
+        let times = waits(&mut smmu, how)?;
+        println!(
+            "bench {name} {} {} {}",
+            times[RUNS / 2],
+            times[0],
+            times[RUNS - 1]
+        );
+    }
     let fault = faults(&mut smmu, edu, page)?;
     println!(
         "bench fault-to-handler {} {} {}",
@@ -407,6 +419,48 @@ fn costs(smmu: &mut Smmu, stream: u32) -> Result<(Costs, Costs, Costs), Failure>
     many.sort_unstable();
     entry.sort_unstable();
     Ok((one, many, entry))
+}
+
+/// How a driver waits for a `CMD_SYNC`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Wait {
+    /// It reads `CMDQ_CONS`.
+    Index,
+    /// The SMMU writes zero over the command's first word, which the driver looks at. Without messages it reads
+    /// `CMDQ_CONS`, too.
+    Word,
+}
+
+/// Ticks of one invalidation with its SYNC, from the bell until the driver knows.
+fn waits(smmu: &mut Smmu, how: Wait) -> Result<Costs, Failure> {
+    let mut times = [0; RUNS];
+    let by_word = how == Wait::Word && smmu::has_messages();
+    for time in &mut times {
+        smmu.add(command::tlbi_va(ASID, NOWHERE));
+        let slot = smmu.slot();
+        smmu.add(match by_word {
+            true => command::sync_to(slot, 0),
+            false => command::SYNC,
+        });
+        mmio::barrier();
+        let before = cpu::now();
+        smmu.ring();
+        let mut looks = 0;
+        let is_over = |smmu: &Smmu| match by_word {
+            true => memory::read(slot) & 0xffff_ffff == 0,
+            false => smmu::read(smmu::CMDQ_CONS) & 0xf_ffff == smmu.produced(),
+        };
+        while !is_over(smmu) && looks < 10_000 {
+            looks += 1;
+        }
+        *time = cpu::now() - before;
+        smmu.flush()?;
+        if looks != 0 {
+            return Err(Failure("a wait was not over at once", [looks, slot, 0]));
+        }
+    }
+    times.sort_unstable();
+    Ok(times)
 }
 
 /// Ticks from the write that has a device send a message to a page that has no translation to the vector of

@@ -27,6 +27,10 @@ const ILLEGAL: u32 = 1;
 const ABORTED: u32 = 2;
 /// `GERROR`: the event queue cannot be written.
 const EVENTQ_ABT_ERR: u32 = 1 << 2;
+/// `GERROR`: a message was taken by nothing: of a `CMD_SYNC`, of a record, of an error.
+const SYNC_ABORTED: u32 = 1 << 4;
+const EVENT_ABORTED: u32 = 1 << 5;
+const GERROR_ABORTED: u32 = 1 << 7;
 const F_STE_FETCH: u64 = 0x03;
 const C_BAD_STREAMID: u64 = 0x02;
 const F_CD_FETCH: u64 = 0x09;
@@ -90,7 +94,7 @@ pub(crate) fn second_cpu() -> ! {
 /// An attack: with the SMMU as it was set up; what fails is what should have come, and did not.
 type Attack = fn(&mut Smmu, &Devices) -> Result<(), Failure>;
 
-const ATTACKS: [(&str, u64, Attack); 15] = [
+const ATTACKS: [(&str, u64, Attack); 16] = [
     ("command queues elsewhere", REST, command_queues_elsewhere),
     ("stream tables elsewhere", REST, stream_tables_elsewhere),
     (
@@ -112,6 +116,7 @@ const ATTACKS: [(&str, u64, Attack); 15] = [
     ("queues of 2^19 entries filled at once", REST, all_at_once),
     ("enables in a storm", REST, enables_in_a_storm),
     ("entries in a storm", REST, entries_in_a_storm),
+    ("messages elsewhere", REST, messages_elsewhere),
     (
         "queues and tables that change as they are read",
         SCRIBBLE,
@@ -448,6 +453,56 @@ fn entries_in_a_storm(smmu: &mut Smmu, devices: &Devices) -> Result<(), Failure>
         }
         smmu.ring();
         smmu::write(GERRORN, smmu::read(GERROR));
+    }
+    Ok(())
+}
+
+/// Both registers' messages go there.
+fn send_to(at: u64) {
+    smmu::write(smmu::IRQ_CTRL, 0);
+    smmu::write64(smmu::GERROR_IRQ_CFG0, at);
+    smmu::write64(smmu::EVENTQ_IRQ_CFG0, at);
+    smmu::write(smmu::IRQ_CTRL, smmu::IRQS);
+}
+
+/// Errors that are active, which are acknowledged.
+fn errors() -> u32 {
+    let found = smmu::read(GERROR);
+    let active = found ^ smmu::read(GERRORN);
+    smmu::write(GERRORN, found);
+    active
+}
+
+fn messages_elsewhere(smmu: &mut Smmu, devices: &Devices) -> Result<(), Failure> {
+    if !smmu::has_messages() {
+        return Err("the SMMU sends no messages".into());
+    }
+    // The control: memory takes one, four bytes of it.
+    memory::write(memory::FREE, u64::MAX);
+    smmu.run(&[command::sync_to(memory::FREE + 4, 0x1234)])?;
+    let word = memory::read(memory::FREE);
+    expect("a message to memory", word, 0x1234_ffff_ffff, 0)?;
+    expect("an error of it", errors().into(), 0, 0)?;
+    for at in ELSEWHERE {
+        smmu.run(&[command::sync_to(at, 7)])?;
+        let found = errors().into();
+        expect("a wait's message elsewhere", found, SYNC_ABORTED.into(), at)?;
+        send_to(at);
+        let kind = record(smmu, devices)?;
+        expect("a record beside it", kind, F_TRANSLATION, at)?;
+        // A register keeps no address bits that were not promised: without any, nothing is sent.
+        let wanted = if at << 24 == 0 {
+            0
+        } else {
+            EVENT_ABORTED | GERROR_ABORTED
+        };
+        expect(
+            "a record's message elsewhere",
+            errors().into(),
+            wanted.into(),
+            at,
+        )?;
+        send_to(0);
     }
     Ok(())
 }

@@ -214,7 +214,7 @@ impl Devices<'_> {
             return Err("it has no device".into());
         }
         for (unit, _) in &keys {
-            GuestSmmu::features(self.hardware, *unit, IPA_BITS)?;
+            GuestSmmu::features(self.hardware, *unit, IPA_BITS, vsmmuv3::Messages::Off)?;
         }
         Ok(keys.into_iter().map(|(unit, _)| unit).collect())
     }
@@ -518,6 +518,17 @@ impl Vm {
             at = at.checked_add(8)?;
         }
         Some(())
+    }
+
+    /// Writes a word of 32 bits in one access, after all that was written before; `None` when it is none of guest
+    /// memory, or `at` is between words.
+    #[inline]
+    pub(crate) fn store_word(&self, at: Ipa, word: u32) -> Option<()> {
+        let (pa, room) = self.translate(at)?;
+        if room < 4 {
+            return None;
+        }
+        self.memory.write_word(pa, word).ok()
     }
 
     /// Whether so many bytes from an address on are its memory.

@@ -35,6 +35,7 @@ struct Mapping {
     output: u32,
     /// Where the other node lies in the table.
     target: u32,
+    flags: u32,
 }
 
 impl Mapping {
@@ -46,6 +47,19 @@ impl Mapping {
             more: ALL_REQUESTERS,
             output: 0,
             target,
+            flags: 0,
+        }
+    }
+
+    /// Of the node itself, whatever the input.
+    fn own_to(target: u32, output: u16) -> Self {
+        const SINGLE: u32 = 1;
+        Self {
+            input: 0,
+            more: 0,
+            output: output.into(),
+            target,
+            flags: SINGLE,
         }
     }
 }
@@ -81,7 +95,7 @@ impl Nodes {
                 .u32(mapping.more)
                 .u32(mapping.output)
                 .u32(mapping.target)
-                .u32(0)
+                .u32(mapping.flags)
         });
         let total = mappings_at
             .saturating_add(length(&mapped))
@@ -124,6 +138,7 @@ pub(super) fn build(platform: &GuestPlatform, identity: &Identity) -> Vec<u8> {
                 more: count.saturating_sub(1),
                 output: first,
                 target: *smmus.get(place)?,
+                flags: 0,
             })
         })
         .collect();
@@ -152,25 +167,41 @@ fn its_group(nodes: &mut Nodes) -> u32 {
     nodes.add(ITS_GROUP, 1, &body, &[], &Bytes::default())
 }
 
+/// An SMMU. With messages of its own, its node is of revision 5, whose flag says that the index of the mapping for
+/// them counts; Linux before 6.2 does not know the flag, and takes the index where not all interrupts are wires: a
+/// wait has messages alone, and there is no page request queue.
 fn add_smmu(nodes: &mut Nodes, smmu: &Smmu, its: Option<u32>) -> u32 {
     const COHACC_OVERRIDE: u32 = 1;
+    const DEVICE_ID_VALID: u32 = 1 << 4;
     const GENERIC: u32 = 0;
+    let mut mappings: Vec<Mapping> = its.map(Mapping::all_to).into_iter().collect();
+    let own = smmu.messages.zip(its);
+    let (revision, flags, (pri, sync), index) = match own {
+        Some((device, its)) => {
+            let index = u32::try_from(mappings.len()).unwrap_or(u32::MAX);
+            mappings.push(Mapping::own_to(its, device));
+            (5, COHACC_OVERRIDE | DEVICE_ID_VALID, (0, 0), index)
+        }
+        None => {
+            let wires = (smmu.pri.intid(), smmu.sync.intid());
+            (4, COHACC_OVERRIDE, wires, 0)
+        }
+    };
     let body = Bytes::default()
         .u64(smmu.base.bits())
-        .u32(COHACC_OVERRIDE)
+        .u32(flags)
         .u32(0)
         // No VATOS.
         .u64(0)
         .u32(GENERIC)
         .u32(smmu.event.intid())
-        .u32(smmu.pri.intid())
+        .u32(pri)
         .u32(smmu.gerror.intid())
-        .u32(smmu.sync.intid())
-        // Proximity domain, and the mapping of its own MSIs, which it has not got.
+        .u32(sync)
+        // Proximity domain.
         .u32(0)
-        .u32(0);
-    let mapping = its.map(Mapping::all_to);
-    nodes.add(SMMU_V3, 4, &body, mapping.as_slice(), &Bytes::default())
+        .u32(index);
+    nodes.add(SMMU_V3, revision, &body, &mappings, &Bytes::default())
 }
 
 fn root_complex(nodes: &mut Nodes, mappings: &[Mapping]) {
@@ -206,6 +237,7 @@ fn add_rmr(nodes: &mut Nodes, rmr: &Rmr, smmu_of: impl Fn(Bdf) -> Option<u32>) {
                 more: 0,
                 output: stream,
                 target: smmu_of(device.function())?,
+                flags: 0,
             })
         })
         .collect();

@@ -37,6 +37,10 @@ pub const CR1: usize = 0x28;
 pub const CR2: usize = 0x2c;
 /// Message of the global error interrupt: address (64 bits).
 pub const GERROR_IRQ_CFG0: usize = 0x68;
+/// `GERROR`'s message: the data.
+pub const GERROR_IRQ_CFG1: usize = 0x70;
+/// `GERROR`'s message: its attributes.
+pub const GERROR_IRQ_CFG2: usize = 0x74;
 /// The stream table's base (64 bits).
 pub const STRTAB_BASE: usize = 0x80;
 /// The stream table's size and format.
@@ -51,6 +55,10 @@ pub const CMDQ_CONS: usize = 0x9c;
 pub const EVENTQ_BASE: usize = 0xa0;
 /// Message of the event queue's interrupt: address (64 bits).
 pub const EVENTQ_IRQ_CFG0: usize = 0xb0;
+/// The event queue's message: the data.
+pub const EVENTQ_IRQ_CFG1: usize = 0xb8;
+/// The event queue's message: its attributes.
+pub const EVENTQ_IRQ_CFG2: usize = 0xbc;
 /// Where the SMMU writes the next record; on page 1.
 pub const EVENTQ_PROD: usize = 0x1_00a8;
 /// Which record is read next; on page 1.

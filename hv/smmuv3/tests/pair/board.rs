@@ -311,6 +311,7 @@ impl Board {
             commands_log2: model.commands_log2,
             events_log2: model.events_log2,
             ats: Ats::Off,
+            messages: vsmmuv3::Messages::Off,
             // As QEMU's does: whoever forgets to lock it is seen.
             at_reset: AtReset::Bypass,
             single_address: SingleAddress::WholeLeaf,

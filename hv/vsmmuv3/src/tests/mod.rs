@@ -16,17 +16,20 @@ use types::{Ipa, StreamId};
 
 use crate::{
     AtReset, Delivery, Failure, Features, GuestMemory, Health, Interrupts, Invalidation, Line,
-    NotGuestMemory, Options, Outcome, Physical, Refusal, VSmmu, Width, Work,
+    Messages, NotGuestMemory, Options, Outcome, Physical, Refusal, VSmmu, Width, Work,
 };
 
 mod commands;
 mod events;
 mod hostile;
+mod messages;
 mod promise;
 mod registers;
 mod streams;
 mod walk;
 
+/// The register of an ITS that takes messages.
+pub(crate) const DOORBELL: u64 = 0x0809_0040;
 /// Where the guest's RAM begins.
 pub(crate) const RAM: u64 = 0x4000_0000;
 /// How much there is.
@@ -45,6 +48,8 @@ pub(crate) struct Ram {
     pub(crate) bytes: RefCell<Vec<u8>>,
     pub(crate) reads: Cell<usize>,
     pub(crate) writes: RefCell<Vec<(u64, usize)>>,
+    /// Messages that something took.
+    pub(crate) messages: RefCell<Vec<(u64, u32)>>,
     /// At the n-th read from now: words written before the read is done.
     pub(crate) ambush: RefCell<Vec<(usize, u64, u64)>>,
 }
@@ -55,6 +60,7 @@ impl Ram {
             bytes: RefCell::new(vec![0; RAM_BYTES]),
             reads: Cell::new(0),
             writes: RefCell::default(),
+            messages: RefCell::default(),
             ambush: RefCell::default(),
         }
     }
@@ -117,6 +123,16 @@ impl GuestMemory for Ram {
         let at = Self::place(ipa, bytes.len())?;
         self.writes.borrow_mut().push((ipa.bits(), bytes.len()));
         self.bytes.borrow_mut()[at..at + bytes.len()].copy_from_slice(bytes);
+        Ok(())
+    }
+
+    fn send(&self, ipa: Ipa, data: u32) -> Result<(), NotGuestMemory> {
+        assert_eq!(ipa.bits() & 3, 0, "a word");
+        if ipa.bits() != DOORBELL {
+            let at = Self::place(ipa, 4)?;
+            self.bytes.borrow_mut()[at..at + 4].copy_from_slice(&data.to_le_bytes());
+        }
+        self.messages.borrow_mut().push((ipa.bits(), data));
         Ok(())
     }
 }
@@ -212,6 +228,20 @@ impl Guest {
             ..Options::default()
         };
         Self::with(&rich(), options)
+    }
+
+    /// Over QEMU's SMMU, with messages of its own.
+    pub(crate) fn with_messages() -> Self {
+        let options = Options {
+            messages: Messages::Offered,
+            ..Options::default()
+        };
+        Self::with(&qemu(), options)
+    }
+
+    /// Messages since they were last looked at.
+    pub(crate) fn take_messages(&self) -> Vec<(u64, u32)> {
+        std::mem::take(&mut *self.ram.messages.borrow_mut())
     }
 
     pub(crate) fn add(&mut self, stream: u32) {

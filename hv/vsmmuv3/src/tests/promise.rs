@@ -4,7 +4,7 @@ use iommu::Ats;
 use smmuv3::spec::{Idr0, Idr1, Idr3, Idr5, regs};
 
 use super::{Guest, qemu, rich};
-use crate::{Features, Options, Unfit};
+use crate::{Features, Messages, Options, Unfit};
 
 #[test]
 fn over_qemu_a_guest_sees_stage_1_with_ranges_and_nothing_else() {
@@ -69,6 +69,7 @@ fn derived(all: u32, options: Options) -> [u32; 4] {
 fn the_page_names_every_bit_that_can_ever_be_set() {
     let options = Options {
         ats: Ats::On,
+        messages: Messages::Offered,
         ipa_bits: 48,
         ..Options::default()
     };
@@ -106,7 +107,7 @@ fn what_the_guest_must_never_see_is_never_set() {
     };
     let [idr0, idr1, idr3, _] = derived(u32::MAX, options);
     let idr0 = Idr0::from_bits(idr0);
-    assert!(!idr0.s2p() && !idr0.hyp() && !idr0.msi() && !idr0.sev() && !idr0.btm());
+    assert!(!idr0.s2p() && !idr0.hyp() && !idr0.sev() && !idr0.btm());
     assert!(!idr0.vmid16() && !idr0.vmw() && !idr0.atos() && !idr0.vatos() && !idr0.pri());
     assert!(!idr0.ns1ats() && !idr0.rme() && !idr0.atsrecerr() && !idr0.dormhint());
     assert_eq!((idr0.httu(), idr0.stall_model()), (0, 1));
@@ -233,6 +234,7 @@ fn named() -> std::vec::Vec<(&'static str, &'static str, &'static str)> {
         ("commands", include_str!("commands.rs")),
         ("events", include_str!("events.rs")),
         ("hostile", include_str!("hostile.rs")),
+        ("messages", include_str!("messages.rs")),
         ("promise", include_str!("promise.rs")),
         ("registers", include_str!("registers.rs")),
         ("streams", include_str!("streams.rs")),

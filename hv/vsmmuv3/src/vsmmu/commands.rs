@@ -146,20 +146,29 @@ impl VSmmu {
             return;
         }
         self.advance();
-        // Without MSIs the address and the data of the command are RES0, whatever they hold.
-        if let Completion::Interrupt { .. } = completion {
-            run.interrupts.add(Line::Sync);
+        if let Completion::Interrupt { address, data } = completion {
+            // A source has a wire, messages, or both: this one has a wire where there are no messages, because
+            // a wire would be pulsed with each of them, for nobody. [IHI 0070 §3.18.2]
+            if self.features.msi() {
+                self.send_sync(address, data, run);
+            } else {
+                run.interrupts.add(Line::Sync);
+            }
         }
     }
 
-    fn command_error<M, P>(&mut self, error: CommandError, run: &mut Run<'_, M, P>) {
+    fn command_error<M: GuestMemory, P>(&mut self, error: CommandError, run: &mut Run<'_, M, P>) {
         self.counters.errors = self.counters.errors.wrapping_add(1);
         let index = self.registers.cmdq_cons & INDEX;
         self.registers.cmdq_cons = index | (error as u32) << CONS_ERR_SHIFT;
-        self.error(CMDQ_ERR, &mut run.interrupts);
+        self.error(CMDQ_ERR, run.memory, &mut run.interrupts);
     }
 
-    pub(super) fn collect<M, P: Physical>(&mut self, entry: Invalidation, run: &mut Run<'_, M, P>) {
+    pub(super) fn collect<M: GuestMemory, P: Physical>(
+        &mut self,
+        entry: Invalidation,
+        run: &mut Run<'_, M, P>,
+    ) {
         if self.batch.is_full() {
             self.flush(run);
         }
@@ -167,7 +176,7 @@ impl VSmmu {
     }
 
     /// Hands what was collected to the hardware.
-    pub(super) fn flush<M, P: Physical>(&mut self, run: &mut Run<'_, M, P>) {
+    pub(super) fn flush<M: GuestMemory, P: Physical>(&mut self, run: &mut Run<'_, M, P>) {
         let entries = self.batch.entries();
         if entries.is_empty() {
             return;

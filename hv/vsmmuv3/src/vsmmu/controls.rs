@@ -5,7 +5,7 @@ use crate::memory::GuestMemory;
 use crate::physical::Physical;
 use crate::registers::{
     CMDQEN, EVENTQEN, INDEX, IRQ_EVENTQ, IRQ_GERROR, Part, Register, Registers, SMMUEN, UPDATE,
-    event_index, queue_base,
+    event_index, low, queue_base,
 };
 
 impl VSmmu {
@@ -33,6 +33,12 @@ impl VSmmu {
             Register::Gbpa => self.write_gbpa(word),
             Register::IrqCtrl => registers.irq_ctrl = word & (IRQ_GERROR | IRQ_EVENTQ),
             Register::Gerrorn => registers.write_gerrorn(word),
+            Register::GerrorIrqCfg0
+            | Register::GerrorIrqCfg1
+            | Register::GerrorIrqCfg2
+            | Register::EventqIrqCfg0
+            | Register::EventqIrqCfg1
+            | Register::EventqIrqCfg2 => registers.write_message(part, value, &self.features),
             Register::StrtabBase => registers.write_strtab_base(part, value),
             Register::StrtabBaseCfg => registers.write_strtab_base_cfg(word),
             Register::CmdqBase => registers.write_cmdq_base(part, value),
@@ -98,9 +104,4 @@ impl VSmmu {
             self.start_control_sweep();
         }
     }
-}
-
-fn low(value: u64) -> u32 {
-    let [a, b, c, d, ..] = value.to_le_bytes();
-    u32::from_le_bytes([a, b, c, d])
 }

@@ -2,6 +2,7 @@
 
 mod commands;
 mod controls;
+mod messages;
 mod outcome;
 mod records;
 mod streams;
@@ -31,6 +32,8 @@ const AHEAD: usize = 4;
 const STREAM_COST: u32 = 8;
 /// A batch handed to the hardware, with its wait.
 const SYNC_COST: u32 = 8;
+/// A message sent.
+const MESSAGE_COST: u32 = 2;
 
 /// An SMMUv3 as one guest sees it.
 #[derive(Debug)]

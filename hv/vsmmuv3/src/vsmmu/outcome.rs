@@ -7,7 +7,7 @@ pub enum Line {
     Event,
     /// `gerror`: an error became active.
     Gerror,
-    /// `cmdq-sync`: a `CMD_SYNC` that asked for it is complete.
+    /// `cmdq-sync`: a `CMD_SYNC` that asked for it is complete. Not with messages.
     Sync,
 }
 
@@ -100,6 +100,10 @@ pub struct Counters {
     pub entries_read: u64,
     /// Records put into the guest's event queue.
     pub events: u64,
+    /// Messages of the SMMU's own that were sent.
+    pub messages: u64,
+    /// Messages that nothing took.
+    pub messages_aborted: u64,
     /// Records lost because that queue was full, off or not in memory.
     pub events_lost: u64,
 }

@@ -43,15 +43,22 @@ impl VSmmu {
         (delivery, interrupts)
     }
 
-    pub(super) fn error(&mut self, bit: u32, interrupts: &mut Interrupts) {
+    /// Makes an error active, and says so if it was not.
+    pub(super) fn error(
+        &mut self,
+        bit: u32,
+        memory: &impl GuestMemory,
+        interrupts: &mut Interrupts,
+    ) {
         if self.registers.raise_error(bit) && self.registers.irq_ctrl & IRQ_GERROR != 0 {
             interrupts.add(Line::Gerror);
+            self.send_gerror(memory);
         }
     }
 
-    pub(super) fn broken<M, P>(&mut self, run: &mut Run<'_, M, P>) {
+    pub(super) fn broken<M: GuestMemory, P>(&mut self, run: &mut Run<'_, M, P>) {
         self.health = Health::Broken;
-        self.error(SFM_ERR, &mut run.interrupts);
+        self.error(SFM_ERR, run.memory, &mut run.interrupts);
     }
 
     pub(super) fn put(
@@ -70,11 +77,12 @@ impl VSmmu {
                 self.counters.events = self.counters.events.wrapping_add(1);
                 if self.registers.irq_ctrl & IRQ_EVENTQ != 0 {
                     interrupts.add(Line::Event);
+                    self.send_event(memory, interrupts);
                 }
                 return Delivery::Delivered;
             }
             Put::Overflow => {}
-            Put::NotWritable => self.error(EVENTQ_ABT_ERR, interrupts),
+            Put::NotWritable => self.error(EVENTQ_ABT_ERR, memory, interrupts),
         }
         self.counters.events_lost = self.counters.events_lost.wrapping_add(1);
         Delivery::Lost

@@ -193,7 +193,11 @@ impl VSmmu {
         }
     }
 
-    pub(super) fn finish<M, P: Physical>(&mut self, sweep: Sweep, run: &mut Run<'_, M, P>) {
+    pub(super) fn finish<M: GuestMemory, P: Physical>(
+        &mut self,
+        sweep: Sweep,
+        run: &mut Run<'_, M, P>,
+    ) {
         run.spend(1);
         self.sweep = None;
         match sweep.cause {

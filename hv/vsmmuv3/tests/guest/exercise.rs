@@ -5,7 +5,7 @@ use bulkhead_vsmmuv3::{Delivery, Health, Width};
 
 use crate::model::{MUTE, Model, REFUSED};
 use crate::rig::{Rig, Wrong, does, settle};
-use crate::tables::{self, Does, Promise, RAM, Says};
+use crate::tables::{self, DOORBELL, Does, Promise, RAM, Says};
 
 /// Bytes of a step.
 const STEP: usize = 8;
@@ -21,9 +21,10 @@ const L2: [u64; 2] = [RAM + 0x4000, RAM + 0x8000];
 const STREAMS: [u32; 4] = [0, 8, MUTE, 0x104];
 
 /// Every register there is, and some that are not.
-const REGISTERS: [u64; 26] = [
+const REGISTERS: [u64; 34] = [
     0x00, 0x04, 0x0c, 0x14, 0x1c, 0x20, 0x24, 0x28, 0x2c, 0x44, 0x50, 0x54, 0x60, 0x64, 0x80, 0x84,
-    0x88, 0x90, 0x94, 0x98, 0x9c, 0xa0, 0xa4, 0x1_00a8, 0x1_00ac, 0xa8,
+    0x88, 0x90, 0x94, 0x98, 0x9c, 0xa0, 0xa4, 0x1_00a8, 0x1_00ac, 0xa8, 0x68, 0x6c, 0x70, 0x74,
+    0xb0, 0xb4, 0xb8, 0xbc,
 ];
 
 /// Takes the first byte as the kind of run and machine, and every eight after it as a step; returns the
@@ -111,6 +112,8 @@ impl Pair {
         }
         let records = std::mem::take(&mut *self.rig.ram.records.borrow_mut());
         assert_eq!(records, std::mem::take(&mut self.model.records));
+        let messages = std::mem::take(&mut *self.rig.ram.messages.borrow_mut());
+        assert_eq!(messages, std::mem::take(&mut self.model.messages));
         let pulses = std::mem::take(&mut self.rig.pulses);
         assert_eq!(pulses, std::mem::take(&mut self.model.pulses));
         settle(
@@ -132,6 +135,20 @@ fn bring_up(mut write: impl FnMut(u64, Width, u64)) {
         (0x20, Width::Word, 0xd),
     ] {
         write(at, width, value);
+    }
+}
+
+/// Where a message may go: the doorbell, memory, next to both, anywhere.
+fn message(a: u8, b: u8) -> u64 {
+    match a & 7 {
+        0 | 1 => DOORBELL,
+        2 => DOORBELL + u64::from(b & 0xc),
+        3 => RAM + u64::from(b) * 4,
+        4 => RAM + u64::from(b) * 0x100 + u64::from(a >> 3),
+        // An entry of the command queue: the wait's own, as Linux has it, or another.
+        5 => CMDQ + u64::from(b & 0x3f) * 16,
+        6 => u64::from(b) << 8 << (a >> 3 & 0x1f),
+        _ => RAM - 4 + u64::from(b & 1) * (tables::RAM_BYTES + 4),
     }
 }
 
@@ -203,6 +220,10 @@ fn command(how: u8, [a, b, c, d, e]: [u8; 5]) -> [u64; 2] {
         18 => [u64::from(b) | sid, u64::from(c)],
         19 => [u64::from(e) << 8 | 0x46, u64::MAX],
         20 => [3 | sid | 1 << 10, 0],
+        21..=25 => [
+            0x46 | 1 << 12 | word([c, d, e, a]) << 32,
+            message(a, b) | u64::from(e >> 5 & 3),
+        ],
         _ => [0x46 | u64::from(a & 3) << 12, 0],
     }
 }
@@ -236,6 +257,7 @@ fn value(at: u64, how: u8, [a, b, c, d]: [u8; 4]) -> u64 {
     match at {
         0x20 => u64::from(a & 0x1f),
         0x44 => 1 << 31 | u64::from(a & 1) << 20,
+        0x68 | 0xb0 => message(a, b),
         0x80 => page,
         0x88 => u64::from(a & 1) << 16 | u64::from(b & 0x1f) << 6 | u64::from(c & 0x1f),
         0x90 | 0xa0 => page | u64::from(b & 0x1f),
@@ -289,8 +311,16 @@ fn against_the_model(kind: u8, steps: &[u8]) -> usize {
                     pair.ring();
                 }
             }
-            4 => {
+            4 if what & 0x10 == 0 => {
                 pair.command([0x46, 0]);
+                pair.ring();
+            }
+            4 => {
+                // As Linux waits: the word that the command itself begins with becomes 0.
+                let entries = 1 << (pair.model.read(0x90) & 0x1f).min(8);
+                let base = pair.rig.smmu.read(0x90, Width::Double) & 0x000f_ffff_ffff_ffe0;
+                let own = base + (pair.slot & (entries - 1)) * 16;
+                pair.command([0x46 | 1 << 12 | u64::from(a) << 32, own]);
                 pair.ring();
             }
             5 | 6 => {
@@ -324,7 +354,7 @@ fn against_the_model(kind: u8, steps: &[u8]) -> usize {
                 if at & 7 == 0 && width == Width::Double {
                     let whole = pair.rig.smmu.read(at, width);
                     let halves = pair.model.read(at) | pair.model.read(at + 4) << 32;
-                    let wide = matches!(at, 0x80 | 0x90 | 0xa0);
+                    let wide = matches!(at, 0x68 | 0x80 | 0x90 | 0xa0 | 0xb0);
                     assert_eq!(whole, if wide { halves } else { 0 });
                 }
                 assert!(width >= Width::Word || pair.rig.smmu.read(at, width) == 0);
@@ -348,7 +378,16 @@ fn against_the_model(kind: u8, steps: &[u8]) -> usize {
                     pair.write(0x1_00ac, Width::Word, pair.rig.read(0x1_00a8));
                 }
             }
-            13 => pair.write(0x20, Width::Word, u64::from(a & 0x1f)),
+            13 if what & 0x10 == 0 => pair.write(0x20, Width::Word, u64::from(a & 0x1f)),
+            13 => {
+                // The driver sets its messages up.
+                pair.write(0x50, Width::Word, 0);
+                pair.write(0x68, Width::Double, message(a, b));
+                pair.write(0x70, Width::Word, u64::from(e));
+                pair.write(0xb0, Width::Double, message(c, d));
+                pair.write(0xb8, Width::Word, u64::from(f));
+                pair.write(0x50, Width::Word, u64::from(how & 7));
+            }
             14 => match how & 7 {
                 0 => {
                     let id = stream(a, b) & 0x1ff;
@@ -417,6 +456,9 @@ fn check_the_cost(rig: &mut Rig) {
     let base = (base & 0x000f_ffff_ffff_ffe0) >> log2 << log2;
     let records = std::mem::take(&mut *rig.ram.records.borrow_mut());
     assert!(records.len() <= streams);
+    // Of waits, and of a record and an error.
+    let messages = rig.ram.messages.take();
+    assert!(messages.len() <= budget / 3 + 3, "{}", messages.len());
     for (at, _) in records {
         // Inside the queue, and nowhere else.
         assert!(at >= base && at < base + (1 << log2) && at & 31 == 0);

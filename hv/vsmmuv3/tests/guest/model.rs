@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::tables::{Does, Memory, Promise, Says, aligned, entry, judge};
+use crate::tables::{DOORBELL, Does, Memory, Promise, Says, aligned, entry, judge};
 
 /// Streams whose context descriptors lie where this bit of the address is set are refused by the
 /// hardware, for want of room.
@@ -61,6 +61,10 @@ pub(crate) struct Model {
     pub(crate) needs: Vec<Need>,
     /// Records written since this was looked at.
     pub(crate) records: Vec<(u64, [u64; 4])>,
+    /// Messages since this was looked at, with whether something took them.
+    pub(crate) messages: Vec<(u64, u32, bool)>,
+    /// A message fell on commands that may have been fetched before.
+    spoilt: bool,
     /// Lines pulsed since this was looked at: event, gerror, sync.
     pub(crate) pulses: [bool; 3],
     cr0: u64,
@@ -70,6 +74,8 @@ pub(crate) struct Model {
     irq_ctrl: u64,
     gerror: u64,
     gerrorn: u64,
+    /// Address, data, attributes: of the errors' message, and of the event queue's.
+    told_by: [[u64; 3]; 2],
     /// The stream table's, the command queue's, the event queue's.
     bases: [u64; 3],
     table_config: u64,
@@ -89,6 +95,8 @@ impl Model {
             streams: BTreeMap::new(),
             needs: Vec::new(),
             records: Vec::new(),
+            messages: Vec::new(),
+            spoilt: false,
             pulses: [false; 3],
             cr0: 0,
             cr1: 0,
@@ -97,6 +105,7 @@ impl Model {
             irq_ctrl: 0,
             gerror: 0,
             gerrorn: 0,
+            told_by: [[0; 3]; 2],
             bases: [0; 3],
             table_config: 0,
             commands: [0; 2],
@@ -141,6 +150,9 @@ impl Model {
             0x50 | 0x54 => self.irq_ctrl,
             0x60 => self.gerror,
             0x64 => self.gerrorn,
+            0x68 | 0x6c | 0xb0 | 0xb4 => self.told_by[usize::from(at >= 0xb0)][0] >> (8 * (at & 4)),
+            0x70 | 0xb8 => self.told_by[usize::from(at >= 0xb0)][1],
+            0x74 | 0xbc => self.told_by[usize::from(at >= 0xb0)][2],
             0x80 | 0x90 | 0xa0 => self.bases[(at as usize - 0x80) / 16],
             0x84 | 0x94 | 0xa4 => self.bases[(at as usize - 0x80) / 16] >> 32,
             0x88 => self.table_config,
@@ -172,7 +184,26 @@ impl Model {
                     self.bases[which] = new & (1 << 62 | 0x000f_ffff_ffff_ffff & !low);
                 }
             }
+            (0x68 | 0xb0, ..) => {
+                let which = usize::from(at >= 0xb0);
+                let old = self.told_by[which][0];
+                let new = match (bytes, at & 4) {
+                    (8, _) => value,
+                    (_, 0) => old >> 32 << 32 | word,
+                    _ => old & 0xffff_ffff | word << 32,
+                };
+                if self.may_tell(which) {
+                    self.told_by[which][0] = self.promise.cut(new & 0x000f_ffff_ffff_fffc);
+                }
+            }
             (_, _, 8) => {}
+            (_, 0x70 | 0x74 | 0xb8 | 0xbc, _) => {
+                let which = usize::from(at >= 0xb0);
+                let (field, mask) = if at & 4 == 0 { (1, !0) } else { (2, 0x3f) };
+                if self.may_tell(which) {
+                    self.told_by[which][field] = word & mask;
+                }
+            }
             (_, 0x20, _) => self.write_cr0(word),
             (_, 0x28, _) => {
                 let mut mask = 0;
@@ -209,6 +240,22 @@ impl Model {
         self.consume();
     }
 
+    /// Whether the message of the errors, or of the event queue, can be written.
+    fn may_tell(&self, which: usize) -> bool {
+        self.promise.messages() && self.irq_ctrl & [1, 4][which] == 0
+    }
+
+    /// Whether something took a message.
+    fn tell(&mut self, at: u64, data: u64) -> bool {
+        let taken = at == DOORBELL || self.memory.put_word(at, data as u32);
+        self.messages.push((at, data as u32, taken));
+        let (base, bytes) = self.command_queue();
+        let consumed = base + (self.commands[1] & (self.command_entries() - 1)) * 16;
+        // What a wait writes over itself is not fetched again.
+        self.spoilt |= at >= base && at < base + bytes && at & !0xf != consumed;
+        taken
+    }
+
     fn write_cr0(&mut self, word: u64) {
         let mask = 0xd | u64::from(self.promise.ats()) << 4;
         let old = std::mem::replace(&mut self.cr0, word & mask);
@@ -224,12 +271,17 @@ impl Model {
         }
     }
 
-    /// Whether a record that was just written lies in the command queue.
+    /// Whether a record or a message that was just written lies in the command queue.
     pub(crate) fn wrote_commands(&self) -> bool {
+        let (base, bytes) = self.command_queue();
+        let mut records = self.records.iter();
+        self.spoilt || records.any(|(at, _)| at + 32 > base && *at < base + bytes)
+    }
+
+    fn command_queue(&self) -> (u64, u64) {
         let log2 = u64::from(self.command_entries().trailing_zeros()) + 4;
         let base = aligned(self.bases[1] & 0x000f_ffff_ffff_ffe0, log2.max(5));
-        let mut records = self.records.iter();
-        records.any(|(at, _)| at + 32 > base && *at < base + (1 << log2.max(5)))
+        (base, 1 << log2.max(5))
     }
 
     fn command_entries(&self) -> u64 {
@@ -269,7 +321,14 @@ impl Model {
     fn global_error(&mut self, bit: u32) {
         if (self.gerror ^ self.gerrorn) >> bit & 1 == 0 {
             self.gerror ^= 1 << bit;
-            self.pulses[1] |= self.irq_ctrl & 1 == 1;
+            if self.irq_ctrl & 1 == 1 {
+                self.pulses[1] = true;
+                let [at, data, _] = self.told_by[0];
+                // Of its own abort nothing more is said.
+                if at != 0 && !self.tell(at, data) && (self.gerror ^ self.gerrorn) >> 7 & 1 == 0 {
+                    self.gerror ^= 1 << 7;
+                }
+            }
         }
     }
 
@@ -333,7 +392,16 @@ impl Model {
                 if std::mem::take(&mut self.mute) {
                     return Err(3);
                 }
-                self.pulses[2] |= signal == 1;
+                if signal == 1 {
+                    self.pulses[2] |= !self.promise.messages();
+                    let at = high & 0x000f_ffff_ffff_fffc;
+                    if self.promise.messages()
+                        && at != 0
+                        && !self.tell(self.promise.cut(at), low >> 32)
+                    {
+                        self.global_error(4);
+                    }
+                }
             }
             _ => return Err(1),
         }
@@ -459,7 +527,13 @@ impl Model {
         }
         self.records.push((at, record));
         self.events[0] = producer & 1 << 31 | ((producer & 0xf_ffff) + 1) & mask;
-        self.pulses[0] |= self.irq_ctrl & 4 != 0;
+        if self.irq_ctrl & 4 != 0 {
+            self.pulses[0] = true;
+            let [at, data, _] = self.told_by[1];
+            if at != 0 && !self.tell(at, data) {
+                self.global_error(5);
+            }
+        }
         true
     }
 

@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bulkhead_vsmmuv3::{
     AtReset, BATCH, Delivery, Failure, Features, GuestMemory, Interrupts, Invalidation, Line,
-    NotGuestMemory, Options, Outcome, Physical, Refusal, SingleAddress, VSmmu, Width, Work,
+    Messages, NotGuestMemory, Options, Outcome, Physical, Refusal, SingleAddress, VSmmu, Width,
+    Work,
 };
 use iommu::{Ats, NestedConfig, StageOne};
 use smmuv3::Identity;
@@ -13,13 +14,15 @@ use smmuv3::spec::{Event, Idr0, Idr1, Idr3, Idr5, Iidr};
 use types::{Ipa, StreamId};
 
 use crate::model::{MUTE, Need, REFUSED};
-use crate::tables::{Does, Memory, Promise, RAM, RAM_BYTES};
+use crate::tables::{DOORBELL, Does, Memory, Promise, RAM, RAM_BYTES};
 
 /// Guest memory that notes writes, counts reads, and may change behind every read.
 #[derive(Debug)]
 pub(crate) struct Ram {
     pub(crate) memory: RefCell<Memory>,
     pub(crate) records: RefCell<Vec<(u64, [u64; 4])>>,
+    /// Messages, with whether something took them.
+    pub(crate) messages: RefCell<Vec<(u64, u32, bool)>>,
     pub(crate) reads: Cell<usize>,
     /// 0: it changes only when it is written. Else the seed of what other vCPUs write.
     pub(crate) restless: Cell<u64>,
@@ -30,6 +33,7 @@ impl Ram {
         Self {
             memory: RefCell::new(Memory::new()),
             records: RefCell::default(),
+            messages: RefCell::default(),
             reads: Cell::new(0),
             restless: Cell::new(0),
         }
@@ -100,6 +104,17 @@ impl GuestMemory for Ram {
         self.records.borrow_mut().push((ipa.bits(), words));
         assert!(self.memory.borrow_mut().put(ipa.bits(), &words));
         Ok(())
+    }
+
+    fn send(&self, ipa: Ipa, data: u32) -> Result<(), NotGuestMemory> {
+        let at = ipa.bits();
+        assert_eq!(at & 3, 0, "a word");
+        let taken = at == DOORBELL || self.memory.borrow_mut().put_word(at, data);
+        self.messages.borrow_mut().push((at, data, taken));
+        match taken {
+            true => Ok(()),
+            false => Err(NotGuestMemory { ipa, bytes: 4 }),
+        }
     }
 }
 
@@ -357,6 +372,11 @@ pub(crate) fn promise(kind: u8) -> (Features, Promise) {
         commands_log2: 8,
         events_log2: 7,
         ats: Ats::On,
+        messages: if bit(7) {
+            Messages::Off
+        } else {
+            Messages::Offered
+        },
         at_reset: if bit(4) {
             AtReset::Bypass
         } else {

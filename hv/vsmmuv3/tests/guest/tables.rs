@@ -8,6 +8,9 @@ pub(crate) const RAM: u64 = 0x4000_0000;
 /// How much there is: nothing else is memory.
 pub(crate) const RAM_BYTES: u64 = 0x1_0000;
 
+/// The register that takes messages.
+pub(crate) const DOORBELL: u64 = 0x0809_0040;
+
 /// The guest's memory, as bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Memory(pub(crate) Vec<u8>);
@@ -29,6 +32,15 @@ impl Memory {
             let word = &self.0[from + 8 * i..from + 8 * i + 8];
             u64::from_le_bytes(word.try_into().unwrap())
         }))
+    }
+
+    /// Whether a word of 32 bits was written.
+    pub(crate) fn put_word(&mut self, at: u64, word: u32) -> bool {
+        let Some(from) = Self::place(at, 4) else {
+            return false;
+        };
+        self.0[from..from + 4].copy_from_slice(&word.to_le_bytes());
+        true
     }
 
     /// Whether it was written: all of it, or nothing.
@@ -63,6 +75,15 @@ impl Promise {
 
     pub(crate) fn ats(&self) -> bool {
         self.idr0 >> 10 & 1 == 1
+    }
+
+    pub(crate) fn messages(&self) -> bool {
+        self.idr0 >> 13 & 1 == 1
+    }
+
+    /// An address of the SMMU's own, cut to the promised size.
+    pub(crate) fn cut(&self, address: u64) -> u64 {
+        address & ((1 << self.address_bits()) - 1)
     }
 
     pub(crate) fn address_bits(&self) -> u32 {

@@ -84,6 +84,7 @@ pub(super) fn cases() -> Vec<Case> {
         vec![reset(), handed_on()],
         lives(),
         two(),
+        messages(),
         vec![refused()],
     ]
     .concat()
@@ -194,6 +195,59 @@ fn matrix() -> Vec<Case> {
 /// The four devices, two of them behind an SMMU of their own.
 const BEHIND_TWO: &str = r#"{ host = "0000:00:01.0" }, { host = "0000:00:02.0", smmu = 1 }, { host = "0000:00:03.0" },
     { host = "0000:00:04.0", smmu = 1 }"#;
+
+/// The SMMU's own interrupts are messages, too: none before a program's device faults, some after it, as many as the
+/// kernel counts. The waits for commands are words in memory.
+fn messages() -> Vec<Case> {
+    let linuxes = [
+        ("6.12", "acpi", "rmr"),
+        ("6.12", "dt", "vits"),
+        // Its IORT code takes the mapping for them by another rule.
+        ("6.1", "acpi", "vits"),
+    ];
+    linuxes
+        .map(|(kernel, firmware, policy)| {
+            let linux = Linux {
+                kernel,
+                firmware,
+                policy,
+                words: "iommu.strict=1",
+                vcpus: 2,
+                devices: r#"{ host = "0000:00:01.0" }, { host = "0000:00:02.0" }"#,
+            };
+            let name = format!(
+                "a guest's own SMMU sends its interrupts as messages: Linux {kernel} by {firmware}"
+            );
+            let actions = format!(
+                "iommu:{policy},smmu-irqs:messages:none,smmu-irqs:messages:raised,vfio,\
+                 smmu-irqs:messages:raised,smmu-irqs:wires:raised"
+            );
+            let case = Case::new(BOARD, name)
+                .bundle(linux.does(&actions))
+                .args(&["-device", "edu,addr=2"]);
+            nested(case)
+                .expect(&[
+                    &format!("action iommu: ok: 1 SMMUs, 1 devices, DMA, {policy}"),
+                    r"ITS\S* .* arm-smmu-v3-evtq",
+                    r"ITS\S* .* arm-smmu-v3-gerror",
+                    "action smmu-irqs: ok: 0 interrupts of event queues by messages",
+                    // The controls: nothing has come yet, and it is no wire.
+                    "action smmu-irqs: FAILED: no interrupt of an event queue",
+                    "action vfio: ok: 1 devices driven by a program",
+                    r"action smmu-irqs: ok: [1-9]\d* interrupts of event queues by messages",
+                    "action smmu-irqs: FAILED: arm-smmu-v3-evtq: not all are wires",
+                    "/ # ",
+                ])
+                .types("\x1dm")
+                .asks(
+                    "devices linux",
+                    // The waits of its driver, and the events.
+                    &["its guest's SMMU: 2 streams, .*, 0 refused, .*, [1-9][0-9]+ messages"],
+                )
+                .asks("quit", &["verdict 0: the monitor was told to quit"])
+        })
+        .into()
+}
 
 /// A guest with two SMMUs: Linux drives both, each device behind its own, and the program's faults are in the log of
 /// the one that its device is behind.

@@ -114,6 +114,9 @@ pub(crate) struct GuestPci {
     dma: Mutex<Dma>,
 }
 
+/// Events that an SMMU of the guest's can have: its records, its errors, its page requests, its waits.
+const SMMU_EVENTS: u32 = 4;
+
 impl GuestPci {
     /// The segment of a VM with these devices.
     ///
@@ -182,6 +185,11 @@ impl GuestPci {
                 events: function.events,
             });
         }
+        let own = platform.smmus.iter().filter_map(|smmu| smmu.messages);
+        events.extend(own.map(|device| DeviceEvents {
+            device: device.into(),
+            events: SMMU_EVENTS,
+        }));
         let pins = Pins::new(hardware, host, &segment, assigned);
         let vits = Vits::new(&ItsConfig {
             vcpus,
@@ -253,6 +261,12 @@ impl GuestPci {
     fn smmu_of(&self, guest: Bdf) -> Option<&GuestSmmu> {
         let (_, place) = self.behind.iter().find(|(known, _)| *known == guest)?;
         self.smmus.get(*place)
+    }
+
+    /// Whether a word written there is a message.
+    #[inline]
+    pub(crate) fn is_doorbell(&self, ipa: Ipa) -> bool {
+        ipa.bits() == self.doorbell
     }
 
     /// Whether a device's messages go where the hypervisor says, not where the guest's tables lead.
