@@ -1,6 +1,7 @@
-//! In-memory stand-ins: [`FakeMemory`], [`FakeFrames`], [`FakeMmio`], [`FakeClock`].
+//! In-memory stand-ins: [`FakeMemory`], [`FakeFrames`], [`FakeCache`], [`FakeMmio`], [`FakeClock`].
 
 use alloc::collections::BTreeMap;
+use alloc::collections::btree_map::Entry;
 use alloc::vec;
 use alloc::vec::Vec;
 use core::cell::{Cell, RefCell};
@@ -92,6 +93,161 @@ impl PhysMemory for FakeMemory {
 impl SharedMemory for FakeMemory {
     fn publish(&self) {}
     fn clean_to_memory(&self, _: Pa, _: usize) {}
+}
+
+/// A CPU's cache in front of a [`FakeMemory`], for devices that do not snoop it: they use the memory itself.
+///
+/// It keeps whole lines for as long as it can: what the CPU wrote is in memory only once its line was cleaned, what a
+/// device wrote is seen only once a line that was read before was dropped, and a line that is dirty in one word is
+/// written back in all of them.
+#[derive(Debug)]
+pub struct FakeCache<'m> {
+    memory: &'m FakeMemory,
+    /// By address; whether it is dirty.
+    lines: RefCell<BTreeMap<u64, ([u64; LINE_WORDS], bool)>>,
+}
+
+/// Words of a cache line.
+const LINE_WORDS: usize = 8;
+const LINE: u64 = 8 * LINE_WORDS as u64;
+
+impl<'m> FakeCache<'m> {
+    /// Empty.
+    #[must_use]
+    pub fn new(memory: &'m FakeMemory) -> Self {
+        Self {
+            memory,
+            lines: RefCell::default(),
+        }
+    }
+
+    /// What is behind it.
+    #[must_use]
+    pub fn memory(&self) -> &'m FakeMemory {
+        self.memory
+    }
+
+    /// Does something with a word of its line, which is read first where it is not there.
+    fn with<R>(&self, at: u64, act: impl FnOnce(&mut u64, &mut bool) -> R) -> Result<R, NotMemory> {
+        let start = at & !(LINE - 1);
+        let mut lines = self.lines.borrow_mut();
+        let (words, is_dirty) = match lines.entry(start) {
+            Entry::Occupied(line) => line.into_mut(),
+            Entry::Vacant(place) => {
+                let mut words = [0; LINE_WORDS];
+                for (address, word) in (start..).step_by(8).zip(&mut words) {
+                    *word = self.memory.read_u64(Pa::truncated(address))?;
+                }
+                place.insert((words, false))
+            }
+        };
+        let index = usize::try_from((at - start) / 8).unwrap_or(0);
+        Ok(act(&mut words[index], is_dirty))
+    }
+}
+
+impl PhysMemory for FakeCache<'_> {
+    fn read(&self, pa: Pa, buffer: &mut [u8]) -> Result<(), NotMemory> {
+        for (at, byte) in (pa.bits()..).zip(buffer) {
+            let [word, index] = [at & !7, at & 7];
+            let index = usize::try_from(index).unwrap_or(0);
+            *byte = self.with(word, |word, _| word.to_ne_bytes()[index])?;
+        }
+        Ok(())
+    }
+
+    fn write(&self, pa: Pa, bytes: &[u8]) -> Result<(), NotMemory> {
+        for (at, byte) in (pa.bits()..).zip(bytes) {
+            let index = usize::try_from(at & 7).unwrap_or(0);
+            self.with(at & !7, |word, is_dirty| {
+                let mut whole = word.to_ne_bytes();
+                whole[index] = *byte;
+                *word = u64::from_ne_bytes(whole);
+                *is_dirty = true;
+            })?;
+        }
+        Ok(())
+    }
+
+    fn read_u64(&self, pa: Pa) -> Result<u64, NotMemory> {
+        self.memory.word(pa)?;
+        self.with(pa.bits(), |word, _| *word)
+    }
+
+    fn write_u64(&self, pa: Pa, value: u64) -> Result<(), NotMemory> {
+        self.memory.word(pa)?;
+        self.with(pa.bits(), |word, is_dirty| {
+            *word = value;
+            *is_dirty = true;
+        })
+    }
+
+    fn zero(&self, pa: Pa, bytes: usize) -> Result<(), NotMemory> {
+        self.write(pa, &vec![0; bytes])
+    }
+}
+
+impl SharedMemory for FakeCache<'_> {
+    fn publish(&self) {}
+
+    fn clean_to_memory(&self, pa: Pa, bytes: usize) {
+        let end = pa.bits() + bytes as u64;
+        let mut lines = self.lines.borrow_mut();
+        for start in (pa.bits() & !(LINE - 1)..end).step_by(64) {
+            let Some((words, true)) = lines.remove(&start) else {
+                continue;
+            };
+            for (at, word) in (start..).step_by(8).zip(words) {
+                // The line was read from memory.
+                let _ = self.memory.write_u64(Pa::truncated(at), word);
+            }
+        }
+    }
+}
+
+/// Frames that are zero as a CPU sees them, by its [`FakeCache`]: in memory there is still something else.
+#[derive(Debug)]
+pub struct StaleFrames<'m> {
+    cache: &'m FakeCache<'m>,
+    frames: FakeFrames<'m>,
+}
+
+impl<'m> StaleFrames<'m> {
+    /// Hands out all of the memory behind a cache.
+    #[must_use]
+    pub fn new(cache: &'m FakeCache<'m>) -> Self {
+        Self {
+            cache,
+            frames: FakeFrames::new(cache.memory),
+        }
+    }
+
+    /// As [`FakeFrames`].
+    #[must_use]
+    pub fn frames(&self) -> &FakeFrames<'m> {
+        &self.frames
+    }
+}
+
+impl FrameAllocator for StaleFrames<'_> {
+    fn alloc_zeroed(&self, order: u8) -> Result<Pa, OutOfFrames> {
+        const STALE: u8 = 0xff;
+        let out = OutOfFrames { frames: 1 << order };
+        let block = self.frames.alloc_zeroed(order)?;
+        let bytes = usize::try_from(FRAME << order).map_err(|_| out)?;
+        // What a cache had of it was of another time.
+        self.cache.clean_to_memory(block, bytes);
+        self.cache
+            .memory
+            .write(block, &vec![STALE; bytes])
+            .and_then(|()| self.cache.zero(block, bytes))
+            .map_err(|_| out)?;
+        Ok(block)
+    }
+
+    fn free(&self, block: Pa, order: u8) {
+        self.frames.free(block, order);
+    }
 }
 
 /// Frames out of a [`FakeMemory`], first fit, that can be told to fail and that notices a wrong

@@ -80,12 +80,20 @@ struct Ring {
 }
 
 impl Ring {
-    fn new<F: FrameAllocator>(frames: &F, log2: u8, bytes: usize) -> Result<Self, Error> {
+    fn new<P: SharedMemory, F: FrameAllocator>(
+        memory: &Shared<P>,
+        frames: &F,
+        log2: u8,
+        bytes: usize,
+    ) -> Result<Self, Error> {
         let shape = Shape::new(log2);
         let frames_needed = (bytes << log2).div_ceil(4096).next_power_of_two();
         let order = frames_needed.trailing_zeros().to_le_bytes()[0];
+        let base = frames.alloc_zeroed(order)?;
+        // Zeroes that were left in a cache would come down on what an SMMU has written that does not snoop.
+        memory.cleaned(base, 4096 << order);
         Ok(Self {
-            base: frames.alloc_zeroed(order)?,
+            base,
             shape,
             index: 0,
             order,
@@ -166,8 +174,10 @@ impl<M: Mmio, P: SharedMemory, F: FrameAllocator, C: Clock> Smmu<M, P, F, C> {
             sid_bits,
             Levels::of(identity.idr0.st_level(), sid_bits),
         )?;
-        let commands = Ring::new(&frames, COMMANDS.min(identity.idr1.cmdqs()), command::BYTES);
-        let events = Ring::new(&frames, EVENTS.min(identity.idr1.evtqs()), event::BYTES);
+        let log2 = COMMANDS.min(identity.idr1.cmdqs());
+        let commands = Ring::new(&memory, &frames, log2, command::BYTES);
+        let log2 = EVENTS.min(identity.idr1.evtqs());
+        let events = Ring::new(&memory, &frames, log2, event::BYTES);
         let (commands, events) = match (commands, events) {
             (Ok(commands), Ok(events)) => (commands, events),
             (commands, events) => {

@@ -1,115 +1,14 @@
 //! An ITS and redistributors that do not snoop the CPUs' caches, as on the RK3588: what the driver writes stays
 //! in a cache until it is cleaned to memory, and the rest of memory is not what it should be.
 
-use core::cell::RefCell;
-
-use alloc::collections::BTreeMap;
 use alloc::vec;
 
-use hal::fake::{FakeFrames, FakeMemory};
-use hal::{FrameAllocator, NotMemory, OutOfFrames, PhysMemory, SharedMemory};
+use hal::PhysMemory;
+use hal::fake::{FakeCache, FakeMemory, StaleFrames};
 use types::Pa;
 
 use super::{FakeClock, Model, Redistributor, memory};
 use crate::{Error, FIRST_LPI, Its, LPIS, Lpis, Snoop};
-
-/// What was there before.
-const STALE: u8 = 0xff;
-
-/// Memory behind a cache, word by word.
-struct Cached<'m> {
-    memory: &'m FakeMemory,
-    dirty: RefCell<BTreeMap<u64, u64>>,
-}
-
-impl<'m> Cached<'m> {
-    fn new(memory: &'m FakeMemory) -> Self {
-        Self {
-            memory,
-            dirty: RefCell::default(),
-        }
-    }
-
-    fn byte(&self, at: u64) -> Result<u8, NotMemory> {
-        let word = self.read_u64(Pa::truncated(at & !7))?;
-        Ok(word.to_ne_bytes()[usize::try_from(at & 7).unwrap()])
-    }
-}
-
-impl PhysMemory for Cached<'_> {
-    fn read(&self, pa: Pa, buffer: &mut [u8]) -> Result<(), NotMemory> {
-        for (at, byte) in (pa.bits()..).zip(buffer) {
-            *byte = self.byte(at)?;
-        }
-        Ok(())
-    }
-
-    fn write(&self, pa: Pa, bytes: &[u8]) -> Result<(), NotMemory> {
-        for (at, byte) in (pa.bits()..).zip(bytes) {
-            let word = Pa::truncated(at & !7);
-            let mut whole = self.read_u64(word)?.to_ne_bytes();
-            whole[usize::try_from(at & 7).unwrap()] = *byte;
-            self.write_u64(word, u64::from_ne_bytes(whole))?;
-        }
-        Ok(())
-    }
-
-    fn read_u64(&self, pa: Pa) -> Result<u64, NotMemory> {
-        match self.dirty.borrow().get(&pa.bits()) {
-            Some(word) => Ok(*word),
-            None => self.memory.read_u64(pa),
-        }
-    }
-
-    fn write_u64(&self, pa: Pa, value: u64) -> Result<(), NotMemory> {
-        self.memory.read_u64(pa)?;
-        self.dirty.borrow_mut().insert(pa.bits(), value);
-        Ok(())
-    }
-
-    fn zero(&self, pa: Pa, bytes: usize) -> Result<(), NotMemory> {
-        for at in (pa.bits()..).step_by(8).take(bytes / 8) {
-            self.write_u64(Pa::truncated(at), 0)?;
-        }
-        Ok(())
-    }
-}
-
-impl SharedMemory for Cached<'_> {
-    fn publish(&self) {}
-
-    fn clean_to_memory(&self, pa: Pa, bytes: usize) {
-        let mut dirty = self.dirty.borrow_mut();
-        for at in (pa.bits()..).step_by(8).take(bytes / 8) {
-            if let Some(word) = dirty.remove(&at) {
-                self.memory.write_u64(Pa::truncated(at), word).unwrap();
-            }
-        }
-    }
-}
-
-/// Frames that are zero for the CPUs only.
-struct Frames<'m> {
-    cached: &'m Cached<'m>,
-    frames: FakeFrames<'m>,
-}
-
-impl FrameAllocator for Frames<'_> {
-    fn alloc_zeroed(&self, order: u8) -> Result<Pa, OutOfFrames> {
-        let block = self.frames.alloc_zeroed(order)?;
-        let bytes = 4096 << order;
-        self.cached
-            .memory
-            .write(block, &vec![STALE; bytes])
-            .unwrap();
-        self.cached.zero(block, bytes).unwrap();
-        Ok(block)
-    }
-
-    fn free(&self, block: Pa, order: u8) {
-        self.frames.free(block, order);
-    }
-}
 
 fn is_zero(memory: &FakeMemory, start: u64, bytes: u64) -> bool {
     let words = (start..start + bytes).step_by(8);
@@ -120,11 +19,8 @@ fn is_zero(memory: &FakeMemory, start: u64, bytes: u64) -> bool {
 
 /// What becomes of a device's event, by a driver that believes this.
 fn maps_an_event(model: &Model<'_>, snoop: Snoop) -> Result<(), Error> {
-    let cached = Cached::new(model.memory);
-    let frames = Frames {
-        cached: &cached,
-        frames: FakeFrames::new(model.memory),
-    };
+    let cached = FakeCache::new(model.memory);
+    let frames = StaleFrames::new(&cached);
     let mut its = Its::enable(model, &cached, &frames, FakeClock::default(), snoop, 0x18)?;
     let target = its.target(0, Pa::truncated(0x80a_0000));
     its.add_collection(target)?;
@@ -182,11 +78,8 @@ fn an_its_whose_registers_say_that_it_does_not_share_is_believed() {
 /// The attributes of both tables of a redistributor, and whether they are in memory.
 fn tables_of_a_redistributor(snoop: Snoop) -> ([u64; 2], bool) {
     let memory = memory();
-    let cached = Cached::new(&memory);
-    let frames = Frames {
-        cached: &cached,
-        frames: FakeFrames::new(&memory),
-    };
+    let cached = FakeCache::new(&memory);
+    let frames = StaleFrames::new(&cached);
     let lpis = Lpis::new(&cached, &frames, snoop).unwrap();
     let frame = Redistributor::default();
     frame.0.borrow_mut().insert(8, 1);

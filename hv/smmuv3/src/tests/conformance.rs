@@ -5,36 +5,70 @@ use std::panic::catch_unwind;
 use std::vec;
 use std::vec::Vec;
 
-use hal::fake::{FakeClock, FakeFrames, FakeMemory};
+use hal::fake::{FakeCache, FakeClock, FakeFrames, FakeMemory, StaleFrames};
+use hal::{FrameAllocator, SharedMemory};
 use iommu::conformance::{self, Subject};
 use iommu::{Backend, Binding, Endpoint, Permissions, TableId, TableOptions, UnitId};
 use types::{Iova, Pa, StreamId};
 
 use super::hardware::{Hardware, READ, Ranges, Vmids, WRITE};
+use crate::spec::{Event, Walks};
 use crate::{Locked, Platform, Smmu, SmmuBackend};
 
-type Under =
-    SmmuBackend<&'static Hardware, &'static FakeMemory, &'static FakeFrames<'static>, FakeClock>;
-
-struct Rig {
-    backend: Under,
+/// On memory that the SMMU sees as the CPU does, or not: `P`, and frames of it.
+struct Rig<P, F> {
+    backend: SmmuBackend<&'static Hardware, P, F, FakeClock>,
     hardware: &'static Hardware,
     frames: &'static FakeFrames<'static>,
 }
+
+type Snooping = Rig<&'static FakeMemory, &'static FakeFrames<'static>>;
+type Cached = Rig<&'static FakeCache<'static>, &'static StaleFrames<'static>>;
 
 fn leak<T>(value: T) -> &'static T {
     Box::leak(Box::new(value))
 }
 
-impl Rig {
+fn memory() -> &'static FakeMemory {
+    leak(FakeMemory::new(Pa::new(0x4000_0000).unwrap(), 16 << 20))
+}
+
+impl Snooping {
     fn new(ranges: Ranges) -> Self {
         Self::with_vmids(ranges, Vmids::Short)
     }
 
     fn with_vmids(ranges: Ranges, vmids: Vmids) -> Self {
-        let memory = leak(FakeMemory::new(Pa::new(0x4000_0000).unwrap(), 16 << 20));
-        let hardware = leak(Hardware::new(memory, ranges, vmids));
+        let memory = memory();
         let frames = leak(FakeFrames::new(memory));
+        let hardware = Hardware::new(memory, ranges, vmids, Walks::Coherent);
+        Self::on(leak(hardware), memory, frames, frames)
+    }
+}
+
+impl Cached {
+    /// With a cache between the CPU and memory, and an SMMU that says this of its walks.
+    fn new(says: Walks) -> Self {
+        let memory = memory();
+        let cache = leak(FakeCache::new(memory));
+        let frames = leak(StaleFrames::new(cache));
+        let hardware = Hardware::new(memory, Ranges::Yes, Vmids::Short, says);
+        let hardware = leak(hardware.with_two_levels());
+        if says == Walks::Coherent {
+            // A lie, but for its commands: without them nothing would work at all.
+            hardware.snoops_commands.set(Some(cache));
+        }
+        Self::on(hardware, cache, frames, frames.frames())
+    }
+}
+
+impl<P: SharedMemory + Copy, F: FrameAllocator + Copy> Rig<P, F> {
+    fn on(
+        hardware: &'static Hardware,
+        memory: P,
+        frames: F,
+        failing: &'static FakeFrames<'static>,
+    ) -> Self {
         let locked = Locked::take(hardware, &FakeClock::default()).unwrap();
         let smmu = Smmu::enable(locked, memory, frames, FakeClock::default()).unwrap();
         let platform = Platform {
@@ -44,15 +78,15 @@ impl Rig {
         Self {
             backend: SmmuBackend::new(vec![smmu], memory, frames, platform),
             hardware,
-            frames,
+            frames: failing,
         }
     }
 }
 
-impl Subject for Rig {
-    type Backend = Under;
+impl<P: SharedMemory + Copy, F: FrameAllocator + Copy> Subject for Rig<P, F> {
+    type Backend = SmmuBackend<&'static Hardware, P, F, FakeClock>;
 
-    fn backend(&mut self) -> &mut Under {
+    fn backend(&mut self) -> &mut Self::Backend {
         &mut self.backend
     }
 
@@ -86,30 +120,81 @@ impl Subject for Rig {
 
 #[test]
 fn it_conforms_with_ranges() {
-    conformance::check(|| Rig::new(Ranges::Yes));
+    conformance::check(|| Snooping::new(Ranges::Yes));
 }
 
 #[test]
 fn it_conforms_without_ranges() {
-    conformance::check(|| Rig::new(Ranges::No));
+    conformance::check(|| Snooping::new(Ranges::No));
 }
 
 #[test]
 fn an_smmu_that_forgets_nothing_is_noticed() {
     let deaf = || {
-        let rig = Rig::new(Ranges::Yes);
+        let rig = Snooping::new(Ranges::Yes);
         rig.hardware.deaf.set(true);
         rig
     };
-    let noticed: Vec<&str> = conformance::names::<Rig>()
+    let noticed: Vec<&str> = conformance::names::<Snooping>()
         .filter(|name| catch_unwind(|| conformance::check_one(name, deaf)).is_err())
         .collect();
     assert!(noticed.len() > 5, "{noticed:?}");
 }
 
+#[test]
+fn it_conforms_where_the_smmu_does_not_snoop() {
+    conformance::check(|| Cached::new(Walks::NonCoherent));
+}
+
+#[test]
+fn a_write_that_stays_in_a_cache_is_noticed() {
+    // The SMMU says that it snoops, and does not.
+    let lying = || Cached::new(Walks::Coherent);
+    let all = conformance::names::<Cached>().count();
+    let noticed = conformance::names::<Cached>()
+        .filter(|name| catch_unwind(|| conformance::check_one(name, lying)).is_err())
+        .count();
+    assert!(noticed * 2 > all, "{noticed} of {all}");
+}
+
+/// Record number n: a fault, whose address tells it from all others.
+fn record(number: u64) -> Event {
+    Event([0x10 | 3 << 32, 0, number << 12, 0])
+}
+
+/// Whether all of so many records are read as they were written, a few at a time, several times around the queue.
+fn reads_records<P, F>(rig: &mut Rig<P, F>) -> bool
+where
+    P: SharedMemory + Copy,
+    F: FrameAllocator + Copy,
+{
+    let mut written = 0;
+    let mut read = Vec::new();
+    for burst in (0..600).map(|round| round % 7) {
+        for _ in 0..burst {
+            rig.hardware.record(record(written));
+            written += 1;
+        }
+        let smmu = rig.backend.unit_mut(UnitId::new(0)).unwrap();
+        let drained = smmu.drain(5, |event| read.push(event));
+        assert!(!drained.lost);
+    }
+    let smmu = rig.backend.unit_mut(UnitId::new(0)).unwrap();
+    smmu.drain(100, |event| read.push(event));
+    read.into_iter().eq((0..written).map(record))
+}
+
+#[test]
+fn records_of_an_smmu_that_does_not_snoop_are_read_from_memory() {
+    assert!(reads_records(&mut Snooping::new(Ranges::Yes)));
+    assert!(reads_records(&mut Cached::new(Walks::NonCoherent)));
+    // What a cache had of the queue is not what is there.
+    assert!(!reads_records(&mut Cached::new(Walks::Coherent)));
+}
+
 /// Tables until there is no VMID left, or `most`.
-fn tables(vmids: Vmids, most: usize) -> (usize, Rig) {
-    let mut rig = Rig::with_vmids(Ranges::Yes, vmids);
+fn tables(vmids: Vmids, most: usize) -> (usize, Snooping) {
+    let mut rig = Snooping::with_vmids(Ranges::Yes, vmids);
     let endpoint = rig.endpoints()[0];
     let options = TableOptions {
         nest_parent: false,

@@ -4,11 +4,11 @@
 use alloc::collections::BTreeMap;
 use core::cell::{Cell, RefCell};
 
-use hal::fake::FakeMemory;
+use hal::fake::{FakeCache, FakeMemory};
 use hal::{Mmio, PhysMemory};
 use types::Pa;
 
-use crate::spec::{Command, Idr0, Idr1, Idr3, Idr5, command, regs};
+use crate::spec::{Command, Event, Idr0, Idr1, Idr3, Idr5, Walks, command, event, regs};
 
 /// Whether it has invalidation by range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,6 +40,8 @@ pub(super) struct Hardware {
     entries: RefCell<BTreeMap<u32, [u64; 8]>>,
     /// By VMID and page of the input address.
     translations: RefCell<BTreeMap<(u16, u64), Cached>>,
+    /// Commands are read as the CPU sees them, by its cache.
+    pub(super) snoops_commands: Cell<Option<&'static FakeCache<'static>>>,
     /// Commands that invalidate are consumed and not carried out.
     pub(super) deaf: Cell<bool>,
 }
@@ -49,12 +51,17 @@ pub(super) const READ: u64 = 1;
 pub(super) const WRITE: u64 = 2;
 
 impl Hardware {
-    pub(super) fn new(memory: &'static FakeMemory, ranges: Ranges, vmids: Vmids) -> Self {
+    pub(super) fn new(
+        memory: &'static FakeMemory,
+        ranges: Ranges,
+        vmids: Vmids,
+        walks: Walks,
+    ) -> Self {
         let idr0 = Idr0::new()
             .with_vmid16(vmids == Vmids::Long)
             .with_s2p(true)
             .with_ttf(0b10)
-            .with_cohacc(true)
+            .with_cohacc(walks == Walks::Coherent)
             .with_ttendian(2);
         let idr1 = Idr1::new().with_sidsize(6).with_cmdqs(8).with_evtqs(7);
         let idr3 = Idr3::new().with_ril(ranges == Ranges::Yes);
@@ -70,8 +77,19 @@ impl Hardware {
             registers: RefCell::new(registers),
             entries: RefCell::default(),
             translations: RefCell::default(),
+            snoops_commands: Cell::new(None),
             deaf: Cell::new(false),
         }
+    }
+
+    /// With stream IDs of 10 bits, and a stream table of two levels if that is wanted.
+    pub(super) fn with_two_levels(self) -> Self {
+        let bits = |register| u32::try_from(self.get(register)).unwrap();
+        let idr0 = Idr0::from_bits(bits(regs::IDR0)).with_st_level(1);
+        let idr1 = Idr1::from_bits(bits(regs::IDR1)).with_sidsize(10);
+        self.set(regs::IDR0, idr0.into_bits().into());
+        self.set(regs::IDR1, idr1.into_bits().into());
+        self
     }
 
     fn get(&self, register: usize) -> u64 {
@@ -88,6 +106,21 @@ impl Hardware {
         u64::from_le_bytes(bytes)
     }
 
+    /// Writes a record to its event queue, which must have room.
+    pub(super) fn record(&self, event: Event) {
+        let base = self.get(regs::EVENTQ_BASE);
+        let entries = 1 << (base & 31);
+        let producer = self.get(regs::EVENTQ_PROD);
+        let consumer = self.get(regs::EVENTQ_CONS);
+        assert_ne!(producer, consumer ^ entries, "the queue is full");
+        let at = (base & 0x000f_ffff_ffff_ffe0) + (producer % entries) * event::BYTES as u64;
+        for (at, word) in (at..).step_by(8).zip(event.0) {
+            let at = Pa::new(at).unwrap();
+            self.memory.write(at, &word.to_le_bytes()).unwrap();
+        }
+        self.set(regs::EVENTQ_PROD, (producer + 1) % (2 * entries));
+    }
+
     fn consume(&self) {
         let base = self.get(regs::CMDQ_BASE);
         let entries = 1 << (base & 31);
@@ -95,7 +128,11 @@ impl Hardware {
         let mut consumer = self.get(regs::CMDQ_CONS);
         while consumer != producer {
             let at = (base & 0x000f_ffff_ffff_ffe0) + (consumer % entries) * command::BYTES as u64;
-            let command = Command::decode([self.word(at), self.word(at + 8)]).unwrap();
+            let words = [at, at + 8].map(|at| match self.snoops_commands.get() {
+                Some(cache) => cache.read_u64(Pa::new(at).unwrap()).unwrap(),
+                None => self.word(at),
+            });
+            let command = Command::decode(words).unwrap();
             if !self.deaf.get() {
                 self.execute(command);
             }
@@ -140,14 +177,27 @@ impl Hardware {
             return (!aborts).then_some((at, READ | WRITE));
         }
         let config = self.get(regs::STRTAB_BASE_CFG);
-        assert_eq!(config >> 16 & 3, 0, "a linear table");
         if u64::from(sid) >> (config & 0x3f) != 0 {
             return None;
         }
         let base = self.get(regs::STRTAB_BASE) & 0x000f_ffff_ffff_ffc0;
         let cached = self.entries.borrow().get(&sid).copied();
+        let (array, index) = match config >> 16 & 3 {
+            0 => (base, sid.into()),
+            _ => {
+                let split = config >> 6 & 0x1f;
+                let descriptor = self.word(base + (u64::from(sid) >> split) * 8);
+                let span = descriptor & 0x1f;
+                if span == 0 {
+                    return None;
+                }
+                assert_eq!(span, split + 1, "whole arrays");
+                let index = u64::from(sid) & ((1 << split) - 1);
+                (descriptor & 0x000f_ffff_ffff_ffc0, index)
+            }
+        };
         let ste = cached.unwrap_or_else(|| {
-            core::array::from_fn(|n| self.word(base + u64::from(sid) * 64 + n as u64 * 8))
+            core::array::from_fn(|n| self.word(array + index * 64 + n as u64 * 8))
         });
         self.entries.borrow_mut().insert(sid, ste);
         if ste[0] & 1 == 0 {
