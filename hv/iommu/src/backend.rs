@@ -219,21 +219,6 @@ pub struct PageRun {
     pub permissions: Permissions,
 }
 
-impl PageRun {
-    /// The same, as a run at an address.
-    #[must_use]
-    pub const fn run(self, iova: Iova) -> Run {
-        Run {
-            iova,
-            pa: self.pa,
-            bytes: self.size.bytes(),
-            permissions: self.permissions,
-            memory: MemoryType::Normal,
-            leaves: PageSizes::of(self.size),
-        }
-    }
-}
-
 /// How a unit behaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Capabilities {
@@ -450,24 +435,12 @@ pub trait Backend {
     /// The general ones.
     fn map(&mut self, table: TableId, run: &Run) -> Result<(), BackendError>;
 
-    /// [`Backend::map`] of one page of RAM, in a window whose pages have one size: a guest may ask for
-    /// each page by itself.
-    ///
-    /// # Errors
-    /// Those of [`Backend::map`].
+    /// [`Backend::map`] of one page of RAM, in a window whose pages have one size; false where that takes
+    /// [`Backend::map`] itself, and nothing has changed. A guest may ask for each page by itself.
     #[inline]
-    fn map_page(
-        &mut self,
-        table: TableId,
-        at: EntryPlace,
-        page: PageRun,
-    ) -> Result<(), BackendError> {
-        let window = self.windows(table).get(at.window);
-        let window = window.ok_or(BackendError::Incompatible)?;
-        let into = at.page.checked_shl(page.size.shift().into());
-        let iova = into.and_then(|into| window.span.start().bits().checked_add(into));
-        let iova = Iova::truncated(iova.ok_or(BackendError::Incompatible)?);
-        self.map(table, &page.run(iova))
+    fn map_page(&mut self, table: TableId, at: EntryPlace, page: PageRun) -> bool {
+        let _ = (table, at, page);
+        false
     }
 
     /// Clears one entry of a window whose pages have one size, and drops what is cached of it; false

@@ -164,10 +164,9 @@ impl Memory {
         Ok(())
     }
 
-    /// The physical address of a page, if all of it is in one piece. It is cheap where the page before was
-    /// in the same piece.
+    /// The physical address of a page, if all of it is in the piece where it is expected.
     #[inline(always)]
-    pub(crate) fn page(&mut self, offset: u64, page: types::PageSize) -> Option<Pa> {
+    pub(crate) fn page(&self, offset: u64, page: types::PageSize) -> Option<Pa> {
         let piece = self.pieces.get(self.hint)?;
         let into = offset.wrapping_sub(piece.offset);
         // Of what is before the piece this is more than any has.
@@ -176,15 +175,12 @@ impl Memory {
             let pa = piece.extent.pa.bits().wrapping_add(into);
             return Some(Pa::truncated(pa));
         }
-        self.page_elsewhere(offset, page)
+        None
     }
 
-    #[cold]
-    #[inline(never)]
-    fn page_elsewhere(&mut self, offset: u64, page: types::PageSize) -> Option<Pa> {
-        let extent = self.at(offset)?;
+    /// The next page is likely to be in the same piece as this offset.
+    pub(crate) fn expect_near(&mut self, offset: u64) {
         self.hint = self.piece(offset);
-        (extent.bytes >= page.bytes()).then_some(extent.pa)
     }
 
     /// The number of the piece that an offset is in.

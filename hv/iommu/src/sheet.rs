@@ -136,13 +136,6 @@ impl Sheet {
         self.pages.live()
     }
 
-    /// The address of a page.
-    #[inline(always)]
-    fn at(&self, number: u64) -> Iova {
-        let into = number.wrapping_shl(self.page.shift().into());
-        Iova::truncated(self.span.start().bits().wrapping_add(into))
-    }
-
     /// The pages that an aligned range of the sheet is.
     #[inline]
     fn range(&self, span: Span<Iova>) -> Pages {
@@ -521,11 +514,9 @@ impl<B: Backend> Iommu<B> {
         Ok(())
     }
 
-    /// [`Iommu::put_pages`] of page `number` of a sheet. It is cheap where that page shows nothing yet, and
-    /// others near it do.
-    ///
-    /// # Errors
-    /// Those of [`Iommu::put_pages`].
+    /// Shows RAM in page `number` of a sheet, if that is cheap; false where [`Iommu::put_pages`] has to be
+    /// asked, because it is not, because something is shown there, or because it is refused. Then nothing
+    /// has changed. It is cheap where pages near it are of the same piece of memory.
     #[inline(always)]
     pub fn put_page(
         &mut self,
@@ -533,40 +524,11 @@ impl<B: Backend> Iommu<B> {
         (sheet, number): (SheetId, u64),
         (memory, offset): (MemoryId, u64),
         permissions: Permissions,
-    ) -> Result<(), Error> {
-        let what = (memory, offset);
-        match self.put_quickly(id, (sheet, number), what, permissions) {
-            Some(result) => result,
-            None => self.put_slowly(id, (sheet, number), what, permissions),
-        }
+    ) -> bool {
+        self.put_quickly(id, (sheet, number), (memory, offset), permissions)
+            .is_some()
     }
 
-    #[cold]
-    #[inline(never)]
-    fn put_slowly(
-        &mut self,
-        id: IoasId,
-        (sheet, number): (SheetId, u64),
-        (memory, offset): (MemoryId, u64),
-        permissions: Permissions,
-    ) -> Result<(), Error> {
-        let sheet = self.ioas.need_mut(id)?.sheets.get_mut(sheet);
-        let not_mapped = Error::NotMapped { at: Iova::ZERO };
-        let sheet = sheet.ok_or(not_mapped)?;
-        if number >= sheet.pages.len() {
-            return Err(not_mapped);
-        }
-        let request = Map {
-            placement: Placement::Fixed(sheet.at(number)),
-            memory,
-            offset,
-            bytes: sheet.page.bytes(),
-            permissions,
-        };
-        self.put_pages(id, &request)
-    }
-
-    /// The usual case of [`Iommu::put_pages`]; `None` for any other, and for whatever is refused.
     #[inline(always)]
     fn put_quickly(
         &mut self,
@@ -574,7 +536,7 @@ impl<B: Backend> Iommu<B> {
         (sheet, number): (SheetId, u64),
         (memory, offset): (MemoryId, u64),
         permissions: Permissions,
-    ) -> Option<Result<(), Error>> {
+    ) -> Option<()> {
         let ioas = self.ioas.get_mut(id)?;
         let index = memory.index();
         let memory = self.memory.get_mut(memory)?;
@@ -613,13 +575,12 @@ impl<B: Backend> Iommu<B> {
             size,
             permissions,
         };
-        // What a backend refuses has changed nothing.
-        if let Err(error) = self.backend.map_page(shown.table, at, run) {
-            return Some(Err(error.into()));
+        if !self.backend.map_page(shown.table, at, run) {
+            return None;
         }
         slot.fill(page);
         memory.areas = memory.areas.wrapping_add(1);
-        Some(Ok(()))
+        Some(())
     }
 
     /// Empties page `number` of a sheet, if that is cheap; false where [`Iommu::clear_pages`] has to be
@@ -718,6 +679,7 @@ impl<B: Backend> Iommu<B> {
             flags: Flags::new(request.permissions),
         };
         check_pages(memory, area, size.bytes())?;
+        memory.expect_near(request.offset);
         let number = request.offset >> size.shift();
         let page = Page::new(area.memory, number, request.permissions).ok_or(OutOfMemory)?;
         let what = sheet.range(range);

@@ -93,13 +93,14 @@ pub trait Environment {
     /// when it cannot be done.
     fn set_process_table(&self, entry: u64) -> bool;
 
-    /// Serves `H_PUT_TCE`: what goes to r3. `None` where the guest has no devices.
-    fn put_tce(&self, arguments: [u64; 4]) -> Option<u64> {
+    /// Serves `H_PUT_TCE`, if that is cheap and succeeds; false where [`Environment::device_hypercall`] has to
+    /// be asked, and nothing has changed.
+    fn put_tce(&self, arguments: [u64; 4]) -> bool {
         let _ = arguments;
-        None
+        false
     }
 
-    /// Serves any other hypercall of the guest's devices: what goes to r3, and to r4 where it has a result.
+    /// Serves a hypercall of the guest's devices: what goes to r3, and to r4 where it has a result.
     /// `None` for a number that nobody serves.
     fn device_hypercall(&self, number: u64, arguments: [u64; 4]) -> Option<(u64, Option<u64>)> {
         let _ = (number, arguments);

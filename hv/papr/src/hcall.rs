@@ -130,14 +130,7 @@ impl Platform {
         let arguments = [a, b, c, d];
         let status = match number {
             // Of all calls for devices the one that comes for every page.
-            n::PUT_TCE => match env.put_tce(arguments) {
-                Some(status) => {
-                    let [_, _, _, r3, ..] = gpr;
-                    *r3 = status;
-                    return After::Resume;
-                }
-                None => Status::FUNCTION,
-            },
+            n::PUT_TCE if env.put_tce(arguments) => Status::SUCCESS,
             n::PUT_TERM_CHAR => term::put(arguments, env),
             n::GET_TERM_CHAR => values(gpr, term::get(a, env)),
             n::VIO_SIGNAL => term::signal(a, b),

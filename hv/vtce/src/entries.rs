@@ -75,22 +75,44 @@ impl GuestWindow {
         Ok(())
     }
 
-    /// Empties an entry.
+    /// Empties an entry, if that is cheap; false where [`GuestWindow::clear`] has to be asked.
     #[inline(always)]
-    pub(crate) fn clear_one<B: Backend>(
+    pub(crate) fn clear_quickly<B: Backend>(
         &mut self,
         core: &mut Iommu<B>,
         ioas: IoasId,
         index: u64,
-    ) -> Result<(), Status> {
-        if let Some(slot) = self.entries.slot(index)
-            && !slot.is_last()
-            && core.clear_page(ioas, self.sheet, index)
-        {
-            slot.clear();
-            return Ok(());
+    ) -> bool {
+        match self.entries.slot(index) {
+            Some(slot) if !slot.is_last() && core.clear_page(ioas, self.sheet, index) => {
+                slot.clear();
+                true
+            }
+            _ => false,
         }
-        self.clear(core, ioas, index, 1)
+    }
+
+    /// Makes an empty entry lead to a page, if that is cheap; false where [`GuestWindow::put_one`] has to
+    /// be asked.
+    #[inline(always)]
+    pub(crate) fn put_quickly<B: Backend>(
+        &mut self,
+        core: &mut Iommu<B>,
+        ioas: IoasId,
+        (index, tce): (u64, Tce),
+        place: Place,
+    ) -> bool {
+        let what = (place.memory, place.offset);
+        match self.entries.slot(index) {
+            Some(slot)
+                if slot.get().is_empty()
+                    && core.put_page(ioas, (self.sheet, index), what, place.permissions) =>
+            {
+                slot.fill(tce);
+                true
+            }
+            _ => false,
+        }
     }
 
     /// Empties the entries of a range, from `index` on, that show BARs.
@@ -123,7 +145,7 @@ impl GuestWindow {
 
     /// Makes one entry lead to a page. Where it led to another one a device finds the old or the new one,
     /// where the hardware has such a step; elsewhere, and for a BAR, it finds nothing for a moment.
-    #[inline(always)]
+    #[inline]
     pub(crate) fn put_one<B: Backend>(
         &mut self,
         core: &mut Iommu<B>,
@@ -133,37 +155,31 @@ impl GuestWindow {
         place: Place,
         slots: &Slots,
     ) -> Result<(), Status> {
-        let Place {
-            memory,
-            offset,
-            permissions,
-        } = place;
-        if let Some(slot) = self.entries.slot(index) {
-            match core.put_page(ioas, (self.sheet, index), (memory, offset), permissions) {
-                Ok(()) => {
-                    slot.put(tce);
-                    return Ok(());
-                }
-                Err(error) => {
-                    return self.put_otherwise(core, ioas, (index, tce), place, slots, error);
-                }
-            }
+        if self.put_quickly(core, ioas, (index, tce), place) {
+            return Ok(());
         }
-        self.put_first(core, ioas, index, tce, place)
+        self.put_with_care(core, ioas, (index, tce), place, slots)
     }
 
-    /// The first entry of 512 to lead to anything.
-    #[cold]
-    fn put_first<B: Backend>(
+    #[inline(never)]
+    fn put_with_care<B: Backend>(
         &mut self,
         core: &mut Iommu<B>,
         ioas: IoasId,
-        index: u64,
-        tce: Tce,
+        (index, tce): (u64, Tce),
         place: Place,
+        slots: &Slots,
     ) -> Result<(), Status> {
-        // What is emptied by one step, without a look at its entries, is none of these.
-        self.map(core, ioas, index, 1, tce, place)
+        if self.entries.get(index).is_empty() {
+            return self.map(core, ioas, index, 1, tce, place);
+        }
+        match core.put_pages(ioas, &self.request(index, 1, place)) {
+            Ok(()) => {
+                self.entries.set(index, tce);
+                Ok(())
+            }
+            Err(error) => self.put_otherwise(core, ioas, (index, tce), place, slots, error),
+        }
     }
 
     /// What cannot be done in one step, because of `error`.
@@ -184,8 +200,7 @@ impl GuestWindow {
                 | Error::Overlaps { .. }
                 | Error::Backend(BackendError::Unsupported)
         );
-        if !in_two_steps || old.is_empty() && !matches!(error, Error::DeviceMemory { .. }) {
-            self.entries.trim(index, 1);
+        if !in_two_steps {
             return Err(error.into());
         }
         if old == tce {

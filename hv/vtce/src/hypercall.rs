@@ -67,7 +67,7 @@ impl Dma {
                 },
                 Err(status) => Err(status).into(),
             },
-            number::PUT => self.put_tce(core, arguments),
+            number::PUT => self.put(core, liobn, at, Tce::from_bits(third)).into(),
             number::STUFF => self
                 .stuff(core, liobn, at, Tce::from_bits(third), fourth)
                 .into(),
@@ -78,12 +78,37 @@ impl Dma {
         })
     }
 
-    /// `H_PUT_TCE`, as [`Dma::hypercall`] serves it, for whoever wants it inlined: it is the one call that
-    /// guests make for every page.
+    /// `H_PUT_TCE`, if that is cheap; false where [`Dma::hypercall`] has to be asked, and nothing has changed.
+    /// It is the one call that guests make for every page.
     #[inline(always)]
-    pub fn put_tce<B: Backend>(&mut self, core: &mut Iommu<B>, arguments: [u64; 4]) -> Answer {
+    pub fn put_tce<B: Backend>(&mut self, core: &mut Iommu<B>, arguments: [u64; 4]) -> bool {
         let [liobn, at, tce, _] = arguments;
-        self.put(core, liobn, at, Tce::from_bits(tce)).into()
+        self.put_quickly(core, liobn, at, Tce::from_bits(tce))
+            .unwrap_or(false)
+    }
+
+    #[inline(always)]
+    fn put_quickly<B: Backend>(
+        &mut self,
+        core: &mut Iommu<B>,
+        liobn: u64,
+        at: u64,
+        tce: Tce,
+    ) -> Option<bool> {
+        let (bridge, window) = self.last;
+        let bridge = self.bridges.get_mut(bridge)?;
+        let ioas = bridge.options.ioas;
+        let window = bridge.windows.get_mut(window)?;
+        if u64::from(window.liobn.bits()) != liobn {
+            return None;
+        }
+        let index = window.index_of_one(at)?;
+        Some(if tce.is_empty() {
+            window.clear_quickly(core, ioas, index)
+        } else {
+            let place = self.slots.first(tce, window.page)?;
+            window.put_quickly(core, ioas, (index, tce), place)
+        })
     }
 
     fn get(&self, liobn: u64, at: u64) -> Result<Tce, Status> {
@@ -97,7 +122,6 @@ impl Dma {
         Ok(window.entries.get(index))
     }
 
-    #[inline(always)]
     fn put<B: Backend>(
         &mut self,
         core: &mut Iommu<B>,
@@ -105,52 +129,18 @@ impl Dma {
         at: u64,
         tce: Tce,
     ) -> Result<(), Status> {
-        match self.put_to_last(core, liobn, at, tce) {
-            Some(result) => result,
-            None => self.put_to_another(core, liobn, at, tce),
-        }
-    }
-
-    #[cold]
-    #[inline(never)]
-    fn put_to_another<B: Backend>(
-        &mut self,
-        core: &mut Iommu<B>,
-        liobn: u64,
-        at: u64,
-        tce: Tce,
-    ) -> Result<(), Status> {
         self.last = self.find(liobn).ok_or(Status::PARAMETER)?;
-        let done = self.put_to_last(core, liobn, at, tce);
-        done.unwrap_or(Err(Status::PARAMETER))
-    }
-
-    /// Writes an entry of the window that was found last; `None` if that is not the one.
-    #[inline(always)]
-    fn put_to_last<B: Backend>(
-        &mut self,
-        core: &mut Iommu<B>,
-        liobn: u64,
-        at: u64,
-        tce: Tce,
-    ) -> Option<Result<(), Status>> {
         let (bridge, window) = self.last;
-        let bridge = self.bridges.get_mut(bridge)?;
+        let bridge = self.bridges.get_mut(bridge).ok_or(Status::PARAMETER)?;
         let ioas = bridge.options.ioas;
-        let window = bridge.windows.get_mut(window)?;
-        if u64::from(window.liobn.bits()) != liobn {
-            return None;
-        }
-        let Some(index) = window.index_of_one(at) else {
-            return Some(Err(Status::PARAMETER));
-        };
+        let window = bridge.windows.get_mut(window).ok_or(Status::PARAMETER)?;
+        let index = window.index_of_one(at).ok_or(Status::PARAMETER)?;
         if tce.is_empty() {
-            return Some(window.clear_one(core, ioas, index));
+            return window.clear(core, ioas, index, 1);
         }
-        let Some(place) = self.slots.place(tce, window.page) else {
-            return Some(Err(Status::PARAMETER));
-        };
-        Some(window.put_one(core, ioas, index, tce, place, &self.slots))
+        let place = self.slots.place(tce, window.page);
+        let place = place.ok_or(Status::PARAMETER)?;
+        window.put_one(core, ioas, index, tce, place, &self.slots)
     }
 
     fn put_indirect<B: Backend>(

@@ -82,18 +82,14 @@ impl Slots {
             .find(|slot| slot.place(tce, page).is_some())
     }
 
-    #[inline(always)]
     pub(crate) fn place(&self, tce: Tce, page: PageSize) -> Option<Place> {
-        // Mostly there is one.
-        let first = self.slots.first()?.place(tce, page);
-        first.or_else(|| self.place_behind(tce, page))
+        self.slots.iter().find_map(|slot| slot.place(tce, page))
     }
 
-    #[cold]
-    #[inline(never)]
-    fn place_behind(&self, tce: Tce, page: PageSize) -> Option<Place> {
-        let mut slots = self.slots.iter().skip(1);
-        slots.find_map(|slot| slot.place(tce, page))
+    /// The same, of the first slot: mostly it is the only one.
+    #[inline(always)]
+    pub(crate) fn first(&self, tce: Tce, page: PageSize) -> Option<Place> {
+        self.slots.first()?.place(tce, page)
     }
 
     /// The page sizes that every slot of RAM can be shown by.

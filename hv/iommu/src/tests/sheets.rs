@@ -16,6 +16,8 @@ struct Rig {
     device: DeviceId,
     domain: DomainId,
     sheet: SheetId,
+    base: u64,
+    page: u64,
 }
 
 fn rig() -> Rig {
@@ -29,6 +31,8 @@ fn rig() -> Rig {
         f,
         device,
         domain,
+        base: 0,
+        page: PAGE,
     }
 }
 
@@ -38,12 +42,31 @@ impl Rig {
         self.f.core.put_pages(self.f.ioas, &request)
     }
 
+    /// Puts one page as a guest's call does: the cheap way, and where that is none, the other.
     fn put_page(&mut self, number: u64, offset: u64) -> Result<(), Error> {
-        let (ioas, memory) = (self.f.ioas, (self.f.ram, offset));
-        let place = (self.sheet, number);
-        self.f
-            .core
-            .put_page(ioas, place, memory, Permissions::ReadWrite)
+        self.put_one(number, (self.f.ram, offset), Permissions::ReadWrite)
+    }
+
+    fn put_one(
+        &mut self,
+        number: u64,
+        (memory, offset): (MemoryId, u64),
+        permissions: Permissions,
+    ) -> Result<(), Error> {
+        let (ioas, place) = (self.f.ioas, (self.sheet, number));
+        let what = (memory, offset);
+        if self.f.core.put_page(ioas, place, what, permissions) {
+            return Ok(());
+        }
+        let at = number.checked_mul(self.page).ok_or(Error::Overflow)?;
+        let request = Map {
+            placement: Placement::Fixed(iova(self.base + at)),
+            memory,
+            offset,
+            bytes: self.page,
+            permissions,
+        };
+        self.f.core.put_pages(ioas, &request)
     }
 
     fn clear(&mut self, at: u64, bytes: u64) -> Result<u64, Error> {
@@ -95,21 +118,14 @@ fn what_may_not_be_mapped_may_not_be_put() {
         owner: OTHER_VM,
     };
     assert_eq!(r.f.core.put_pages(ioas, &request), Err(other));
-    let place = (r.sheet, 0);
-    let quick =
-        r.f.core
-            .put_page(ioas, place, (foreign, 0), Permissions::Read);
+    let quick = r.put_one(0, (foreign, 0), Permissions::Read);
     assert_eq!(quick, Err(other));
     r.f.core
         .grant(foreign, VM, Permissions::Read)
         .expect("its owner may");
-    let quick =
-        r.f.core
-            .put_page(ioas, place, (foreign, 0), Permissions::Write);
+    let quick = r.put_one(0, (foreign, 0), Permissions::Write);
     assert_eq!(quick, Err(Error::PermissionDenied));
-    r.f.core
-        .put_page(ioas, place, (foreign, 0), Permissions::Read)
-        .unwrap();
+    r.put_one(0, (foreign, 0), Permissions::Read).unwrap();
     r.clear(0, PAGE).unwrap();
     for (at, offset, bytes) in [
         (0, RAM_BYTES, PAGE),
@@ -131,11 +147,8 @@ fn what_may_not_be_mapped_may_not_be_put() {
     for offset in [RAM_BYTES, 8, u64::MAX - 4095] {
         refused(r.put_page(0, offset));
     }
-    let nobody = r.sheet;
     r.f.core.close_sheet(ioas, r.sheet).unwrap();
-    let gone =
-        r.f.core
-            .put_page(ioas, (nobody, 0), (r.f.ram, 0), Permissions::Read);
+    let gone = r.put_page(0, 0);
     assert_eq!(gone, Err(Error::NotMapped { at: iova(0) }));
     assert_eq!((r.f.walk(r.device), r.f.census().pages), (Vec::new(), 0));
 }
@@ -151,14 +164,8 @@ fn memory_that_is_not_contiguous_is_no_page() {
     ];
     let ram = r.f.core.add_ram(VM, &pieces).unwrap();
     for (offset, good) in [(0, true), (PAGE, false), (2 * PAGE, false)] {
-        let (ioas, sheet) = (r.f.ioas, r.sheet);
         for near in [0, 1] {
-            let put = r.f.core.put_page(
-                ioas,
-                (sheet, near + offset * 4),
-                (ram, offset),
-                Permissions::Read,
-            );
+            let put = r.put_one(near + offset / PAGE * 4, (ram, offset), Permissions::Read);
             assert_eq!(put.is_ok(), good, "{offset:#x}");
         }
     }
@@ -204,10 +211,7 @@ fn a_page_is_exchanged_in_one_step_or_not_at_all() {
     assert_eq!(r.users(), 2);
     // To another object: it is that one which is kept.
     let other = r.f.core.add_ram(VM, &[extent(RAM * 2, 1 << 20)]).unwrap();
-    let (ioas, place) = (r.f.ioas, (r.sheet, 0x100));
-    r.f.core
-        .put_page(ioas, place, (other, 0), Permissions::Read)
-        .unwrap();
+    r.put_one(0x100, (other, 0), Permissions::Read).unwrap();
     assert_eq!(r.users(), 1);
     assert!(r.f.core.destroy_memory(other).is_err());
     assert_eq!(r.clear(0x10_0000, 2 * PAGE), Ok(2));
@@ -246,11 +250,10 @@ fn a_window_goes_with_its_sheet_when_no_page_is_shown() {
     let wrong = r.f.core.open_sheet(ioas, window.span, PageSize::SIZE_4K);
     assert!(matches!(wrong, Err(Error::Misaligned { .. })), "{wrong:?}");
     let big = r.f.core.open_sheet(ioas, window.span, PageSize::SIZE_64K);
-    let place = (big.unwrap(), 3);
-    let put = |r: &mut Rig| {
-        r.f.core
-            .put_page(ioas, place, (r.f.ram, 0x2_0000), Permissions::Read)
-    };
+    let small = r.sheet;
+    r.sheet = big.unwrap();
+    (r.base, r.page) = (DYNAMIC_WINDOW_BASE, 0x1_0000);
+    let put = |r: &mut Rig| r.put_page(3, 0x2_0000);
     put(&mut r).unwrap();
     put(&mut r).unwrap();
     assert_eq!(
@@ -267,6 +270,8 @@ fn a_window_goes_with_its_sheet_when_no_page_is_shown() {
         .unwrap();
     refused(put(&mut r));
     // The other one is as it was.
+    r.sheet = small;
+    (r.base, r.page) = (0, PAGE);
     r.put_page(1, 0).unwrap();
     r.clear(0, 2 * PAGE).unwrap();
     r.f.core.reset_windows(r.domain).unwrap();
@@ -364,9 +369,8 @@ proptest! {
                 }
                 Op::Page(at, from, is_other) => {
                     let (memory, base) = if is_other { (other, RAM * 2) } else { (r.f.ram, RAM) };
-                    let (ioas, place) = (r.f.ioas, (r.sheet, at));
                     let what = (memory, from * PAGE);
-                    let put = r.f.core.put_page(ioas, place, what, Permissions::ReadWrite);
+                    let put = r.put_one(at, what, Permissions::ReadWrite);
                     prop_assert!(put.is_ok() || fault < 2);
                     if put.is_ok() {
                         model.insert(at, base + from * PAGE);

@@ -114,9 +114,11 @@ impl Environment for Surroundings<'_> {
     }
 
     #[optimize(speed)]
-    fn put_tce(&self, arguments: [u64; 4]) -> Option<u64> {
-        let devices = self.vm.devices.as_ref()?;
-        devices.put_tce(arguments)
+    fn put_tce(&self, arguments: [u64; 4]) -> bool {
+        match self.vm.devices.as_ref() {
+            Some(devices) => devices.put_tce(arguments),
+            None => false,
+        }
     }
 
     #[optimize(speed)]

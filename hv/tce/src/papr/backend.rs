@@ -216,47 +216,6 @@ impl<P: Platform> PaprBackend<P> {
         })
     }
 
-    #[cold]
-    #[inline(never)]
-    fn map_slowly(
-        &mut self,
-        table: TableId,
-        at: EntryPlace,
-        page: PageRun,
-    ) -> Result<(), BackendError> {
-        let object = self.table(table).ok_or(BackendError::Unsupported)?;
-        let window = object.windows.get(at.window);
-        let shape = window.ok_or(BackendError::Incompatible)?.shape;
-        self.map(table, &page.run(shape.at(at.page)))
-    }
-
-    /// An entry that was empty could not be written.
-    #[cold]
-    fn undo_put(
-        &mut self,
-        table: TableId,
-        iova: Iova,
-        page: PageRun,
-        error: HcallError,
-    ) -> Result<(), BackendError> {
-        let (platform, unit, object, _) = self.parts(table).ok_or(BackendError::Unsupported)?;
-        let span = Span::from_len(iova, page.size.bytes());
-        let found = span.and_then(|span| object.locate(span));
-        let (at, range) = found.ok_or(BackendError::Incompatible)?;
-        let window = object.windows.get(at).ok_or(BackendError::Incompatible)?;
-        let multi = unit.bridge.multi;
-        let live = unit
-            .find_mut(window.shape.base)
-            .ok_or(BackendError::Unsupported)?;
-        match live.wipe(platform, multi, range) {
-            Ok(()) => Err(refusal(error)),
-            Err(_) => {
-                live.mark(range);
-                Err(BackendError::Timeout)
-            }
-        }
-    }
-
     /// The window that a platform may bring back when another is removed, in case it does.
     fn spare(&mut self, table: TableId) -> Result<Option<TableWindow>, BackendError> {
         let (_, unit, object, _) = self.parts(table).ok_or(BackendError::Unsupported)?;
@@ -484,26 +443,18 @@ impl<P: Platform> Backend for PaprBackend<P> {
     }
 
     #[inline(always)]
-    fn map_page(
-        &mut self,
-        table: TableId,
-        at: EntryPlace,
-        page: PageRun,
-    ) -> Result<(), BackendError> {
+    fn map_page(&mut self, table: TableId, at: EntryPlace, page: PageRun) -> bool {
         let Some(quick) = self.quick(table, at) else {
-            return self.map_slowly(table, at, page);
+            return false;
         };
-        if !quick.slot.get().is_empty() {
-            return Err(BackendError::Incompatible);
+        let tce = Tce::of_page(page.pa, page.permissions);
+        // The entry that a call did not write is as before: it is tried again with more care.
+        if !quick.slot.get().is_empty() || quick.platform.put(quick.liobn, quick.iova, tce).is_err()
+        {
+            return false;
         }
-        let (iova, tce) = (quick.iova, Tce::of_page(page.pa, page.permissions));
-        match quick.platform.put(quick.liobn, iova, tce) {
-            Ok(()) => {
-                quick.slot.fill(tce);
-                Ok(())
-            }
-            Err(error) => self.undo_put(table, iova, page, error),
-        }
+        quick.slot.fill(tce);
+        true
     }
 
     #[inline(always)]

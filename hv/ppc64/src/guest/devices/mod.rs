@@ -233,14 +233,14 @@ impl Devices {
         Some((answer.status.bits(), answer.value))
     }
 
-    /// `H_PUT_TCE`: what a guest calls for every page where it has no direct window.
+    /// `H_PUT_TCE`, if that is cheap: what a guest calls for every page where it has no direct window.
     #[optimize(speed)]
     #[inline(never)]
-    pub(crate) fn put_tce(&self, arguments: [u64; 4]) -> Option<u64> {
+    pub(crate) fn put_tce(&self, arguments: [u64; 4]) -> bool {
         let mut shared = self.hardware.shared.lock();
         let Shared { core, dmas } = &mut *shared;
-        let dma = dmas.get_mut(self.dma)?;
-        Some(dma.put_tce(core, arguments).status.bits())
+        let dma = dmas.get_mut(self.dma);
+        dma.is_some_and(|dma| dma.put_tce(core, arguments))
     }
 
     /// Serves a service; `None` for one that is not about devices. `server` is the CPU that gets the
