@@ -71,6 +71,10 @@ impl vm::Arch for Platform {
         vm.make_ready()
     }
 
+    fn waits_for_devices(vm: &Vm) -> Option<u64> {
+        vm.devices.as_ref()?.prepare(&vm.memory)
+    }
+
     fn give_back_devices(vm: &Vm) {
         if let Some(devices) = &vm.devices
             && !devices.give_back(&vm.memory)

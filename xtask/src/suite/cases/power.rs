@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use super::vms::MONITOR;
 use super::{Bundle, Case, Check};
 use crate::qemu::Time;
 use crate::suite::neighbours;
@@ -51,6 +52,7 @@ pub(super) fn cases() -> Vec<Case> {
         doorbells(),
         last_words(),
         clocks(),
+        starts_beside_a_neighbour(),
         registers("power9"),
         Case {
             only_full: true,
@@ -261,6 +263,33 @@ fn clocks() -> Case {
         r"\[two\] platform verdict: clocks vtb=the-time-base purr=the-time-base spurr=the-time-base ic=0 control=its-own away_us=[1-9]\d{3,}",
         "verdict 0: all VMs are off",
     ]);
+    case.vary.time = Time::Instructions;
+    case
+}
+
+/// The disk's reset takes 100 ms, in which the neighbour on the same CPU has its turns.
+fn starts_beside_a_neighbour() -> Case {
+    let mut case = Case::new(
+        BOARD,
+        "a VM whose disk is reset when it starts does not hold up its CPU",
+    )
+    .bundle(Bundle::Manifest(concat!(
+        platform!(
+            "disk",
+            "clocks ms=100000",
+            "pin = [1]\nrestart = \"never\"\ndevices = [ { host = \"phb:800000020000000\" } ]\n"
+        ),
+        "[[vm]]\nname = \"heartbeat\"\nmemory = \"32M\"\npin = [1]\nkernel = \"guest:heartbeat\"\n",
+        "kernel_format = \"elf\"\nrestart = \"never\"\n",
+        "append = \"beats=150 period_us=20000 limit_us=40000\"\n",
+    )))
+    .expect(&["beat 3"])
+    .types(MONITOR)
+    .asks("restart disk", &["disk: running"])
+    .asks("restart disk", &["disk: running"])
+    .asks("restart disk", &["disk: running"])
+    .expect(&[r"heartbeat end: beats=150 longest_gap_us=\d+ latest_us=\d+ missed=0"])
+    .asks("quit", &["verdict 0: the monitor was told to quit"]);
     case.vary.time = Time::Instructions;
     case
 }

@@ -3,6 +3,7 @@
 use alloc::string::String;
 use alloc::vec::Vec;
 use alloc::{format, vec};
+use core::mem;
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use bundle::{HostDevice, PeerToPeer, TcePolicy, VmConfig};
@@ -12,6 +13,7 @@ use spin::Mutex;
 use types::{Bdf, Ipa, PageSize, Span};
 use vtce::{BridgeOptions, Dma, Policy, Progress, Slot};
 
+use super::ready::Readiness;
 use super::recovery::Masters;
 use super::registers::{Shown, bars};
 use super::{Devices, FunctionState, Held, Memory, View, address, pins};
@@ -192,6 +194,7 @@ impl Devices {
             let bridge = &self.hardware.bridges[*at];
             let last = bridge.used.swap(self.vm + 1, Ordering::AcqRel);
             if let Some(held) = held
+                && mem::take(&mut held.readiness) != Readiness::Fresh
                 && last != 0
                 && !self.restart(held, view)
             {
@@ -209,7 +212,7 @@ impl Devices {
         taken
     }
 
-    fn take_one(&self, at: usize, view: View<'_>) -> Result<Held, Refusal> {
+    pub(super) fn take_one(&self, at: usize, view: View<'_>) -> Result<Held, Refusal> {
         let bridge = &self.hardware.bridges[at];
         let buid = bridge.buid;
         let last = bridge.used.load(Ordering::Acquire);
@@ -263,6 +266,7 @@ impl Devices {
             functions: functions.collect(),
             io: Shown::Nothing,
             resets: Vec::new(),
+            readiness: Readiness::Used,
         };
         self.show(&mut held, view);
         Ok(held)

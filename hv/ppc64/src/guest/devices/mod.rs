@@ -12,6 +12,7 @@ mod config;
 mod messages;
 mod node;
 mod pins;
+mod ready;
 mod recovery;
 mod registers;
 
@@ -81,6 +82,8 @@ struct Held {
     io: Shown,
     /// Resets under way.
     resets: Vec<Reset>,
+    /// How far its devices are, before a start.
+    readiness: ready::Readiness,
 }
 
 /// A function of it.

@@ -19,7 +19,7 @@ use crate::spr;
 /// "Call again in 100 ms". [LoPAPR §7.2.8]
 const LATER: i32 = 9902;
 /// The longest that a device's reset is waited for where nobody can call again.
-const RESET_US: u64 = 2_000_000;
+pub(super) const RESET_US: u64 = 2_000_000;
 /// `ibm,set-slot-reset`: the end of a reset.
 const END: u32 = 0;
 
@@ -155,7 +155,7 @@ impl Devices {
 
     /// Begins to reset every function that can be reset, by itself or by the bus it is on; the others have
     /// lost their bus mastering and their interrupts.
-    fn begin_resets(&self, held: &mut Held) {
+    pub(super) fn begin_resets(&self, held: &mut Held) {
         let bridge = &self.hardware.bridges[held.bridge];
         let topology = &bridge.topology;
         // SAFETY: the devices are the VM's, which reaches them by way of us.
@@ -211,7 +211,7 @@ impl Devices {
     }
 
     /// Moves resets on. True when none is under way.
-    fn poll_resets(&self, held: &mut Held) -> bool {
+    pub(super) fn poll_resets(&self, held: &mut Held) -> bool {
         let bridge = &self.hardware.bridges[held.bridge];
         // SAFETY: as above.
         let space = unsafe { RtasConfig::new(self.hardware.rtas, bridge.buid) };
