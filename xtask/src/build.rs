@@ -1,7 +1,7 @@
 //! Builds the hypervisors.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -10,7 +10,7 @@ use serde::Deserialize;
 use crate::board::{Arch, Board};
 use crate::cli::BuildOptions;
 use crate::provide::toolchain::{self, Toolchain};
-use crate::{image, say, workspace};
+use crate::{child, image, say, timings, workspace};
 
 /// How the compiler is asked to work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -88,15 +88,13 @@ pub(crate) fn build(toolchain: &Toolchain, arch: Arch, profile: Profile) -> Resu
     if profile == Profile::Release {
         command.arg("--release");
     }
-    let output = command
-        .stdin(Stdio::null())
-        .stderr(Stdio::inherit())
-        .output()
+    let (status, messages, spent) = child::output(&mut command)
         .with_context(|| format!("cannot start {}", toolchain.cargo.display()))?;
-    if !output.status.success() {
+    timings::add(&format!("build: {}", arch.package()), spent);
+    if !status.success() {
         bail!("the hypervisor for {arch} does not build; the compiler's messages are above");
     }
-    let elf = executable(&output.stdout)
+    let elf = executable(&messages)
         .with_context(|| format!("package {} made no program", arch.package()))?;
     load_file(arch, elf)
 }
@@ -150,16 +148,53 @@ fn read(path: &Path) -> Result<Vec<u8>> {
     Ok(file)
 }
 
-/// The program that cargo's messages name.
+/// The program that cargo's messages name last.
 pub(crate) fn executable(messages: &[u8]) -> Option<PathBuf> {
+    Some(executables(messages).pop()?.program)
+}
+
+/// A program that cargo made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Executable {
+    /// The name of the target.
+    pub(crate) name: String,
+    /// The manifest of its package.
+    pub(crate) manifest: PathBuf,
+    /// Whether it is made of tests.
+    pub(crate) tests: bool,
+    /// The file.
+    pub(crate) program: PathBuf,
+}
+
+/// The programs that cargo's messages name.
+pub(crate) fn executables(messages: &[u8]) -> Vec<Executable> {
     #[derive(Deserialize)]
     struct Message {
         executable: Option<PathBuf>,
+        manifest_path: PathBuf,
+        target: Target,
+        profile: Made,
+    }
+    #[derive(Deserialize)]
+    struct Target {
+        name: String,
+    }
+    #[derive(Deserialize)]
+    struct Made {
+        test: bool,
     }
     String::from_utf8_lossy(messages)
         .lines()
-        .filter_map(|line| serde_json::from_str::<Message>(line).ok()?.executable)
-        .next_back()
+        .filter_map(|line| serde_json::from_str::<Message>(line).ok())
+        .filter_map(|message| {
+            Some(Executable {
+                name: message.target.name,
+                manifest: message.manifest_path,
+                tests: message.profile.test,
+                program: message.executable?,
+            })
+        })
+        .collect()
 }
 
 /// Says what a build came to.
@@ -177,12 +212,25 @@ mod tests {
 
     #[test]
     fn the_program_is_found_among_cargos_messages() {
-        let messages = br#"{"reason":"compiler-artifact","executable":null}
-not json
-{"reason":"compiler-artifact","executable":"/t/bulkhead"}
-{"reason":"build-finished","success":true}
-"#;
+        let of = |name: &str, test: bool, executable: &str| {
+            format!(
+                r#"{{"reason":"compiler-artifact","manifest_path":"/s/Cargo.toml","target":{{"name":"{name}"}},"profile":{{"test":{test}}},"executable":{executable}}}"#
+            )
+        };
+        let messages = [
+            of("lib", false, "null"),
+            "not json".to_owned(),
+            of("tests", true, r#""/t/tests""#),
+            of("hv", false, r#""/t/bulkhead""#),
+            r#"{"reason":"build-finished","success":true}"#.to_owned(),
+        ]
+        .join("\n");
+        let messages = messages.as_bytes();
         assert_eq!(executable(messages), Some(PathBuf::from("/t/bulkhead")));
+        let all = executables(messages);
+        assert_eq!(all.len(), 2);
+        assert!(all[0].tests && !all[1].tests);
+        assert_eq!((&*all[0].name, &*all[1].name), ("tests", "hv"));
         assert_eq!(executable(b""), None);
     }
 }

@@ -4,7 +4,7 @@
     reason = "the tie to the parent is made between fork and exec"
 )]
 
-use std::io;
+use std::io::{self, Read as _};
 use std::os::unix::process::CommandExt as _;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
@@ -21,6 +21,31 @@ pub(crate) fn processor_time(child: &Child) -> Option<Duration> {
     rustix::process::waitid(WaitId::Pid(pid), ended).ok()?;
     let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).ok()?;
     times_of(&stat, rustix::param::clock_ticks_per_second())
+}
+
+/// Processor time of this process and of all its children that it waited for.
+pub(crate) fn own_processor_time() -> Option<Duration> {
+    let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
+    times_of(&stat, rustix::param::clock_ticks_per_second())
+}
+
+/// Runs a command to its end: how it ended, its standard output, and the processor time it took. Its messages go
+/// where ours go.
+///
+/// # Errors
+/// Those of the system calls.
+pub(crate) fn output(command: &mut Command) -> io::Result<(ExitStatus, Vec<u8>, Duration)> {
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::inherit())
+        .spawn()?;
+    let mut bytes = Vec::new();
+    if let Some(mut stdout) = child.stdout.take() {
+        stdout.read_to_end(&mut bytes)?;
+    }
+    let spent = processor_time(&child).unwrap_or_default();
+    Ok((child.wait()?, bytes, spent))
 }
 
 /// The times of a line of `/proc/PID/stat`. The program's name, in parentheses, may have anything in it.
@@ -139,7 +164,6 @@ impl Drop for Qemu {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::Read as _;
 
     fn sleeper() -> Line {
         Line {
@@ -185,6 +209,16 @@ mod tests {
         };
         assert!(spent(busy) > Duration::ZERO);
         assert!(spent("exec true") < Duration::from_secs(1), "the control");
+    }
+
+    #[test]
+    fn a_command_is_run_to_its_end() {
+        let (status, output, spent) =
+            super::output(Command::new("sh").args(["-c", "echo out; exit 3"])).unwrap();
+        assert_eq!(status.code(), Some(3));
+        assert_eq!(output, b"out\n");
+        assert!(spent < Duration::from_secs(1));
+        assert!(own_processor_time().is_some());
     }
 
     #[test]

@@ -151,6 +151,9 @@ pub(crate) struct TestOptions {
     /// Every combination of the large matrices, not a sample in which every pair occurs
     #[arg(long)]
     pub(crate) full: bool,
+    /// Say at the end what each build, host test program and board test took of the processors
+    #[arg(long)]
+    pub(crate) timings: bool,
 }
 
 /// Options of `bench`.

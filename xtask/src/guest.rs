@@ -1,14 +1,15 @@
 //! Builds the guests of our own, `guest:NAME` in a manifest, and our program for Linux guests.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context as _, Result, bail};
 
 use crate::board::Arch;
-use crate::build;
+use crate::build::{self, Executable};
 use crate::provide::toolchain;
-use crate::{image, workspace};
+use crate::{child, image, timings, workspace};
 
 /// The packages that they are in, for each architecture.
 pub(crate) const PACKAGES: [(Arch, &str); 2] = [
@@ -37,7 +38,7 @@ fn names(arch: Arch) -> &'static [&'static str] {
     }
 }
 
-/// A guest, built anew: a flat binary on Arm, an ELF on POWER.
+/// A guest, built anew once in a run of this tool: a flat binary on Arm, an ELF on POWER.
 ///
 /// # Errors
 /// An unknown name, a failed build.
@@ -54,7 +55,11 @@ pub(crate) fn file(arch: Arch, name: &str) -> Result<PathBuf> {
         Arch::Aarch64 => (arm, format!("guest-{name}")),
         Arch::Ppc64 => (power, format!("guest-power-{name}")),
     };
-    let elf = build(arch, &["-p", package, "--bin", &bin])?;
+    let elf = built(arch, package)?
+        .into_iter()
+        .find(|made| made.name == bin)
+        .with_context(|| format!("package {package} made no program {bin}"))?
+        .program;
     if arch == Arch::Ppc64 {
         return Ok(elf);
     }
@@ -68,32 +73,44 @@ pub(crate) fn file(arch: Arch, name: &str) -> Result<PathBuf> {
     Ok(path)
 }
 
-/// Our program for a Linux guest's RAM disk, built anew, if there is one for the architecture.
+/// Our program for a Linux guest's RAM disk, if there is one for the architecture; built anew once, as guests are.
 ///
 /// # Errors
 /// A failed build.
 pub(crate) fn tool(arch: Arch) -> Result<Option<PathBuf>> {
     match arch {
-        Arch::Aarch64 => build(arch, &["-p", TOOL_PACKAGE, "--features", TOOL_FEATURE]).map(Some),
+        Arch::Aarch64 => built(arch, TOOL_PACKAGE)?
+            .pop()
+            .map(|made| Some(made.program))
+            .with_context(|| format!("package {TOOL_PACKAGE} made no program")),
         Arch::Ppc64 => Ok(None),
     }
 }
 
-fn build(arch: Arch, what: &[&str]) -> Result<PathBuf> {
-    let toolchain = toolchain::provide()?;
-    let output = build::cargo(&toolchain, arch, "build")
-        .arg("--message-format=json-render-diagnostics")
-        .arg("--release")
-        .args(what)
-        .stdin(Stdio::null())
-        .stderr(Stdio::inherit())
-        .output()
-        .with_context(|| format!("cannot start {}", toolchain.cargo.display()))?;
-    let what = what.join(" ");
-    if !output.status.success() {
-        bail!("`{what}` does not build; the compiler's messages are above");
+/// The programs of a package. All are built at once, the first time that one of them is asked for.
+fn built(arch: Arch, package: &'static str) -> Result<Vec<Executable>> {
+    static BUILT: Mutex<BTreeMap<&str, Vec<Executable>>> = Mutex::new(BTreeMap::new());
+    let mut known = BUILT.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(programs) = known.get(package) {
+        return Ok(programs.clone());
     }
-    build::executable(&output.stdout).with_context(|| format!("`{what}` made no program"))
+    let toolchain = toolchain::provide()?;
+    let mut command = build::cargo(&toolchain, arch, "build");
+    command
+        .arg("--message-format=json-render-diagnostics")
+        .args(["--release", "--bins", "-p", package]);
+    if package == TOOL_PACKAGE {
+        command.args(["--features", TOOL_FEATURE]);
+    }
+    let (status, messages, spent) = child::output(&mut command)
+        .with_context(|| format!("cannot start {}", toolchain.cargo.display()))?;
+    timings::add(&format!("build: {package}"), spent);
+    if !status.success() {
+        bail!("{package} does not build; the compiler's messages are above");
+    }
+    let programs = build::executables(&messages);
+    known.insert(package, programs.clone());
+    Ok(programs)
 }
 
 #[cfg(test)]

@@ -22,6 +22,7 @@ mod session;
 mod shell;
 mod suite;
 mod terminal;
+mod timings;
 mod watch;
 mod workspace;
 

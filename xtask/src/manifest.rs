@@ -30,7 +30,7 @@ pub(crate) struct Overrides {
 }
 
 /// A file that a manifest names by what it is, not by where it is.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) enum PayloadName {
     /// `debian:6.1`, `debian:6.12`: Debian's kernel of that series for the board's architecture.
     DebianKernel(&'static str),

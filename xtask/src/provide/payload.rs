@@ -1,6 +1,7 @@
 //! The need for something that guests can be made of: Debian's kernels and busybox, taken from their
 //! packages without installing anything.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -14,7 +15,7 @@ use super::apt::{self, Apt, Scope};
 use super::programs;
 use crate::board::Arch;
 use crate::manifest::PayloadName;
-use crate::{guest, initramfs, say, workspace};
+use crate::{child, guest, initramfs, say, timings, workspace};
 
 /// Debian's package of the static busybox.
 const BUSYBOX: &str = "busybox-static";
@@ -76,8 +77,21 @@ pub(crate) fn file(arch: Arch, name: &PayloadName, series: &[&str]) -> Result<Pa
     }
 }
 
-/// Made anew each time: it is quick, and the init script is being worked on.
+/// Made anew once in a run of this tool: it is quick, and the init script is being worked on.
 fn initramfs(arch: Arch, series: &[&str]) -> Result<PathBuf> {
+    static MADE: Mutex<BTreeMap<String, PathBuf>> = Mutex::new(BTreeMap::new());
+    let name = format!("initramfs-{arch}-{}.cpio", series.join("-"));
+    let mut made = MADE.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(path) = made.get(&name) {
+        return Ok(path.clone());
+    }
+    let path = workspace::target_dir().join("payloads").join(&name);
+    workspace::write_whole(&path, &archive(arch, series)?)?;
+    made.insert(name, path.clone());
+    Ok(path)
+}
+
+fn archive(arch: Arch, series: &[&str]) -> Result<Vec<u8>> {
     let recipe = Recipe::read()?;
     let init = folder().join(&recipe.init);
     let init = fs::read(&init).with_context(|| format!("cannot read {}", init.display()))?;
@@ -104,11 +118,7 @@ fn initramfs(arch: Arch, series: &[&str]) -> Result<PathBuf> {
     for kernel in &kernels {
         contents.folder("lib/modules", &kernel.join(MODULES))?;
     }
-    let path = workspace::target_dir()
-        .join("payloads")
-        .join(format!("initramfs-{arch}-{}.cpio", series.join("-")));
-    workspace::write_whole(&path, &contents.archive())?;
-    Ok(path)
+    Ok(contents.archive())
 }
 
 /// Tests run side by side and may want the same packages: one fetches and unpacks, the others wait.
@@ -123,8 +133,21 @@ const MODULES: &str = "modules";
 /// The list of modules that was unpacked.
 const WANTED: &str = "wanted";
 
-/// The folder with Debian's kernel of a series; fetched and unpacked first if it is not there.
+/// The folder with Debian's kernel of a series; fetched and unpacked first if it is not there. Looked for once in a
+/// run of this tool.
 fn unpacked(arch: Arch, series: &str) -> Result<PathBuf> {
+    static FOUND: Mutex<BTreeMap<(Arch, String), PathBuf>> = Mutex::new(BTreeMap::new());
+    let mut found = FOUND.lock().unwrap_or_else(PoisonError::into_inner);
+    let key = (arch, series.to_owned());
+    if let Some(path) = found.get(&key) {
+        return Ok(path.clone());
+    }
+    let path = look_for(arch, series)?;
+    found.insert(key, path.clone());
+    Ok(path)
+}
+
+fn look_for(arch: Arch, series: &str) -> Result<PathBuf> {
     let _turn = turn();
     let recipe = Recipe::read()?;
     let packages = recipe.packages(arch);
@@ -267,12 +290,10 @@ fn unpack_into(recipe: &Recipe, debs: &Debs, arch: Arch, dir: &Path) -> Result<(
     let whole = dir.join("whole");
     for deb in [&debs.kernel, &debs.busybox] {
         fs::create_dir_all(&whole)?;
-        let status = Command::new("dpkg-deb")
-            .arg("-x")
-            .arg(deb)
-            .arg(&whole)
-            .status()
-            .context("cannot start dpkg-deb")?;
+        let (status, _, spent) =
+            child::output(Command::new("dpkg-deb").arg("-x").arg(deb).arg(&whole))
+                .context("cannot start dpkg-deb")?;
+        timings::add("unpack: dpkg-deb", spent);
         ensure!(status.success(), "dpkg-deb ended with {status}");
     }
     let kernel = fs::read_dir(whole.join("boot"))?

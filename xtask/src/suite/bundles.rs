@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result};
 
 use super::cases::Bundle;
 use crate::board::{Arch, Board};
-use crate::manifest::{self, Overrides};
+use crate::manifest::{self, Overrides, PayloadName};
 use crate::{run, workspace};
 
 /// The memory is the least that POWER gives a guest.
@@ -128,6 +128,22 @@ pub(super) fn file(board: &Board, bundle: Bundle, name: &str) -> Result<Option<P
     let path = folder().join(format!("{}-{name}.bundle", board.name));
     workspace::write_whole(&path, &bytes)?;
     Ok(Some(path))
+}
+
+/// The names in a test's manifest for what takes long to make: guests and Debian's kernels.
+pub(super) fn payloads(bundle: Bundle) -> impl Iterator<Item = PayloadName> {
+    let text = match bundle {
+        Bundle::Manifest(text) => text,
+        _ => "",
+    };
+    text.split('"').filter_map(|word| {
+        let (kind, name) = word.split_once(':')?;
+        match kind {
+            "guest" => Some(PayloadName::Guest(name.to_owned())),
+            "debian" => Some(PayloadName::DebianKernel(name)),
+            _ => None,
+        }
+    })
 }
 
 /// Where the kernels are that a test's manifest may name, beside its manifest.

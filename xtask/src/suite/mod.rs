@@ -16,12 +16,12 @@ mod two_smmus;
 use std::collections::BTreeMap;
 use std::fmt;
 
-use anyhow::{Result, bail};
+use anyhow::{Result, anyhow, bail};
 
 use self::cases::Smmus;
 use crate::board::{self, Board};
 use crate::cli::TestOptions;
-use crate::{provide, say, workspace};
+use crate::{provide, say, timings, workspace};
 
 /// How many tests came to what.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -134,11 +134,25 @@ pub(crate) fn command(options: &TestOptions) -> Result<u8> {
         );
         boards.insert(name.clone(), board);
     }
-    if selection.host {
-        tally += host::run(filter)?;
+    // One compiler or unpacker alone leaves processors idle: what boards need is made meanwhile.
+    let (hosts, prepared) = std::thread::scope(|scope| {
+        let prepared = (!chosen.is_empty()).then(|| {
+            let cases = &chosen;
+            let boards = &boards;
+            scope.spawn(move || runner::prepare(cases, boards))
+        });
+        let hosts = selection.host.then(|| host::run(filter));
+        let prepared = prepared.map(|thread| {
+            let ended = thread.join();
+            ended.unwrap_or_else(|_| Err(anyhow!("preparing the board tests panicked")))
+        });
+        (hosts, prepared)
+    });
+    if let Some(hosts) = hosts {
+        tally += hosts?;
     }
-    if !chosen.is_empty() {
-        tally += runner::run(chosen, &boards)?;
+    if let Some(prepared) = prepared {
+        tally += runner::run(chosen, &boards, prepared?);
     }
     if tally == Tally::default() {
         let filter = filter.unwrap_or_default();
@@ -147,6 +161,7 @@ pub(crate) fn command(options: &TestOptions) -> Result<u8> {
             known.join(", ")
         );
     }
+    say!("{}", timings::report(options.timings));
     println!("{tally}");
     Ok(u8::from(tally.failed > 0))
 }

@@ -1,7 +1,7 @@
 //! Runs the board tests, several machines at a time.
 
 use std::cell::Cell;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError, mpsc};
@@ -21,7 +21,7 @@ use crate::provide::{self, toolchain};
 use crate::qemu::{self, Line};
 use crate::session::{self, Input, Outcome, Output, Plan, Until};
 use crate::watch::Watch;
-use crate::{guest, run, say, shell, workspace};
+use crate::{guest, run, say, shell, timings, workspace};
 
 /// Machines at a time beside one for each processor: they wait for a device's clock, a disk or a network.
 const MORE_WORKERS: usize = 1;
@@ -45,16 +45,23 @@ struct Tools {
     built: Built,
 }
 
-/// Runs the cases.
+/// What all the cases need.
+pub(super) struct Prepared(BTreeMap<Arch, Tools>);
+
+/// Provides and builds what the cases need. The host's tests may run meanwhile.
 ///
 /// # Errors
 /// Something that they all need is missing.
-pub(super) fn run(mut cases: Vec<Case>, boards: &BTreeMap<String, Board>) -> Result<Tally> {
-    let start = Instant::now();
+pub(super) fn prepare(cases: &[Case], boards: &BTreeMap<String, Board>) -> Result<Prepared> {
     let mut tools: BTreeMap<Arch, Tools> = BTreeMap::new();
     let toolchain = toolchain::provide()?;
-    for board in boards.values() {
-        if tools.contains_key(&board.arch) || cases.iter().all(|case| case.board != board.name) {
+    let mut wanted = BTreeSet::new();
+    for case in cases {
+        let Some(board) = boards.get(case.board) else {
+            continue;
+        };
+        wanted.extend(bundles::payloads(case.bundle).map(|payload| (board.arch, payload)));
+        if tools.contains_key(&board.arch) {
             continue;
         }
         let qemu = provide::qemu::provide(board.arch)?;
@@ -62,6 +69,22 @@ pub(super) fn run(mut cases: Vec<Case>, boards: &BTreeMap<String, Board>) -> Res
         build::report(board.arch, &built);
         tools.insert(board.arch, Tools { qemu, built });
     }
+    for (arch, payload) in wanted {
+        // The tests that need it will fail for the same reason, and by their names.
+        if let Err(error) = provide::payload::file(arch, &payload, &[]) {
+            say!("{error:#}");
+        }
+    }
+    Ok(Prepared(tools))
+}
+
+/// Runs the cases.
+pub(super) fn run(
+    mut cases: Vec<Case>,
+    boards: &BTreeMap<String, Board>,
+    Prepared(tools): Prepared,
+) -> Tally {
+    let start = Instant::now();
     let bench = Bench { boards, tools };
     let count = cases.len();
     let workers = std::thread::available_parallelism().map_or(1, usize::from) + MORE_WORKERS;
@@ -70,6 +93,9 @@ pub(super) fn run(mut cases: Vec<Case>, boards: &BTreeMap<String, Board>) -> Res
     cases.sort_by_key(|case| std::cmp::Reverse(case.takes_s()));
     let mut all = Vec::new();
     let tally = bench.run_all(cases, workers, &mut all);
+    for (name, took) in &all {
+        timings::add(&format!("board: {name}"), took.processor);
+    }
     all.sort_by_key(|(_, took)| std::cmp::Reverse(took.processor));
     if count > SLOWEST {
         say!("what took most of the processors:");
@@ -79,11 +105,11 @@ pub(super) fn run(mut cases: Vec<Case>, boards: &BTreeMap<String, Board>) -> Res
     }
     let processor: Duration = all.iter().map(|(_, took)| took.processor).sum();
     say!(
-        "{count} board tests and their builds took {:.0} s, the tests {:.0} s of the processors",
+        "{count} board tests took {:.0} s, {:.0} s of the processors",
         start.elapsed().as_secs_f64(),
         processor.as_secs_f64()
     );
-    Ok(tally)
+    tally
 }
 
 fn seconds(took: Took) -> String {
@@ -169,6 +195,7 @@ impl Bench<'_> {
                 same(&logs[0], &logs[1])
             }
             Check::Pasted { args } => tool::pasted(args, processor),
+            Check::Bench(bench) => tool::measured(bench, processor),
             Check::Image { at_most_kib } => {
                 let (_, tools) = self.of(case)?;
                 small_enough(tools.built.size, *at_most_kib)

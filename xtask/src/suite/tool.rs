@@ -104,6 +104,22 @@ pub(super) fn pasted(args: &[String], processor: &Cell<Duration>) -> Result<()> 
     Ok(())
 }
 
+/// Measures, and wants every figure within its limit. Adds what it took of the processors.
+pub(super) fn measured(bench: &[&str], processor: &Cell<Duration>) -> Result<()> {
+    succeeds(Command::new(own()?).arg("bench").args(bench), processor)
+}
+
+fn succeeds(command: &mut Command, processor: &Cell<Duration>) -> Result<()> {
+    let (status, output, spent) = child::output(command).context("cannot start this program")?;
+    processor.set(processor.get() + spent);
+    ensure!(
+        status.success(),
+        "{status}, after saying:\n{}",
+        String::from_utf8_lossy(&output)
+    );
+    Ok(())
+}
+
 /// Ends the tool by a signal while its machine waits, and looks for the machine.
 pub(super) fn ended(signal: Signal) -> Result<()> {
     // `-S`: the machine waits for ever.
@@ -171,4 +187,18 @@ fn is_machine(process: Pid) -> bool {
         let program = words.next().unwrap_or_default();
         program.windows(12).any(|part| part == b"qemu-system-") && words.any(|word| word == b"-S")
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bench_that_ends_badly_is_a_failure_that_shows_its_figures() {
+        let mut bad = Command::new("sh");
+        bad.args(["-c", "echo a figure over its limit; exit 1"]);
+        let error = succeeds(&mut bad, &Cell::default()).unwrap_err();
+        assert!(error.to_string().contains("a figure over its limit"));
+        assert!(succeeds(&mut Command::new("true"), &Cell::default()).is_ok());
+    }
 }

@@ -28,6 +28,31 @@ const GIB: u64 = 1 << 30;
 /// Where the areas are, and (for the identity map of the bare tables) the memory too.
 const AT: u64 = 4 * GIB;
 
+/// How much is done.
+#[derive(Clone, Copy)]
+struct Scale {
+    /// What is mapped and unmapped in a round.
+    bytes: u64,
+    /// Areas of a small and of a large address space.
+    areas: [u64; 2],
+    /// See [`ROUNDS`].
+    rounds: usize,
+}
+
+/// For figures.
+const WHOLE: Scale = Scale {
+    bytes: GIB,
+    areas: [1_000, 1_000_000],
+    rounds: ROUNDS,
+};
+
+/// For `cargo test`: everything is done once or twice, and the figures that are no times must hold.
+const BRIEF: Scale = Scale {
+    bytes: 4 << 20,
+    areas: [1_000, 10_000],
+    rounds: 1,
+};
+
 struct Setup {
     core: Iommu<OneTable>,
     ioas: IoasId,
@@ -96,36 +121,36 @@ fn bare_flags() -> Bare {
         | Bare::ACCESS_FLAG
 }
 
-/// Maps and unmaps 1 GiB once in pieces of `area` bytes.
-fn core_round(s: &mut Setup, area: u64) {
-    for at in (0..GIB).step_by(usize::try_from(area).unwrap()) {
+/// Maps and unmaps so many bytes once in pieces of `area` bytes.
+fn core_round(s: &mut Setup, bytes: u64, area: u64) {
+    for at in (0..bytes).step_by(usize::try_from(area).unwrap()) {
         s.map(at, area);
     }
-    for at in (0..GIB).step_by(usize::try_from(area).unwrap()) {
+    for at in (0..bytes).step_by(usize::try_from(area).unwrap()) {
         s.unmap(at, area);
     }
 }
 
-fn tables_round(tree: &mut stage2::Tree, area: u64) {
-    for at in (0..GIB).step_by(usize::try_from(area).unwrap()) {
+fn tables_round(tree: &mut stage2::Tree, bytes: u64, area: u64) {
+    for at in (0..bytes).step_by(usize::try_from(area).unwrap()) {
         let span = Span::from_len(Iova::truncated(AT + at), area).unwrap();
         let pa = Pa::truncated(AT + at);
         tree.map(span, pa, Stage2Attributes::RAM, &mut NotLive)
             .unwrap();
     }
-    for at in (0..GIB).step_by(usize::try_from(area).unwrap()) {
+    for at in (0..bytes).step_by(usize::try_from(area).unwrap()) {
         let span = Span::from_len(Iova::truncated(AT + at), area).unwrap();
         tree.unmap(span, &mut NotLive).unwrap();
     }
 }
 
-fn bare_round(bare: &mut IdMap<BareStage2>, area: u64) {
+fn bare_round(bare: &mut IdMap<BareStage2>, bytes: u64, area: u64) {
     let constraints = Constraints::NO_CONTIGUOUS_HINT;
-    for at in (0..GIB).step_by(usize::try_from(area).unwrap()) {
+    for at in (0..bytes).step_by(usize::try_from(area).unwrap()) {
         bare.map_range_with_constraints(&region(at, area), bare_flags(), constraints)
             .unwrap();
     }
-    for at in (0..GIB).step_by(usize::try_from(area).unwrap()) {
+    for at in (0..bytes).step_by(usize::try_from(area).unwrap()) {
         bare.map_range_with_constraints(&region(at, area), Bare::empty(), constraints)
             .unwrap();
     }
@@ -134,12 +159,13 @@ fn bare_round(bare: &mut IdMap<BareStage2>, area: u64) {
 /// The rates of mapping and unmapping: of the core, of its tables alone, and of `aarch64-paging`'s
 /// tables in use (as the core's are: with its checks of break-before-make and an invalidation for
 /// each change, which on a host does nothing) and not in use (without both).
-fn mapping(out: &mut Report) {
+fn mapping(out: &mut Report, scale: Scale) {
+    let bytes = scale.bytes;
     for (name, area) in [("4K", 4096), ("64K", 65536), ("2M", 2 << 20)] {
         // Short rounds are soon over, and many.
-        let rounds = if area == 4096 { ROUNDS } else { 20 * ROUNDS };
+        let rounds = scale.rounds * if area == 4096 { 1 } else { 20 };
         let ram = Ram::new(4096);
-        let mut s = setup(ram, GIB);
+        let mut s = setup(ram, bytes);
         let mut tree = stage2::tree(ram);
         let mut live_map = IdMap::new(1, BareStage2);
         live_map.mark_active();
@@ -147,14 +173,14 @@ fn mapping(out: &mut Report) {
         let [core, tables, live, idle] = interleaved(
             rounds,
             [
-                &mut || core_round(&mut s, area),
-                &mut || tables_round(&mut tree, area),
-                &mut || bare_round(&mut live_map, area),
-                &mut || bare_round(&mut idle, area),
+                &mut || core_round(&mut s, bytes, area),
+                &mut || tables_round(&mut tree, bytes, area),
+                &mut || bare_round(&mut live_map, bytes, area),
+                &mut || bare_round(&mut idle, bytes, area),
             ],
         );
         live_map.mark_inactive();
-        let ns = |t: &Times| t.least() * 1e9 / (GIB / area) as f64;
+        let ns = |t: &Times| t.least() * 1e9 / (bytes / area) as f64;
         println!(
             "{name} areas, map and unmap, ns an area: core {:.1}, tables {:.1}, \
              aarch64-paging in use {:.1}, not in use {:.1}",
@@ -217,8 +243,8 @@ fn interleaved<const N: usize>(rounds: usize, mut things: [&mut dyn FnMut(); N])
 /// that a busy machine gives; the next round takes the next ones.
 const LOOKUPS: u64 = 1 << 18;
 const IN_A_ROUND: usize = 1 << 14;
-/// Rounds of lookups: all addresses, often.
-const LOOKUP_ROUNDS: usize = 40 * ROUNDS;
+/// Rounds of lookups for each of [`ROUNDS`]: all addresses, often.
+const LOOKUP_ROUNDS: usize = 40;
 
 /// The next addresses, from the beginning again at the end.
 fn next<'a>(addresses: &'a [Iova], round: &mut usize) -> &'a [Iova] {
@@ -290,8 +316,8 @@ fn space(areas: u64, kind: Kind) -> Setup {
     s
 }
 
-fn lookup(out: &mut Report) {
-    let [few, many] = [1_000, 1_000_000].map(|areas| {
+fn lookup(out: &mut Report, scale: Scale) {
+    let [few, many] = scale.areas.map(|areas| {
         let s = space(areas, Kind::Linear);
         let space = s.core.ioas(s.ioas).unwrap();
         let bytes = space.area_bytes() as f64 / space.len() as f64;
@@ -306,7 +332,7 @@ fn lookup(out: &mut Report) {
         let mut at = [0; 4];
         let [w, x, y, z] = &mut at;
         let [small, large, a, b] = interleaved(
-            LOOKUP_ROUNDS,
+            LOOKUP_ROUNDS * scale.rounds,
             [
                 &mut || look_up(&few.1, next(&small, w)),
                 &mut || look_up(&many.1, next(&large, x)),
@@ -336,8 +362,9 @@ fn lookup(out: &mut Report) {
     drop((few, many));
     // Areas that take more memory than those of most address spaces do.
     for (name, kind) in [("mixed pages", Kind::Mixed), ("odd sizes", Kind::Odd)] {
-        let [few, many] =
-            [1_000, 1_000_000].map(|areas| (space(areas, kind), scattered(areas, kind.stride())));
+        let [few, many] = scale
+            .areas
+            .map(|areas| (space(areas, kind), scattered(areas, kind.stride())));
         let space = many.0.core.ioas(many.0.ioas).unwrap();
         let bytes = space.area_bytes() as f64 / space.len() as f64;
         out.at_most(
@@ -346,7 +373,7 @@ fn lookup(out: &mut Report) {
             96.0,
         );
         let [small, large] = interleaved(
-            2 * ROUNDS,
+            2 * scale.rounds,
             [&mut || look_up(&few.0, &few.1), &mut || {
                 look_up(&many.0, &many.1)
             }],
@@ -409,9 +436,27 @@ impl Report {
     }
 }
 
+/// In the words of `cargo test`: whether all that is no time is as it has to be, and every figure is a number.
+fn smoke() {
+    let mut out = Report::default();
+    mapping(&mut out, BRIEF);
+    lookup(&mut out, BRIEF);
+    assert!(out.0.len() >= 15, "only {} figures", out.0.len());
+    for (name, value, limit) in &out.0 {
+        assert!(value.is_finite() && *value > 0.0, "{name}: {value}");
+        if let (true, Some(("<=", limit))) = (name.starts_with("bytes"), limit) {
+            assert!(value <= limit, "{name}: {value}, at most {limit}");
+        }
+    }
+    println!("test result: ok. 1 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out");
+}
+
 fn main() {
-    // `cargo bench` passes `--bench`; `cargo test --benches` does not, and wants nothing timed.
+    // `cargo bench` passes `--bench`. `cargo test` does not; it may pass a filter, which is for other tests.
     if !std::env::args().any(|argument| argument == "--bench") {
+        if std::env::args().len() == 1 {
+            smoke();
+        }
         return;
     }
     // With a word, only what it names: `cargo bench -p bulkhead-iommu -- lookup`.
@@ -419,10 +464,10 @@ fn main() {
     let wanted = |part: &str| only.as_ref().is_none_or(|word| part.contains(word));
     let mut out = Report::default();
     if wanted("mapping") {
-        mapping(&mut out);
+        mapping(&mut out, WHOLE);
     }
     if wanted("lookup") {
-        lookup(&mut out);
+        lookup(&mut out, WHOLE);
     }
     out.print();
 }

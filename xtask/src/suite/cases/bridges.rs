@@ -106,7 +106,7 @@ fn two_bridges() -> Case {
     case.disks = Disks::AndSpare(1);
     forbidden(&mut case);
     case.timeout = Duration::from_secs(900);
-    case
+    case.one_thread()
 }
 
 /// The kernel that makes no window of its own (`disable_ddw`) has the default one, below 1 GiB, for all that its
@@ -153,7 +153,7 @@ fn default_window() -> Case {
     case.forbids
         .push("vm 1: ibm,create-pe-dma-window".to_owned());
     case.timeout = Duration::from_secs(300);
-    case
+    case.one_thread()
 }
 
 /// One device of a host bridge without the other.

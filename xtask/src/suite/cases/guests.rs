@@ -83,8 +83,8 @@ pub(super) fn cases() -> Vec<Case> {
     cases.push(hidden());
     cases.push(beside_linux(
         "Linux keeps time beside a hostile guest on its two CPUs",
-        linux!("10"),
-        10,
+        linux!("5"),
+        5,
     ));
     cases.push(Case {
         only_full: true,

@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use super::{Bundle, Case, Check, sampled};
+use crate::qemu::Threads;
 use crate::suite::kernel_log;
 
 const BOARD: &str = "virt";
@@ -87,6 +88,10 @@ pub(super) fn cases() -> Vec<Case> {
             ];
             case.vary.cpu = Some(cpu.to_owned());
             case.vary.smp = Some(vcpus);
+            // Those of the other series have a thread for each CPU.
+            if kernel == "6.1" {
+                case.vary.threads = Threads::One;
+            }
             case.check = Check::Judged(judge);
             case.timeout = Duration::from_secs(600);
             case.only_full = only_full;

@@ -24,7 +24,7 @@ use std::time::Duration;
 use super::Extent;
 use super::pairwise;
 use crate::board::Smmu;
-use crate::qemu::Variation;
+use crate::qemu::{Threads, Variation};
 use crate::session::Typed;
 
 /// One board test.
@@ -145,6 +145,8 @@ pub(super) enum Check {
         /// Arguments of the dry run.
         args: Vec<String>,
     },
+    /// `cargo xtask bench` with these words: every figure is within its limit.
+    Bench(&'static [&'static str]),
     /// The hypervisor's image is no larger than this.
     Image {
         /// In KiB.
@@ -249,6 +251,12 @@ impl Case {
         self
     }
 
+    /// One of the host's threads runs all CPUs: for what is not about CPUs that really run at once, which others are.
+    fn one_thread(mut self) -> Self {
+        self.vary.threads = Threads::One;
+        self
+    }
+
     /// The run is over with the last expectation.
     fn until_expected(mut self) -> Self {
         self.end = End::Expected;
@@ -267,7 +275,12 @@ impl Case {
 pub(super) fn of_board(board: &str, extent: Extent) -> Vec<Case> {
     let mut cases = match board {
         "virt" => [
-            vec![image("virt", 680)],
+            vec![
+                image("virt", 680),
+                figures("virt", &["boot-report"]),
+                figures("virt", &["traps"]),
+                figures("virt", &["smmu"]),
+            ],
             virt::cases(),
             linux::cases(),
             guests::cases(),
@@ -282,7 +295,11 @@ pub(super) fn of_board(board: &str, extent: Extent) -> Vec<Case> {
         ]
         .concat(),
         "pseries" => [
-            vec![image("pseries", 620)],
+            vec![
+                image("pseries", 620),
+                figures("pseries", &["boot-report-pseries"]),
+                figures("pseries", &["traps", "--board", "pseries"]),
+            ],
             pseries::cases(),
             bridges::cases(),
             power::cases(),
@@ -296,6 +313,20 @@ pub(super) fn of_board(board: &str, extent: Extent) -> Vec<Case> {
     };
     cases.retain(|case| extent == Extent::Full || !case.only_full);
     cases
+}
+
+/// Figures that are the same in every run are held against their limits in every run of the tests.
+fn figures(board: &'static str, bench: &'static [&'static str]) -> Case {
+    Case {
+        check: Check::Bench(bench),
+        ..Case::new(
+            board,
+            format!(
+                "the figures of `bench {}` are within their limits",
+                bench.join(" ")
+            ),
+        )
+    }
 }
 
 /// It may grow with what it does, and whoever makes it grow says so here.

@@ -205,6 +205,7 @@ fn linux_window_elsewhere() -> Case {
         "nested: Linux maps the window that the manifest names, and its disk's messages go through it",
     )
     .bundle(bundle)
+    .one_thread()
     .expect(&[r"action irqs: ok: [1-9]\d* interrupts by 1 devices", "/ # "])
     .types("cat /sys/kernel/iommu_groups/*/reserved_regions\r")
     .expect(&[

@@ -68,11 +68,7 @@ pub(super) fn cases() -> Vec<Case> {
     let ports = |firmware: &str, bundle| {
         let name =
             format!("a disk and three NICs, on the root bus and behind ports, by {firmware}");
-        let mut case = with_ports(used(name, bundle, (3, 1)));
-        if firmware == "acpi" {
-            case.vary.threads = Threads::One;
-        }
-        case
+        with_ports(used(name, bundle, (3, 1))).one_thread()
     };
     let switch = |nic: &str, kernel: &str, firmware: &str, bundle, only_full| {
         let name =
@@ -339,6 +335,7 @@ fn by_wires() -> Case {
         .expect(&["guest: Linux .* is up, "; 2])
         .expect(&["all VMs are off"]);
     case.check = Check::Judged(both_by_wires);
+    case.vary.threads = Threads::One;
     for number in 0..2 {
         let place = format!("chassis={},addr={:x}", number + 1, number + 2);
         case = device(case, &format!("pcie-root-port,id=port{number},{place}"));
@@ -475,7 +472,8 @@ fn unconfined() -> Case {
             "vm linux: reset",
             "action disk-restart: ok: 1 disks",
             "all VMs are off",
-        ]);
+        ])
+        .one_thread();
     case.forbids = vec![r"\] ERROR ".to_owned(), "FAILED".to_owned()];
     case.timeout = Duration::from_secs(300);
     without_smmu(case)

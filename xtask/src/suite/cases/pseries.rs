@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::vms::MONITOR;
 use super::{Bundle, Case, Check, Disks, bundles, provoked, sampled};
-use crate::qemu::Time;
+use crate::qemu::{Threads, Time};
 
 const BOARD: &str = "pseries";
 
@@ -168,7 +168,7 @@ fn guests() -> Vec<Case> {
     vec![
         one,
         smp("6.12", smp!("6.12"), 2, None),
-        smp("6.1", smp!("6.1"), 4, Some("power10")),
+        smp("6.1", smp!("6.1"), 4, Some("power10")).one_thread(),
         two(),
         Case {
             only_full: true,
@@ -189,6 +189,7 @@ fn panic() -> Case {
         "a Linux that panics fails its VM, and the log says so",
     )
     .bundle(Bundle::OfBoard)
+    .one_thread()
     .expect(&["/ # "])
     .types("echo c > /proc/sysrq-trigger\r")
     .expect(&[
@@ -261,6 +262,10 @@ fn matrix() -> Vec<Case> {
             .expect(&["verdict 0: all VMs are off"]);
             case.check = Check::Judged(judge);
             case.vary.smp = Some(threads);
+            // With two threads they really run at once.
+            if threads == 4 {
+                case.vary.threads = Threads::One;
+            }
             case.vary.cpu = Some(cpu.to_owned());
             case.vary.firmware = Some(firmware.to_owned());
             case.timeout = Duration::from_secs(600);
@@ -329,6 +334,7 @@ fn two() -> Case {
         "two Linux VMs on one terminal are typed to, stopped and started",
     )
     .bundle(Bundle::Manifest(TWO))
+    .one_thread()
     .expect(&[&one])
     .types("echo o-$((6*7))\r")
     .expect(&[r"\[one\] o-42"])

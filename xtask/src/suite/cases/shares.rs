@@ -19,9 +19,9 @@ macro_rules! manifest {
     ($slice_us:literal, $cpus:literal, $pin:literal) => {
         Bundle::Manifest(concat!(
             "version = 1\n",
-            "[[vm]]\nname = \"first\"\nmemory = \"32M\"\npin = [0]\ntime_slice_us = 10000\n",
+            "[[vm]]\nname = \"first\"\nmemory = \"32M\"\npin = [0]\ntime_slice_us = 4000\n",
             "kernel = \"guest:busy\"\nkernel_format = \"flat\"\nrestart = \"never\"\n",
-            "append = \"windows=5 window_ms=250\"\n",
+            "append = \"windows=5 window_ms=100\"\n",
             "[[vm]]\nname = \"second\"\nmemory = \"32M\"\ncpus = ",
             $cpus,
             "\npin = ",
@@ -29,7 +29,7 @@ macro_rules! manifest {
             "\ntime_slice_us = ",
             $slice_us,
             "\nkernel = \"guest:busy\"\nkernel_format = \"flat\"\nrestart = \"never\"\n",
-            "append = \"windows=2 window_ms=250 cpus=",
+            "append = \"windows=2 window_ms=100 cpus=",
             $cpus,
             "\"\n"
         ))
@@ -40,18 +40,18 @@ pub(super) fn cases() -> Vec<Case> {
     vec![
         two(
             "two busy VMs on one CPU each come half as far as one alone",
-            manifest!(10000),
+            manifest!(4000),
             shares::judge,
         ),
         two(
             "two busy VMs on one CPU share it alike when one has four vCPUs",
-            manifest!(10000, 4, "[0, 0, 0, 0]"),
+            manifest!(4000, 4, "[0, 0, 0, 0]"),
             shares::judge,
         ),
         // The control: the same judge, and a VM whose turns are twice as long.
         two(
             "a busy VM with longer turns is noticed",
-            manifest!(20000),
+            manifest!(8000),
             shares::judge_must_refuse,
         ),
     ]
