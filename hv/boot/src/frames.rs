@@ -101,6 +101,36 @@ impl<M: PhysMemory> Frames<M> {
     pub fn free_frames(&self) -> usize {
         self.pool.lock().free
     }
+
+    /// So many zeroed frames in one piece, aligned to the next power of two; no frame more is taken. For a VM whose
+    /// memory has to be where it believes it to be: such a piece is not given back.
+    ///
+    /// # Errors
+    /// [`OutOfFrames`] when no block of that power of two is free, however much else is; nothing is taken then.
+    pub fn alloc_zeroed_run(&self, frames: usize) -> Result<Pa, OutOfFrames> {
+        let out = OutOfFrames { frames };
+        let block = frames.max(1).checked_next_power_of_two();
+        let block = block.filter(|block| *block < 1 << ORDERS).ok_or(out)?;
+        let wanted = frames.max(1);
+        let start = {
+            let mut pool = self.pool.lock();
+            let start = pool.buddy.alloc(block).ok_or(out)?;
+            pool.free -= wanted;
+            // What is behind it goes back, in the largest blocks that are aligned to their size.
+            let mut at = wanted;
+            while at < block {
+                let spare = at & at.wrapping_neg();
+                pool.buddy.dealloc(start + at, spare);
+                at += spare;
+            }
+            start
+        };
+        let piece = Pa::truncated((start as u64) << FRAME.shift());
+        self.memory
+            .zero(piece, wanted << FRAME.shift())
+            .map_err(|_| out)?;
+        Ok(piece)
+    }
 }
 
 #[expect(
@@ -149,7 +179,7 @@ mod tests {
 
     use hal::fake::FakeMemory;
     use hal::{FrameAllocator, PhysMemory};
-    use proptest::prelude::{prop, proptest};
+    use proptest::prelude::{any, prop, proptest};
     use types::{Pa, Span};
 
     use super::{Frames, usable};
@@ -202,7 +232,78 @@ mod tests {
         );
     }
 
+    #[test]
+    fn a_run_takes_no_frame_more_and_what_is_behind_it_is_free_in_large_blocks() {
+        let memory = FakeMemory::new(Pa::truncated(0x10_0000), 0x10_0000);
+        memory
+            .write(Pa::truncated(0x10_0000), &[0xff; 0x10_0000])
+            .unwrap();
+        let frames = Frames::new(&memory, &[span(0x10_0000, 0x20_0000)]);
+        // 256 frames: 129 of them need the block that is all.
+        let run = frames.alloc_zeroed_run(129).unwrap();
+        assert_eq!((run.bits(), frames.free_frames()), (0x10_0000, 127));
+        let zeroes =
+            |frame: u64| memory.read_u64(Pa::truncated(run.bits() + (frame << 12))) == Ok(0);
+        assert!(zeroes(128) && !zeroes(129), "zeroed as far as it goes");
+        let behind = frames.alloc_zeroed(6).unwrap();
+        assert_eq!(
+            behind.bits(),
+            0x1c_0000,
+            "64 frames at the end are one block"
+        );
+        // Much is free, and no such piece.
+        assert_eq!(frames.free_frames(), 63);
+        assert!(frames.alloc_zeroed_run(63).is_err());
+        assert_eq!(frames.free_frames(), 63, "a refusal takes nothing");
+        assert!(frames.alloc_zeroed_run(32).is_ok());
+        assert!(frames.alloc_zeroed_run(usize::MAX).is_err());
+        assert!(frames.alloc_zeroed_run(0).is_ok(), "as for one frame");
+        assert_eq!(frames.free_frames(), 30);
+    }
+
     proptest! {
+        #[test]
+        fn runs_and_blocks_never_share_a_frame_and_all_frames_are_found_in_the_end(
+            steps in prop::collection::vec((any::<bool>(), 0_usize..70), 0..30),
+        ) {
+            let memory = FakeMemory::new(Pa::truncated(0x10_0000), 0x10_0000);
+            let frames = Frames::new(&memory, &[span(0x10_1000, 0x1f_f000)]);
+            let mut taken: BTreeSet<u64> = BTreeSet::new();
+            let mut take = |start: Pa, count: usize| {
+                for frame in (start.bits() >> 12..).take(count) {
+                    assert!((0x101..0x1ff).contains(&frame), "{frame:#x} is not ours to give");
+                    assert!(taken.insert(frame), "{frame:#x} twice");
+                }
+                taken.len()
+            };
+            let mut count = 0;
+            for (is_run, size) in steps {
+                let free = frames.free_frames();
+                let order = u8::try_from(size % 6).unwrap();
+                let got = match is_run {
+                    true => frames.alloc_zeroed_run(size),
+                    false => frames.alloc_zeroed(order),
+                };
+                match got {
+                    Ok(run) if is_run => {
+                        let boundary = u64::try_from(size.max(1).next_power_of_two()).unwrap();
+                        assert!((run.bits() >> 12).is_multiple_of(boundary));
+                        count = take(run, size.max(1));
+                    }
+                    // Some come back, and some stay.
+                    Ok(block) if size % 2 == 0 => frames.free(block, order),
+                    Ok(block) => count = take(block, 1 << order),
+                    Err(_) => {}
+                }
+                assert!(frames.free_frames() <= free);
+                assert_eq!(frames.free_frames() + count, frames.total());
+            }
+            while let Ok(frame) = frames.alloc_zeroed(0) {
+                count = take(frame, 1);
+            }
+            assert_eq!(count, frames.total());
+        }
+
         #[test]
         fn usable_frames_are_those_of_memory_less_those_reserved(
             memory in prop::collection::vec((0_u64..0x40, 1_u64..0x20), 0..5),

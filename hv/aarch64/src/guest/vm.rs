@@ -270,7 +270,9 @@ impl Vm {
         let placed = match &devices {
             Some(devices) if devices.has_unconfined() => {
                 let bytes = config.memory;
-                let place = take_contiguous(frames, bytes).map_err(BuildError::Memory)?;
+                let pages = bytes.div_ceil(PageSize::SIZE_4K.bytes());
+                let pages = usize::try_from(pages).unwrap_or(usize::MAX);
+                let place = frames.alloc_zeroed_run(pages).map_err(BuildError::Memory)?;
                 let span = Ipa::new(place.bits()).ok();
                 let span = span.and_then(|start| Span::from_len(start, bytes));
                 platform.memory = Vec::from([span.ok_or(BuildError::Geometry)?]);
@@ -770,25 +772,6 @@ fn build_memory(
         }
     }
     Ok((tree, ram))
-}
-
-/// Takes memory in one piece.
-fn take_contiguous(frames: Frame, bytes: u64) -> Result<Pa, OutOfFrames> {
-    let page = PageSize::SIZE_4K.bytes();
-    let wanted = bytes.div_ceil(page).max(1);
-    let order = |frames: u64| u8::try_from(frames.ilog2()).unwrap_or(u8::MAX);
-    let block = order(wanted.next_power_of_two());
-    let start = frames.alloc_zeroed(block)?;
-    // Back with what is behind it, in the largest blocks that are aligned to their size.
-    let mut at = wanted;
-    while at < 1 << block {
-        let spare = at & at.wrapping_neg();
-        if let Some(pa) = start.checked_add(at * page) {
-            frames.free(pa, order(spare));
-        }
-        at += spare;
-    }
-    Ok(start)
 }
 
 /// New code is in memory: no core may use old instructions.
