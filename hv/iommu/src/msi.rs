@@ -4,7 +4,7 @@ use types::{Address, Iova, Pa, PageSize, Span};
 
 use crate::area::{Permissions, span};
 use crate::backend::{Backend, MemoryType, Run};
-use crate::domain::DomainId;
+use crate::domain::{Domain, DomainId};
 use crate::group::{DeviceId, GroupId, MsiRoute, RegionKind};
 use crate::ioas::{Reserved, ReservedBy};
 use crate::map::window_of;
@@ -38,7 +38,8 @@ impl MsiWindow {
 }
 
 /// A doorbell's place in the windows that start at an address. It is kept as long as any group or
-/// domain needs it, so that every domain of an owner shows a doorbell at the same address.
+/// domain needs it, so that every domain of an owner shows a doorbell of a window at the same address. A page of
+/// the caller's choosing ([`Iommu::map_doorbell_at`]) may be another doorbell's in another domain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Doorbell {
     owner: OwnerId,
@@ -153,10 +154,12 @@ impl<B: Backend> Iommu<B> {
 
     /// Makes a doorbell reachable for an attached device at a page of the caller's choosing, outside
     /// of any window: where the guest believes its own interrupt controller's page is. Otherwise as
-    /// [`Iommu::map_doorbell`]; a doorbell can be shown at several places.
+    /// [`Iommu::map_doorbell`]; a doorbell can be shown at several places, and in domains that have tables of their
+    /// own the page can lead to a doorbell each. A group does not move to a domain where it leads elsewhere.
     ///
     /// # Errors
-    /// Those of [`Iommu::map_doorbell`]; [`Error::Misaligned`] to 4 KiB; [`Error::ReservedCutsArea`] or
+    /// Those of [`Iommu::map_doorbell`], of which [`Error::WindowFull`] says that the page leads to another doorbell in
+    /// the device's domain; [`Error::Misaligned`] to 4 KiB; [`Error::ReservedCutsArea`] or
     /// [`Error::ReservedCutsAllowed`]: something of the device's address space is there.
     pub fn map_doorbell_at(
         &mut self,
@@ -217,10 +220,15 @@ impl<B: Backend> Iommu<B> {
         let (at, place, old) = match known.and_then(|at| Some((at, *self.msi_pages.get(at)?))) {
             Some((at, known)) => (at, known, None),
             None => {
-                // Pages and list entries that nobody needs any more are taken again.
+                // Pages and list entries that nobody needs any more are taken again. A page of the
+                // caller's choosing has to be free here alone.
+                let in_use = |at: usize| match window.bytes {
+                    PAGE => self.doorbell_met(at, group_id, paging),
+                    _ => self.doorbell_in_use(at),
+                };
                 let live = |page: u64| {
                     let mut all = self.msi_pages.iter().enumerate();
-                    all.any(|(at, d)| same(d) && d.page == page && self.doorbell_in_use(at))
+                    all.any(|(at, d)| same(d) && d.page == page && in_use(at))
                 };
                 let mut page = 0_u64;
                 while live(page) {
@@ -254,6 +262,14 @@ impl<B: Backend> Iommu<B> {
         }
         result?;
         Ok(Iova::truncated(place.iova().saturating_add(within)))
+    }
+
+    /// Whether a group that is in a domain needs a doorbell, or the domain shows it.
+    fn doorbell_met(&self, at: usize, group: GroupId, domain: DomainId) -> bool {
+        let group = self.groups.get(group);
+        let paging = self.domains.get(domain).and_then(Domain::paging);
+        group.is_some_and(|group| group.doorbells.contains(&at))
+            || paging.is_some_and(|paging| paging.doorbells.contains(&at))
     }
 
     fn doorbell_in_use(&self, at: usize) -> bool {
@@ -299,6 +315,14 @@ impl<B: Backend> Iommu<B> {
         }
         let table = paging.table;
         let page = doorbell.span();
+        let shown = self.domains.get(domain).and_then(Domain::paging);
+        let leads_elsewhere = |other: &usize| {
+            let other = self.msi_pages.get(*other);
+            other.is_some_and(|other| other.span() == page)
+        };
+        if shown.is_some_and(|paging| paging.doorbells.iter().any(leads_elsewhere)) {
+            return Err(Error::WindowFull);
+        }
         let pages = window_of(self.backend.windows(table), page)?.pages;
         if pages.smallest() > PAGE {
             return Err(Error::NotContiguous {

@@ -127,7 +127,7 @@ pub(crate) struct Devices<'a> {
 
 impl Devices<'_> {
     /// Gives the platform the SMMUs that the guest is to see, one for each of the machine's that its devices are
-    /// behind; none where it is to see none.
+    /// behind, and for each ITS that those write to; none where it is to see none.
     fn add_smmus(
         &self,
         config: &VmConfig,
@@ -146,7 +146,7 @@ impl Devices<'_> {
         };
         let behind = self.seats().filter_map(|(seat, function)| {
             let behind = function.smmu?;
-            Some((seat.guest, (behind.unit, seat.smmu)))
+            Some((seat.guest, seat.seen_behind(function, behind.unit)))
         });
         platform
             .add_virt_smmus(behind)
@@ -199,7 +199,7 @@ impl Devices<'_> {
             let Some(behind) = function.smmu else {
                 return Err("a device of it is behind no SMMU".into());
             };
-            let key = (behind.unit, seat.smmu);
+            let key = seat.seen_behind(function, behind.unit);
             if !keys.contains(&key) {
                 keys.push(key);
             }
@@ -213,10 +213,10 @@ impl Devices<'_> {
         if keys.is_empty() {
             return Err("it has no device".into());
         }
-        for (unit, _) in &keys {
+        for (unit, ..) in &keys {
             GuestSmmu::features(self.hardware, *unit, IPA_BITS, vsmmuv3::Messages::Off)?;
         }
-        Ok(keys.into_iter().map(|(unit, _)| unit).collect())
+        Ok(keys.into_iter().map(|(unit, ..)| unit).collect())
     }
 }
 

@@ -129,6 +129,11 @@ pub(crate) struct Function {
 }
 
 impl Function {
+    /// The ITS that its messages go to, by its place among them.
+    pub(crate) fn its(&self) -> usize {
+        self.its
+    }
+
     /// MSI-X of it.
     pub(crate) fn msix(&self, hardware: &Hardware) -> Option<MsiX> {
         hardware.described(self)?.capabilities.msix

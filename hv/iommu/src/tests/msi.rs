@@ -1,7 +1,7 @@
 //! Interrupt windows and doorbells.
 
 use super::*;
-use crate::{MemoryType, MsiWindow, Region, RegionKind};
+use crate::{DomainOptions, MemoryType, MsiWindow, Region, RegionKind};
 
 const MIB: u64 = 1 << 20;
 const ITS: u64 = 0x1234_5000_0040;
@@ -422,4 +422,51 @@ fn a_page_of_the_callers_choosing_leads_to_one_doorbell() {
     assert_eq!(f.walk(b), before, "the window's page of its own stays");
     // The same one as before is.
     f.core.map_doorbell_at(b, iova(VITS), pa(ITS)).unwrap();
+}
+
+/// A guest has one interrupt controller, the machine two: behind each of the guest's IOMMUs its page leads to the one
+/// that the devices there write to.
+#[test]
+fn a_page_of_the_callers_choosing_leads_to_a_doorbell_in_each_domain() {
+    const VITS: u64 = 0x0809_0000;
+    let other = ITS + 0x2_0000;
+    let mut f = Fixture::new();
+    let [a, b, c] = [0; 3].map(|_| doorbell_device(&mut f, &[]));
+    let made = [(a, ITS), (b, other)].map(|(device, its)| {
+        let options = DomainOptions::default();
+        let domain = f.core.create_domain(device, f.ioas, options).unwrap();
+        f.core.attach(device, Target::Domain(domain)).unwrap();
+        let shown = f.core.map_doorbell_at(device, iova(VITS), pa(its));
+        assert_eq!(shown, Ok(iova(VITS + 0x40)));
+        domain
+    });
+    let leads = |f: &Fixture, device| {
+        let leaves = f.walk(device);
+        let leaf = leaves.iter().find(|(at, _)| *at == VITS);
+        leaf.map(|(_, leaf)| leaf.pa)
+    };
+    let pages = [ITS, other].map(|its| Some(pa(its & !0xfff)));
+    assert_eq!([leads(&f, a), leads(&f, b)], pages);
+    // Each again, and a window, which is the same everywhere.
+    for (device, its, page) in [(a, ITS, 0), (b, other, 1)] {
+        f.core.map_doorbell_at(device, iova(VITS), pa(its)).unwrap();
+        let at = f.core.map_doorbell(device, pa(its)).unwrap();
+        assert_eq!(at, iova(0x0800_0040 + page * PAGE));
+    }
+    // Nobody moves to where the page is another's; who needs none goes anywhere.
+    let before = f.walk(b);
+    let moved = f.core.replace(b, Target::Domain(made[0]));
+    assert_eq!(refused(moved), Error::WindowFull);
+    assert_eq!((f.walk(b), leads(&f, a)), (before, pages[0]));
+    f.core.attach(c, Target::Domain(made[0])).unwrap();
+    let second = f.core.map_doorbell_at(c, iova(VITS), pa(other));
+    assert_eq!(refused(second), Error::WindowFull);
+    f.core.replace(c, Target::Domain(made[1])).unwrap();
+    f.core.map_doorbell_at(c, iova(VITS), pa(other)).unwrap();
+    // Off and on again, each is where it was.
+    for (device, domain) in [(a, made[0]), (b, made[1])] {
+        f.core.detach(device).unwrap();
+        f.core.attach(device, Target::Domain(domain)).unwrap();
+    }
+    assert_eq!([leads(&f, a), leads(&f, b)], pages);
 }

@@ -458,7 +458,7 @@ impl Vm {
                 aliases: &[],
                 reserved: &[],
                 path: Path::Redirected,
-                msi: MsiRoute::Checked,
+                msi: MsiRoute::Doorbell,
                 coherence: Coherence::CoherentAlways,
                 ats: Ats::Off,
             };

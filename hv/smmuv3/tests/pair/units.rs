@@ -2,6 +2,7 @@
 
 use bulkhead_smmuv3::spec::{SteConfig, regs};
 use iommu::{Endpoint, UnitId};
+use types::{Iova, Pa};
 use vsmmuv3::{Delivery, Width};
 
 use crate::engine::Fault;
@@ -147,4 +148,87 @@ fn two_smmus_over_one_have_address_spaces_of_their_own() {
     world.write(0, regs::CR0, Width::Word, 0xc);
     assert_eq!(world.dma(0, DISK, AT), Err(Fault::Silent));
     assert_eq!(world.dma(1, DISK, AT), Ok(world.pa(0, DATA)));
+}
+
+/// The guest's one ITS, as a device's stage 2 has it; the doorbells of the machine's two ITSs.
+const VITS: u64 = 0x0809_0000;
+const DOORBELLS: [u64; 2] = [0x0808_0000 | 0x1_0040, 0x0a08_0000 | 0x1_0040];
+/// Where the guest's drivers map the ITS's page, and where messages are written.
+const MESSAGES: u64 = 6 << 12 | 0x40;
+
+/// Shows each SMMU's devices the ITS that they write to: at the window, and at the page of the guest's ITS.
+fn two_itss(world: &mut World) -> [u64; 2] {
+    let windows = [0, 1].map(|vm: usize| {
+        let doorbell = Pa::new(DOORBELLS[vm]).unwrap();
+        let [first, second] = [DISK, NET].map(|stream| {
+            let device = world.device(vm, stream);
+            let at = Iova::new(VITS).unwrap();
+            let page = world.core.map_doorbell_at(device, at, doorbell).unwrap();
+            assert_eq!(page.bits(), VITS + 0x40);
+            world.core.map_doorbell(device, doorbell).unwrap().bits()
+        });
+        assert_eq!(first, second);
+        first
+    });
+    for (vm, window) in windows.into_iter().enumerate() {
+        // The guest's driver: the ITS's page by an IOVA, and the window to itself.
+        world.put(vm, TABLES[2] + 6 * 8, &[leaf(VITS)]);
+        world.put(vm, TABLES[2] + 7 * 8, &[leaf(window & !0xfff)]);
+        world.send(vm, &[[0x30, 0]]);
+    }
+    windows
+}
+
+fn messages_reach_the_its_of_their_own(mut world: World) {
+    let windows = two_itss(&mut world);
+    assert_ne!(windows[0], windows[1], "a page of the window each");
+    for vm in 0..2 {
+        for stream in [DISK, NET] {
+            // By the guest's own mapping of its ITS (`vits`), and of the window (`rmr`).
+            assert_eq!(world.dma(vm, stream, MESSAGES), Ok(DOORBELLS[vm]));
+            assert_eq!(world.dma(vm, stream, 7 << 12 | 0x40), Ok(DOORBELLS[vm]));
+        }
+    }
+    for vm in 0..2 {
+        // Past stage 1, by the guest's address of its ITS and by the window's.
+        world.ste(vm, DISK, [1 | 4 << 1, 0]);
+        world.send(vm, &[[3 | u64::from(DISK) << 32, 1]]);
+        assert_eq!(world.dma(vm, DISK, VITS | 0x40), Ok(DOORBELLS[vm]));
+        assert_eq!(world.dma(vm, DISK, windows[vm]), Ok(DOORBELLS[vm]));
+        // And while the guest's SMMU is off and lets pass.
+        world.write(vm, regs::CR0, Width::Word, 0xc);
+        world.write(vm, regs::GBPA, Width::Word, 1 << 31);
+        for stream in [DISK, NET] {
+            assert_eq!(world.dma(vm, stream, VITS | 0x40), Ok(DOORBELLS[vm]));
+        }
+        // The control: the other one's page of the window is not there, nor the ITS's control frame.
+        assert!(world.dma(vm, NET, windows[1 - vm]).is_err());
+        assert!(world.dma(vm, NET, VITS - 0x1_0000).is_err());
+    }
+    for vm in 0..2 {
+        world.reset(vm);
+        world.bring_up(vm);
+        assert_eq!(world.dma(vm, DISK, MESSAGES), Ok(DOORBELLS[vm]));
+    }
+}
+
+#[test]
+fn behind_two_smmus_of_the_machines_the_guests_its_is_their_own() {
+    messages_reach_the_its_of_their_own(World::two_units());
+}
+
+#[test]
+fn behind_two_of_the_guests_smmus_over_one_the_guests_its_is_their_own() {
+    messages_reach_the_its_of_their_own(World::two_over_one());
+}
+
+#[test]
+fn a_page_of_the_guests_its_is_never_another_its_behind_one_smmu() {
+    let mut world = World::two_over_one();
+    two_itss(&mut world);
+    let device = world.device(0, NET);
+    let (at, other) = (Iova::new(VITS).unwrap(), Pa::new(DOORBELLS[1]).unwrap());
+    let second = world.core.map_doorbell_at(device, at, other);
+    assert_eq!(second, Err(iommu::Error::WindowFull));
+    assert_eq!(world.dma(0, NET, MESSAGES), Ok(DOORBELLS[0]));
 }

@@ -243,8 +243,8 @@ impl GuestPci {
         let shown = shown.and_then(|window| {
             let has_page = match core.map_doorbell_at(behind.device, page, doorbell) {
                 Ok(_) => true,
-                // It leads to another ITS already. Only a guest that has its devices write there by its own tables
-                // needs it.
+                // It leads to another ITS already: without an SMMU of the guest's, all devices of one of the
+                // machine's have the same tables. They are told the window.
                 Err(iommu::Error::WindowFull) if self.addresses_are_ours() => false,
                 Err(error) => return Err(error),
             };
@@ -259,8 +259,7 @@ impl GuestPci {
                 let _ = core.detach(behind.device);
                 return Err(match error {
                     iommu::Error::WindowFull => {
-                        "its ITS is not that of the VM's other devices: msi = \"vits\" takes one"
-                            .into()
+                        "the window for messages has no page left for its ITS".into()
                     }
                     error => error.to_string(),
                 });

@@ -51,6 +51,15 @@ pub(crate) struct Assigned {
     pub(crate) smmu: u8,
 }
 
+impl Assigned {
+    /// What tells the SMMU of the guest's that it is behind from the others: the machine's, the number in the manifest,
+    /// the ITS. The guest has one ITS, whose page leads to one of the machine's behind each of its SMMUs, because each
+    /// has tables of its own.
+    pub(crate) fn seen_behind(&self, function: &Function, unit: UnitId) -> (UnitId, u8, usize) {
+        (unit, self.smmu, function.its())
+    }
+}
+
 /// A BAR that the guest sees.
 struct Mapped {
     bar: u8,
