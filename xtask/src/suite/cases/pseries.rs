@@ -189,7 +189,6 @@ fn panic() -> Case {
         "a Linux that panics fails its VM, and the log says so",
     )
     .bundle(Bundle::OfBoard)
-    .one_thread()
     .expect(&["/ # "])
     .types("echo c > /proc/sysrq-trigger\r")
     .expect(&[
