@@ -182,33 +182,33 @@ fn two_itss(world: &mut World) -> [u64; 2] {
 fn messages_reach_the_its_of_their_own(mut world: World) {
     let windows = two_itss(&mut world);
     assert_ne!(windows[0], windows[1], "a page of the window each");
-    for vm in 0..2 {
+    for (vm, doorbell) in DOORBELLS.into_iter().enumerate() {
         for stream in [DISK, NET] {
             // By the guest's own mapping of its ITS (`vits`), and of the window (`rmr`).
-            assert_eq!(world.dma(vm, stream, MESSAGES), Ok(DOORBELLS[vm]));
-            assert_eq!(world.dma(vm, stream, 7 << 12 | 0x40), Ok(DOORBELLS[vm]));
+            assert_eq!(world.dma(vm, stream, MESSAGES), Ok(doorbell));
+            assert_eq!(world.dma(vm, stream, 7 << 12 | 0x40), Ok(doorbell));
         }
     }
-    for vm in 0..2 {
+    for (vm, doorbell) in DOORBELLS.into_iter().enumerate() {
         // Past stage 1, by the guest's address of its ITS and by the window's.
         world.ste(vm, DISK, [1 | 4 << 1, 0]);
         world.send(vm, &[[3 | u64::from(DISK) << 32, 1]]);
-        assert_eq!(world.dma(vm, DISK, VITS | 0x40), Ok(DOORBELLS[vm]));
-        assert_eq!(world.dma(vm, DISK, windows[vm]), Ok(DOORBELLS[vm]));
+        assert_eq!(world.dma(vm, DISK, VITS | 0x40), Ok(doorbell));
+        assert_eq!(world.dma(vm, DISK, windows[vm]), Ok(doorbell));
         // And while the guest's SMMU is off and lets pass.
         world.write(vm, regs::CR0, Width::Word, 0xc);
         world.write(vm, regs::GBPA, Width::Word, 1 << 31);
         for stream in [DISK, NET] {
-            assert_eq!(world.dma(vm, stream, VITS | 0x40), Ok(DOORBELLS[vm]));
+            assert_eq!(world.dma(vm, stream, VITS | 0x40), Ok(doorbell));
         }
         // The control: the other one's page of the window is not there, nor the ITS's control frame.
         assert!(world.dma(vm, NET, windows[1 - vm]).is_err());
         assert!(world.dma(vm, NET, VITS - 0x1_0000).is_err());
     }
-    for vm in 0..2 {
+    for (vm, doorbell) in DOORBELLS.into_iter().enumerate() {
         world.reset(vm);
         world.bring_up(vm);
-        assert_eq!(world.dma(vm, DISK, MESSAGES), Ok(DOORBELLS[vm]));
+        assert_eq!(world.dma(vm, DISK, MESSAGES), Ok(doorbell));
     }
 }
 
