@@ -24,6 +24,8 @@ pub(crate) struct Apt {
     dir: PathBuf,
     codename: String,
     sources: Vec<sources::Source>,
+    /// Where apt's programs are; by `PATH` when empty.
+    programs: PathBuf,
 }
 
 impl Apt {
@@ -59,6 +61,7 @@ impl Apt {
             dir,
             codename,
             sources,
+            programs: PathBuf::new(),
         })
     }
 
@@ -108,11 +111,35 @@ impl Apt {
             .unwrap_or_default()
     }
 
-    /// Downloads a package into a folder. One that is there already is not fetched again.
+    /// Downloads a package into a folder. One that is there already is not fetched again. A mirror may list a
+    /// version that it does not have: then the other ones that it lists are tried, newest first.
     ///
     /// # Errors
     /// apt's, which it has shown.
     pub(crate) fn download(&self, package: &str, suite: Option<&str>, into: &Path) -> Result<()> {
+        let chosen = self.candidate(package, suite);
+        let Err(first) = self.download_one(package, suite, into) else {
+            return Ok(());
+        };
+        for version in self.versions(package) {
+            if Some(&version) == chosen.as_ref() {
+                continue;
+            }
+            say!(
+                "version {} of {package} cannot be had; trying {version}",
+                chosen.as_deref().unwrap_or("?")
+            );
+            if self
+                .download_one(&format!("{package}={version}"), None, into)
+                .is_ok()
+            {
+                return Ok(());
+            }
+        }
+        Err(first)
+    }
+
+    fn download_one(&self, package: &str, suite: Option<&str>, into: &Path) -> Result<()> {
         let mut command = self.command("apt-get");
         if let Some(suite) = suite {
             command.args(["-t", suite]);
@@ -121,6 +148,21 @@ impl Apt {
             command.args(["download", package]).current_dir(into),
             "cannot fetch a package",
         )
+    }
+
+    /// All versions of a package that the lists have, newest first.
+    pub(crate) fn versions(&self, package: &str) -> Vec<String> {
+        output_of(self.command("apt-cache").args(["madison", package]))
+            .map(|text| versions(&text))
+            .unwrap_or_default()
+    }
+
+    /// What one version of a package depends on directly.
+    pub(crate) fn dependencies_of(&self, package: &str, version: &str) -> Vec<String> {
+        let which = format!("{package}={version}");
+        output_of(self.command("apt-cache").args(["show", &which]))
+            .map(|text| listed_dependencies(&text))
+            .unwrap_or_default()
     }
 
     /// The version that `suite` (or, without one, the preferences) would install.
@@ -161,7 +203,7 @@ impl Apt {
     }
 
     fn command(&self, program: &str) -> Command {
-        let mut command = Command::new(program);
+        let mut command = Command::new(self.programs.join(program));
         let mut option = |name: &str, value: &str| {
             command.arg("-o").arg(format!("{name}={value}"));
         };
@@ -305,6 +347,55 @@ fn dependencies(text: &str) -> Vec<String> {
         .collect()
 }
 
+/// The versions in `apt-cache madison`'s table, in its order: the newest first, each once.
+fn versions(table: &str) -> Vec<String> {
+    let mut versions: Vec<String> = Vec::new();
+    for line in table.lines() {
+        let mut fields = line.split('|').map(str::trim);
+        let (Some(_), Some(version), Some(source)) = (fields.next(), fields.next(), fields.next())
+        else {
+            continue;
+        };
+        let known = versions.iter().any(|known| known == version);
+        if !known && !version.is_empty() && !source.ends_with("Sources") {
+            versions.push(version.to_owned());
+        }
+    }
+    versions
+}
+
+/// The names in the `Depends` of a package's record, without versions and alternatives.
+fn listed_dependencies(record: &str) -> Vec<String> {
+    record
+        .lines()
+        .filter_map(|line| {
+            line.strip_prefix("Depends: ")
+                .or_else(|| line.strip_prefix("Pre-Depends: "))
+        })
+        .flat_map(|names| names.split(','))
+        .filter_map(|name| name.split_whitespace().next())
+        .map(str::to_owned)
+        .collect()
+}
+
+/// An apt whose programs are these shell scripts.
+#[cfg(test)]
+pub(super) fn scripted(dir: &Path, apt_get: &str, apt_cache: &str) -> Apt {
+    use std::os::unix::fs::PermissionsExt as _;
+    for (name, script) in [("apt-get", apt_get), ("apt-cache", apt_cache)] {
+        let path = dir.join(name);
+        workspace::write_whole(&path, format!("#!/bin/sh\n{script}").as_bytes()).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    Apt {
+        scope: Scope::Foreign("arm64".to_owned()),
+        dir: dir.join("state"),
+        codename: "bookworm".to_owned(),
+        sources: Vec::new(),
+        programs: dir.to_owned(),
+    }
+}
+
 /// Whether a candidate is of a series such as `6.12`.
 pub(crate) fn is_of_series(candidate: Option<&str>, series: &str) -> bool {
     candidate
@@ -352,6 +443,50 @@ mod tests {
     }
 
     #[test]
+    fn versions_are_read_from_the_table_each_once() {
+        let table = " x | 6.12.95-1 | http://m/debian-security trixie-security/main arm64 Packages\n \
+                     x | 6.12.95-1 | http://m/debian trixie-updates/main arm64 Packages\n \
+                     x | 6.12.57-1 | http://m/debian trixie/main arm64 Packages\n \
+                     x | 6.12.57-1 | http://m/debian trixie/main Sources\n";
+        assert_eq!(versions(table), ["6.12.95-1", "6.12.57-1"]);
+        assert!(versions("").is_empty());
+    }
+
+    #[test]
+    fn dependencies_are_read_from_a_record() {
+        let record =
+            "Package: x\nDepends: linux-image-6.12.57+deb13-arm64 (= 6.12.57-1), y | z\nSize: 3\n";
+        assert_eq!(
+            listed_dependencies(record),
+            ["linux-image-6.12.57+deb13-arm64", "y"]
+        );
+    }
+
+    /// `apt-cache` with two versions of everything.
+    const LISTS: &str = r#"for last; do :; done
+case "$*" in
+*madison*) echo "$last | 2.0-1 | http://m s Packages"; echo "$last | 1.0-1 | http://m t Packages" ;;
+*policy*) echo "  Candidate: 2.0-1" ;;
+esac
+"#;
+
+    #[test]
+    fn another_version_is_tried_when_the_mirror_lacks_one() {
+        let dir = std::env::temp_dir().join(format!("xtask-apt-{}", std::process::id()));
+        // 404 for all but the old one.
+        let get =
+            "for last; do :; done\ncase $last in *=1.0-1) : >fetched.deb ;; *) exit 100 ;; esac\n";
+        let apt = scripted(&dir, get, LISTS);
+        apt.download("x", None, &dir).unwrap();
+        assert!(dir.join("fetched.deb").is_file());
+        // The control: nothing can be had.
+        let apt = scripted(&dir, "exit 100\n", LISTS);
+        let error = apt.download("x", None, &dir).unwrap_err().to_string();
+        assert!(error.contains("cannot fetch a package"), "{error}");
+        std::fs::remove_dir_all(dir).unwrap();
+    }
+
+    #[test]
     fn candidates_are_judged_by_their_upstream_version() {
         let least = Version::new(9, 2);
         assert!(new_enough(Some("1:10.0.2+ds-2"), least));
@@ -390,6 +525,7 @@ mod tests {
             dir: "/nowhere".into(),
             codename: "bookworm".into(),
             sources: vec![source],
+            programs: PathBuf::new(),
         };
         let line = apt.command_for_root(&Wanted {
             packages: &["qemu-system-arm"],

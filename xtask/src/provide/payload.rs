@@ -151,17 +151,30 @@ fn look_for(arch: Arch, series: &str) -> Result<PathBuf> {
     let _turn = turn();
     let recipe = Recipe::read()?;
     let packages = recipe.packages(arch);
-    let debs = debs_dir(packages, series);
-    if !Debs::find(&debs).is_some_and(|debs| debs.unpack_works()) {
-        fetch(packages, series, &debs).with_context(|| {
+    let dir = debs_dir(packages, series);
+    let debs = cached(&dir, Debs::unpack_works, || {
+        fetch(packages, series, &dir).with_context(|| {
             format!(
                 "cannot fetch Debian's Linux {series} for {arch}; another kernel can be given with \
                  --kernel and --initrd"
             )
-        })?;
-    }
-    let debs = Debs::find(&debs).context("the packages were fetched but are not there")?;
+        })
+    })?;
     unpack(&recipe, &debs, arch, series)
+}
+
+/// The packages in the cache. They are fetched only if they are not there whole: nothing is asked of a network that
+/// may not be there.
+fn cached(
+    dir: &Path,
+    whole: impl Fn(&Debs) -> bool,
+    fetch: impl FnOnce() -> Result<()>,
+) -> Result<Debs> {
+    if let Some(debs) = Debs::find(dir).filter(whole) {
+        return Ok(debs);
+    }
+    fetch()?;
+    Debs::find(dir).context("the packages were fetched but are not there")
 }
 
 /// The need, for `doctor`.
@@ -230,6 +243,10 @@ fn fetch(packages: &Packages, series: &str, into: &Path) -> Result<()> {
     );
     let apt = Apt::new(Scope::Foreign(packages.architecture.clone()))?;
     apt.update()?;
+    fetch_from(&apt, packages, series, into)
+}
+
+fn fetch_from(apt: &Apt, packages: &Packages, series: &str, into: &Path) -> Result<()> {
     let backports = apt.backports();
     let own = apt.candidate(&packages.kernel, None);
     let newer = apt.candidate(&packages.kernel, Some(&backports));
@@ -244,21 +261,55 @@ fn fetch(packages: &Packages, series: &str, into: &Path) -> Result<()> {
             newer.as_deref().unwrap_or("none")
         );
     };
-    // The name above is a pointer to the newest build.
-    let kernel = apt
-        .dependencies(&packages.kernel, suite)
-        .into_iter()
-        .find(|name| name.starts_with("linux-image-"))
-        .with_context(|| format!("{} depends on no kernel", packages.kernel))?;
     // The folder takes its final name only when everything is in it.
     let partial = into.with_extension("part");
     fs::create_dir_all(&partial).with_context(|| format!("cannot create {}", partial.display()))?;
-    apt.download(&kernel, suite, &partial)?;
+    download_kernel(apt, packages, series, suite, &partial)?;
     apt.download(BUSYBOX, None, &partial)?;
     if into.exists() {
         fs::remove_dir_all(into).with_context(|| format!("cannot remove {}", into.display()))?;
     }
     fs::rename(&partial, into).with_context(|| format!("cannot rename {}", partial.display()))
+}
+
+/// Downloads the newest build of a series that can be had: of each, and of each of another suite, there is a package
+/// of its own, and a mirror may list one that it does not have.
+fn download_kernel(
+    apt: &Apt,
+    packages: &Packages,
+    series: &str,
+    suite: Option<&str>,
+    into: &Path,
+) -> Result<()> {
+    let kernel = |names: Vec<String>| {
+        names
+            .into_iter()
+            .find(|name| name.starts_with("linux-image-"))
+    };
+    // The package is a pointer to the newest build.
+    let newest = kernel(apt.dependencies(&packages.kernel, suite))
+        .with_context(|| format!("{} depends on no kernel", packages.kernel))?;
+    let Err(first) = apt.download(&newest, suite, into) else {
+        return Ok(());
+    };
+    for version in apt.versions(&packages.kernel) {
+        if !apt::is_of_series(Some(&version), series) {
+            continue;
+        }
+        let Some(older) = kernel(apt.dependencies_of(&packages.kernel, &version)) else {
+            continue;
+        };
+        if older == newest {
+            continue;
+        }
+        say!(
+            "the mirror lists {newest} but does not have it; trying {older}, of version {version}"
+        );
+        if apt.download(&older, None, into).is_ok() {
+            return Ok(());
+        }
+    }
+    Err(first)
 }
 
 fn unpack(recipe: &Recipe, debs: &Debs, arch: Arch, series: &str) -> Result<PathBuf> {
@@ -357,6 +408,90 @@ mod tests {
         assert!(check_kernel(&image, Arch::Ppc64).is_err());
         assert!(check_kernel(b"\x7fELF\x02", Arch::Ppc64).is_ok());
         assert!(check_kernel(b"", Arch::Aarch64).is_err());
+    }
+
+    /// `apt-cache` of a mirror with a kernel in two suites.
+    const LISTS: &str = r#"case "$*" in
+*madison*linux-image-arm64*)
+    echo "linux-image-arm64 | 6.12.95-1 | http://m trixie-security/main arm64 Packages"
+    echo "linux-image-arm64 | 6.12.57-1 | http://m trixie/main arm64 Packages"
+    echo "linux-image-arm64 | 6.1.9-1 | http://m old/main arm64 Packages" ;;
+*show*=6.12.95-1*) echo "Depends: linux-image-6.12.95-arm64 (= 6.12.95-1)" ;;
+*show*=6.12.57-1*) echo "Depends: linux-image-6.12.57-arm64 (= 6.12.57-1)" ;;
+*show*=6.1.9-1*) echo "Depends: linux-image-6.1.9-arm64 (= 6.1.9-1)" ;;
+*policy*) echo "  Candidate: 6.12.95-1" ;;
+*depends*) echo "  Depends: linux-image-6.12.95-arm64" ;;
+esac
+"#;
+
+    fn arm64() -> Packages {
+        Packages {
+            architecture: "arm64".into(),
+            kernel: "linux-image-arm64".into(),
+        }
+    }
+
+    fn scratch(name: &str) -> PathBuf {
+        let dir = std::env::temp_dir().join(format!("xtask-{name}-{}", std::process::id()));
+        // Of an earlier run that was cut off.
+        let _ = fs::remove_dir_all(&dir);
+        dir
+    }
+
+    #[test]
+    fn a_kernel_of_another_suite_is_taken_when_the_mirror_lacks_the_newest() {
+        let dir = scratch("suites");
+        let get = "for last; do :; done\ncase $last in *6.12.95*) exit 100 ;; *) : >${last}_1_arm64.deb ;; esac\n";
+        let apt = apt::scripted(&dir, get, LISTS);
+        let into = dir.join("debs");
+        fetch_from(&apt, &arm64(), "6.12", &into).unwrap();
+        let debs = Debs::find(&into).unwrap();
+        assert!(
+            debs.kernel
+                .ends_with("linux-image-6.12.57-arm64_1_arm64.deb")
+        );
+        // The control: no kernel of the series can be had, and one of another series does not do.
+        let get = "for last; do :; done\ncase $last in *6.12*) exit 100 ;; *) : >${last}_1_arm64.deb ;; esac\n";
+        let apt = apt::scripted(&dir, get, LISTS);
+        assert!(fetch_from(&apt, &arm64(), "6.12", &dir.join("none")).is_err());
+        assert!(!dir.join("none").exists());
+        fs::remove_dir_all(dir).unwrap();
+    }
+
+    #[test]
+    fn a_download_that_was_cut_off_goes_on_and_is_not_taken_for_whole() {
+        let dir = scratch("cut");
+        let into = dir.join("debs");
+        // The line goes down after the kernel.
+        let get = "for last; do :; done\ncase $last in linux*) : >${last}_1_arm64.deb ;; *) exit 100 ;; esac\n";
+        let apt = apt::scripted(&dir, get, LISTS);
+        assert!(fetch_from(&apt, &arm64(), "6.12", &into).is_err());
+        assert!(Debs::find(&into).is_none(), "half of it counts as nothing");
+        // What is there is not fetched again: it is in apt's working directory.
+        let get = "for last; do :; done\n[ -e ${last}_1_arm64.deb ] && exit 0\n\
+                   case $last in busybox*) : >${last}_1_arm64.deb ;; *) exit 100 ;; esac\n";
+        let apt = apt::scripted(&dir, get, LISTS);
+        fetch_from(&apt, &arm64(), "6.12", &into).unwrap();
+        assert!(Debs::find(&into).is_some());
+        fs::remove_dir_all(dir).unwrap();
+    }
+
+    #[test]
+    fn a_warm_cache_needs_no_network() {
+        let dir = scratch("warm");
+        fs::create_dir_all(&dir).unwrap();
+        for name in [
+            "linux-image-6.12.95-arm64_1_arm64.deb",
+            "busybox-static_1_arm64.deb",
+        ] {
+            fs::write(dir.join(name), b"package").unwrap();
+        }
+        let offline = || bail!("there is no network");
+        assert!(cached(&dir, |_| true, offline).is_ok());
+        // The controls: a package that is damaged, and a cache that is cold.
+        assert!(cached(&dir, |_| false, offline).is_err());
+        assert!(cached(&dir.join("cold"), |_| true, offline).is_err());
+        fs::remove_dir_all(dir).unwrap();
     }
 
     #[test]
