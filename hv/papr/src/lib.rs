@@ -33,6 +33,7 @@ mod area;
 mod clock;
 mod cpus;
 mod environment;
+mod event;
 mod hcall;
 mod memory;
 mod platform;
@@ -46,6 +47,7 @@ mod xics;
 
 pub use clock::Date;
 pub use environment::{Environment, NotGuestMemory, Served};
+pub use event::{Action, HOT_PLUG_SOURCE, HotPlug};
 pub use hcall::{After, End, Text};
 pub use platform::{Characteristics, Config, Platform, Wake};
 pub use rtas::{ENTRY_CODE, TOKENS};

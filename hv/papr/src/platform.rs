@@ -6,6 +6,7 @@ use core::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use spin::Mutex;
 
 use crate::cpus::Cpus;
+use crate::event::{Events, HOT_PLUG_SOURCE, HotPlug};
 use crate::xics::Xics;
 use crate::{Environment, MOST_CPUS, Servers, Source, UnknownSource};
 
@@ -54,6 +55,7 @@ pub struct Platform {
     pub(crate) clock_offset: AtomicI64,
     /// vCPUs for which a system reset interrupt is due: looked at before each entry into the guest.
     pub(crate) resets: AtomicU64,
+    pub(crate) events: Mutex<Events>,
 }
 
 impl Platform {
@@ -69,6 +71,7 @@ impl Platform {
             has_process_table: AtomicBool::new(false),
             clock_offset: AtomicI64::new(0),
             resets: AtomicU64::new(0),
+            events: Mutex::new(Events::default()),
             config,
         }
     }
@@ -81,6 +84,7 @@ impl Platform {
         self.alternate.store(false, Ordering::Release);
         self.has_process_table.store(false, Ordering::Release);
         self.resets.store(0, Ordering::Release);
+        self.events.lock().clear();
     }
 
     /// What the platform was made with.
@@ -188,6 +192,13 @@ impl Platform {
     /// [`UnknownSource`].
     pub fn signal(&self, source: u32) -> Result<Servers, UnknownSource> {
         self.xics.lock().signal(source)
+    }
+
+    /// Devices have come or gone at a connector: who is to be kicked.
+    pub fn announce(&self, event: HotPlug) -> Servers {
+        self.events.lock().push(event);
+        // A guest without that source asks the sensor.
+        self.signal(HOT_PLUG_SOURCE).unwrap_or(Servers::NONE)
     }
 
     /// The line of a level source is high, or is not: who is to be kicked.

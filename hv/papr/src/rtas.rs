@@ -4,6 +4,7 @@
 use core::sync::atomic::Ordering;
 
 use crate::cpus::{NotStarted, Start};
+use crate::event::{HOT_PLUG_MASK, HOT_PLUG_SOURCE};
 use crate::hcall::{After, End, Text};
 use crate::{Date, Environment, Platform, Servers, Status};
 
@@ -230,7 +231,8 @@ pub(crate) fn call(platform: &Platform, vcpu: usize, at: u64, env: &dyn Environm
             let told_of = platform.xics.lock().unmask(a);
             told(told_of.ok(), env)
         }
-        (token::CHECK_EXCEPTION, 6 | 7, 1) | (token::EVENT_SCAN, 4, 1) => NOTHING,
+        (token::CHECK_EXCEPTION, 6 | 7, 1) => check_exception(platform, block.arguments, env),
+        (token::EVENT_SCAN, 4, 1) => NOTHING,
         (token::OS_TERM, 1, 1) => {
             after = After::End(End::Terminated(last_words(a, env)));
             SUCCESS
@@ -297,6 +299,28 @@ fn set_time(platform: &Platform, cells: [u32; MOST as usize], env: &dyn Environm
     };
     let offset = wanted.seconds().saturating_sub(now.seconds());
     platform.clock_offset.store(offset, Ordering::Relaxed);
+    SUCCESS
+}
+
+/// The oldest event of a kind that is asked for. One whose log has no place is kept.
+fn check_exception(platform: &Platform, cells: [u32; MOST as usize], env: &dyn Environment) -> i32 {
+    let [_vector, _what, mask, _critical, buffer, room, ..] = cells;
+    if mask & HOT_PLUG_MASK == 0 {
+        return NOTHING;
+    }
+    let Some(event) = platform.events.lock().first() else {
+        return NOTHING;
+    };
+    let log = event.log();
+    let bytes = log.len().min(usize::try_from(room).unwrap_or(usize::MAX));
+    let log = log.get(..bytes).unwrap_or_default();
+    if env.write(buffer.into(), log).is_err() {
+        return PARAMETER;
+    }
+    let more = platform.events.lock().told(event);
+    if more && let Ok(told) = platform.signal(HOT_PLUG_SOURCE) {
+        env.kick(told);
+    }
     SUCCESS
 }
 

@@ -9,8 +9,8 @@ use types::{Bdf, Iova, Ipa};
 use crate::guests::ticks_of_us;
 use crate::tenant::{Registers, Slot};
 use crate::{
-    Arch, Control, Ending, ExitCause, Frames, Guests, Iommu, Refusal, State, VcpuState, VmStatus,
-    Walk,
+    Arch, Control, Ending, ExitCause, Frames, Guests, Iommu, Plug, Refusal, State, VcpuState,
+    VmStatus, Walk,
 };
 
 /// How long vCPUs may take to leave their cores: they leave at their next exit, and are called.
@@ -173,6 +173,14 @@ impl<A: Arch> Control for &Guests<A> {
             Some(0) => Err(Refusal::NotRunning),
             Some(bridges) => Ok(bridges),
         }
+    }
+
+    fn plug(&self, vm: usize, bridge: u64, plug: Plug) -> Result<(), Refusal> {
+        let vm = self.vm(vm)?;
+        if !vm.lifecycle.is_running() {
+            return Err(Refusal::NotRunning);
+        }
+        A::plug(self, vm, bridge, plug).unwrap_or(Err(Refusal::NoPlug))
     }
 
     fn stream(&self, vm: usize, device: Bdf, address: u64) -> Result<Vec<String>, Refusal> {

@@ -12,8 +12,8 @@ use types::{Bdf, Iova, Ipa};
 
 use crate::tenant::{Registers, Slot, Tenant};
 use crate::{
-    Activity, Ended, Ending, Frames, Iommu, Line, Monitor, Next, Refusal, SharedTerminal, State,
-    Then, Turns, Typed, Walk, Wire, dependents, is_notable,
+    Activity, Ended, Ending, Frames, Iommu, Line, Monitor, Next, Plug, Refusal, SharedTerminal,
+    State, Then, Turns, Typed, Walk, Wire, dependents, is_notable,
 };
 
 /// A turn's rest shorter than this is not worth an entry into a guest.
@@ -153,6 +153,15 @@ pub trait Arch: Sized {
     /// Stops the devices of a VM as an error would: how many host bridges; `None` where there are no such
     /// errors.
     fn freeze(_guests: &Guests<Self>, _vm: &Self::Vm) -> Option<usize> {
+        None
+    }
+    /// Takes a host bridge away from a running VM, or gives it back, and tells its guest; `None` where they stay.
+    fn plug(
+        _guests: &Guests<Self>,
+        _vm: &Self::Vm,
+        _bridge: u64,
+        _plug: Plug,
+    ) -> Option<Result<(), Refusal>> {
         None
     }
     /// Where DMA of a device goes.

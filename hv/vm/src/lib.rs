@@ -48,7 +48,7 @@ pub use launch::{Placement, cost};
 pub use lifecycle::{Ended, Ending, Lifecycle, Next, State, dependents, is_notable, rest_ticks};
 pub use moderation::{Moderated, Moderation, Rate};
 pub use monitor::{
-    Activity, Argument, CommandError, Control, Frames, Iommu, Monitor, Refusal, Reply, Then,
+    Activity, Argument, CommandError, Control, Frames, Iommu, Monitor, Plug, Refusal, Reply, Then,
     VcpuState, VmStatus, Walk,
 };
 pub use schedule::{DEFAULT_SLICE_US, Lodgers, RunClock, Turns, slice_us};

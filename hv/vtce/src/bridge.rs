@@ -305,6 +305,8 @@ pub struct Dma {
     pub(crate) bridges: Vec<Bridge>,
     /// The window that was found last.
     pub(crate) last: (usize, usize),
+    /// Bridges on their way out: no call reaches them.
+    pub(crate) shut: Vec<Bridge>,
     pub(crate) scratch: Scratch,
 }
 
@@ -331,6 +333,7 @@ impl Dma {
             slots: Slots::default(),
             bridges: Vec::new(),
             last: (0, 0),
+            shut: Vec::new(),
             scratch,
         })
     }
@@ -362,7 +365,7 @@ impl Dma {
         core: &mut Iommu<B>,
         options: BridgeOptions,
     ) -> Result<(), Refusal> {
-        let taken = self.bridges.iter().any(|other| {
+        let taken = self.bridges.iter().chain(&self.shut).any(|other| {
             other.options.number == options.number || other.options.buid == options.buid
         });
         if taken || !core.ioas(options.ioas)?.is_empty() {
@@ -398,6 +401,20 @@ impl Dma {
             return Err(Refusal::Taken);
         }
         self.bridges.retain(|bridge| !is(bridge));
+        Ok(())
+    }
+
+    /// Lets no call of the guest reach a bridge's windows any more, while its vCPUs run:
+    /// [`Dma::clear_shut`] empties them, and takes the bridge away.
+    ///
+    /// # Errors
+    /// [`Refusal::OutOfMemory`]; then it is as it was.
+    pub fn shut_bridge(&mut self, number: u8) -> Result<(), Refusal> {
+        self.shut.try_reserve(1).map_err(|_| OutOfMemory)?;
+        let mut bridges = self.bridges.iter();
+        if let Some(at) = bridges.position(|bridge| bridge.options.number == number) {
+            self.shut.push(self.bridges.remove(at));
+        }
         Ok(())
     }
 

@@ -214,6 +214,7 @@ impl Dma {
         let Self {
             slots,
             bridges,
+            shut: _,
             scratch,
             ..
         } = self;

@@ -290,13 +290,30 @@ impl Dma {
     pub fn clear<B: Backend>(&mut self, core: &mut Iommu<B>) -> Result<Progress, Refusal> {
         let mut budget = MOST_CLEARED;
         for bridge in &mut self.bridges {
-            let unconfirmed = |_| Refusal::Core(Error::Backend(BackendError::Timeout));
-            if bridge.empty(core, &mut budget).map_err(unconfirmed)? == Progress::More {
+            if bridge.put_back(core, &mut budget)? == Progress::More {
                 return Ok(Progress::More);
             }
-            if core.query_window(bridge.options.domain).is_ok() {
-                core.reset_windows(bridge.options.domain)?;
-                bridge.follow(core)?;
+            bridge.follow(core)?;
+        }
+        self.clear_shut(core)
+    }
+
+    /// The same for those that are shut ([`Dma::shut_bridge`]), whose devices must not master the bus any more,
+    /// and takes them away.
+    ///
+    /// # Errors
+    /// [`Refusal::Core`]: the hardware did not confirm.
+    pub fn clear_shut<B: Backend>(&mut self, core: &mut Iommu<B>) -> Result<Progress, Refusal> {
+        let mut budget = MOST_CLEARED;
+        for bridge in &mut self.shut {
+            if bridge.put_back(core, &mut budget)? == Progress::More {
+                return Ok(Progress::More);
+            }
+        }
+        for bridge in self.shut.drain(..) {
+            for window in bridge.windows {
+                // One whose window is no more has gone with it.
+                let _ = core.close_sheet(bridge.options.ioas, window.sheet);
             }
         }
         Ok(Progress::Done)
@@ -325,6 +342,22 @@ impl GuestWindow {
 }
 
 impl Bridge {
+    /// Empties all windows, and puts the default one back, where there are others.
+    fn put_back<B: Backend>(
+        &mut self,
+        core: &mut Iommu<B>,
+        budget: &mut u64,
+    ) -> Result<Progress, Refusal> {
+        let unconfirmed = |_| Refusal::Core(Error::Backend(BackendError::Timeout));
+        if self.empty(core, budget).map_err(unconfirmed)? == Progress::More {
+            return Ok(Progress::More);
+        }
+        if core.query_window(self.options.domain).is_ok() {
+            core.reset_windows(self.options.domain)?;
+        }
+        Ok(Progress::Done)
+    }
+
     fn empty<B: Backend>(
         &mut self,
         core: &mut Iommu<B>,

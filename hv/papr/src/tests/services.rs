@@ -48,6 +48,71 @@ fn the_services_that_are_served_are_those_of_the_table() {
 }
 
 #[test]
+fn events_are_told_once_the_last_of_each_connector() {
+    use crate::{Action, HOT_PLUG_SOURCE, HotPlug, Kind, Servers, Source};
+    const BUFFER: u32 = 0x800;
+    let env = Fake::new();
+    let mut config = platform(1).config().clone();
+    config.sources.push(Source {
+        number: HOT_PLUG_SOURCE,
+        kind: Kind::Edge,
+    });
+    let platform = Platform::new(config);
+    call(&platform, &env, 0, n::CPPR, &[0xff]);
+    assert_eq!(
+        rtas(&platform, &env, 0x200a, &[HOT_PLUG_SOURCE, 0, 5], 1).2,
+        [0]
+    );
+    let check = |mask: u32, buffer: u32, room: u32| {
+        let cells = [0x500, HOT_PLUG_SOURCE, mask, 0, buffer, room];
+        rtas(&platform, &env, 0x200e, &cells, 1).2[0]
+    };
+    assert_eq!(check(0x1000_0000, BUFFER, 2048), 1, "nothing has happened");
+    let event = |connector, action| HotPlug { connector, action };
+    let told = platform.announce(event(0x4000_0000, Action::Add));
+    assert_eq!(told, Servers::one(0));
+    let _ = platform.announce(event(0x4001_0000, Action::Remove));
+    let _ = platform.announce(event(0x4000_0000, Action::Remove));
+    assert_eq!(check(0x4000_0000, BUFFER, 2048), 1, "others were asked for");
+    let beyond = u32::try_from(MEMORY).unwrap() - 8;
+    assert_eq!(check(0x1000_0000, beyond, 2048), -3, "the log has no place");
+    let mut told = Vec::new();
+    loop {
+        let accepted = call(&platform, &env, 0, n::XIRR, &[]).0[4];
+        if accepted & 0xff_ffff == 0 {
+            break;
+        }
+        call(&platform, &env, 0, n::EOI, &[accepted]);
+        assert_eq!(check(0x1000_0000, BUFFER, 2048), 0);
+        assert_eq!(env.word(BUFFER.into()), 0x0634_60e5);
+        assert_eq!(env.word(u64::from(BUFFER) + 4), 104);
+        assert_eq!(env.word(u64::from(BUFFER) + 20), 0x4942_4d00);
+        // Sections follow one another to the end, as Linux walks them.
+        let (mut at, mut ids) = (24, Vec::new());
+        while at < 112 {
+            let head = env.word(u64::from(BUFFER) + at);
+            ids.push(head >> 16);
+            at += u64::from(head & 0xffff);
+        }
+        assert_eq!((at, ids), (112, [0x5048, 0x5548, 0x4850].into()));
+        let [what, connector] = [104, 108].map(|at| env.word(u64::from(BUFFER) + at));
+        told.push((what, connector));
+    }
+    assert_eq!(
+        told,
+        [(0x0302_0200, 0x4001_0000), (0x0302_0200, 0x4000_0000)]
+    );
+    assert_eq!(check(0x1000_0000, BUFFER, 2048), 1);
+    let _ = platform.announce(event(1, Action::Add));
+    platform.reset();
+    assert_eq!(
+        check(0x1000_0000, BUFFER, 2048),
+        1,
+        "a platform at reset has no event"
+    );
+}
+
+#[test]
 fn a_service_that_is_not_there_answers_minus_three() {
     let (platform, env) = (platform(1), Fake::new());
     assert_eq!(

@@ -7,7 +7,7 @@ use core::sync::atomic::Ordering;
 use boot::{Frames, Verdict};
 use hal::Clock;
 use types::{Bdf, Iova, Ipa};
-use vm::{Arrival, Departure, Iommu, Registers, SharedTerminal, Walk};
+use vm::{Arrival, Departure, Iommu, Plug, Refusal, Registers, SharedTerminal, Walk};
 
 use super::devices::Devices;
 use super::environment::Surroundings;
@@ -153,6 +153,31 @@ impl vm::Arch for Platform {
         let surroundings = Surroundings { guests, vm, core };
         let leave = || surroundings.leave();
         Some(devices.inject(surroundings.view(&leave)))
+    }
+
+    fn plug(guests: &Guests, vm: &Vm, bridge: u64, plug: Plug) -> Option<Result<(), Refusal>> {
+        let Some(devices) = &vm.devices else {
+            return Some(Err(Refusal::NoBridge));
+        };
+        let core = run::this_core(guests);
+        let surroundings = Surroundings { guests, vm, core };
+        let leave = || surroundings.leave();
+        let plugged = devices.plug(bridge, plug, surroundings.view(&leave));
+        Some(plugged.and_then(|connector| {
+            let ended = matches!(vm.lifecycle.state(), vm::State::Stopped | vm::State::Failed);
+            if ended {
+                // It has ended meanwhile, and given back what it had then.
+                let _ = devices.give_back(&vm.memory);
+                return Err(Refusal::NotRunning);
+            }
+            // One that comes is told of once its devices are through their resets.
+            if plug == Plug::Out {
+                let action = papr::Action::Remove;
+                let event = papr::HotPlug { connector, action };
+                run::kick(guests, vm, vm.platform.announce(event), core);
+            }
+            Ok(())
+        }))
     }
 
     fn stream(_: &Vm, _: Bdf, _: Iova) -> Option<Vec<String>> {

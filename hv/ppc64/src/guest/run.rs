@@ -174,10 +174,30 @@ fn watch(guests: &Guests, this: &Core) {
     console::look(now);
     if let Some(hardware) = guests.machine.hardware {
         hardware.messages.look(now);
+        bring_back(guests, this);
     }
     for core in &guests.cores {
         if !core::ptr::eq(core.cpu, this.cpu) {
             smp::watch(core.cpu);
+        }
+    }
+}
+
+/// Tells guests of host bridges that are back.
+fn bring_back(guests: &Guests, this: &Core) {
+    for vm in &guests.vms {
+        let Some(devices) = vm.devices.as_ref() else {
+            continue;
+        };
+        let mut cores = guests.cores.iter();
+        let core = cores.position(|core| core::ptr::eq(core, this));
+        let core = core.unwrap_or(usize::MAX);
+        let surroundings = Surroundings { guests, vm, core };
+        let leave = || surroundings.leave();
+        if let Some(connector) = devices.look(surroundings.view(&leave)) {
+            let action = papr::Action::Add;
+            let event = papr::HotPlug { connector, action };
+            kick(guests, vm, vm.platform.announce(event), core);
         }
     }
 }

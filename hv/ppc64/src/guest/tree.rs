@@ -57,6 +57,9 @@ pub(crate) fn build(machine: &DeviceTreeNode, facts: &Facts<'_>) -> Vec<u8> {
     root.add_child(rtas_node(facts));
     root.add_child(vdevice(facts));
     root.add_child(random());
+    if facts.devices.is_some() {
+        root.add_child(event_sources());
+    }
     root.add_child(presentation(facts.cpus));
     for node in facts
         .devices
@@ -224,6 +227,17 @@ fn presentation(cpus: usize) -> DeviceTreeNode {
 
 /// What host bridges refer to it by: as in QEMU's trees.
 pub(super) const PRESENTATION: u32 = 0x1111;
+
+/// The interrupt of hot plug's events, by edge.
+fn event_sources() -> DeviceTreeNode {
+    let mut node = DeviceTreeNode::new_unchecked("event-sources");
+    node.add_property(property("interrupt-controller", ""));
+    node.add_property(property("#interrupt-cells", 2_u32));
+    let mut events = DeviceTreeNode::new_unchecked("hot-plug-events");
+    events.add_property(property("interrupts", [papr::HOT_PLUG_SOURCE, 0_u32]));
+    node.add_child(events);
+    node
+}
 
 /// Says that there is `H_RANDOM`.
 fn random() -> DeviceTreeNode {

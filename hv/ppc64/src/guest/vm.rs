@@ -99,13 +99,15 @@ pub(crate) struct Machine {
     pub(crate) characteristics: Option<Characteristics>,
 }
 
-/// The interrupt sources of a VM: its terminal's, and those of messages and pins where it has devices.
+/// The interrupt sources of a VM: its terminal's, and those of messages, pins and hot plug where it has
+/// devices.
 fn sources(devices: Option<&Devices>) -> Vec<Source> {
     let messages = match devices {
         Some(_) => messages::FIRST..messages::FIRST + messages::COUNT,
         None => 0..0,
     };
-    let numbers = messages.chain([TERMINAL_SOURCE]);
+    let events = devices.map(|_| papr::HOT_PLUG_SOURCE);
+    let numbers = messages.chain([TERMINAL_SOURCE]).chain(events);
     let kind = Kind::Edge;
     let edges = numbers.map(|number| Source { number, kind });
     let kind = Kind::Sampled;

@@ -3,6 +3,15 @@
 use log::LevelFilter;
 use types::Bdf;
 
+/// Which way a host bridge goes while its VM runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Plug {
+    /// To the VM.
+    In,
+    /// Away from it.
+    Out,
+}
+
 /// A command, and what it is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Command<'a> {
@@ -16,6 +25,7 @@ pub(super) enum Command<'a> {
     Exits(&'a str),
     Devices(&'a str),
     Freeze(&'a str),
+    Plug(&'a str, u64, Plug),
     Stream(&'a str, Bdf, u64),
     Smmu,
     Frames,
@@ -34,6 +44,8 @@ walk NAME ADDRESS    where stage 2 takes a guest physical address
 exits NAME           how often a VM left for the hypervisor, by cause
 devices NAME         the devices of a VM, and where its guest sees them
 freeze NAME          stops the devices of a VM as an error would (POWER: EEH)
+unplug NAME BUID     takes a host bridge away from a running VM (POWER)
+plug NAME BUID       gives it back
 stream NAME BB:DD.F ADDRESS
                      where DMA of the guest's device BB:DD.F goes at an address
 smmu                 what each IOMMU lets pass
@@ -73,6 +85,8 @@ pub enum Argument {
     Level,
     /// A device of a guest.
     Device,
+    /// A host bridge.
+    Bridge,
 }
 
 impl core::fmt::Display for Argument {
@@ -82,6 +96,7 @@ impl core::fmt::Display for Argument {
             Self::Number => "number of a vCPU",
             Self::Address => "ADDRESS, hexadecimal",
             Self::Level => "LEVEL of the log",
+            Self::Bridge => "BUID of a host bridge, hexadecimal",
             Self::Device => "device of the guest, BB:DD.F",
         })
     }
@@ -113,6 +128,14 @@ pub(super) fn parse(line: &str) -> Result<Command<'_>, CommandError> {
         "exits" => Command::Exits(word(Argument::Name)?),
         "devices" => Command::Devices(word(Argument::Name)?),
         "freeze" => Command::Freeze(word(Argument::Name)?),
+        "plug" | "unplug" => {
+            let name = word(Argument::Name)?;
+            let bridge = word(Argument::Bridge)?;
+            let bridge = address(bridge.strip_prefix("phb:").unwrap_or(bridge));
+            let bridge = bridge.map_err(|_| CommandError::Bad(Argument::Bridge))?;
+            let plug = if verb == "plug" { Plug::In } else { Plug::Out };
+            Command::Plug(name, bridge, plug)
+        }
         "stream" => {
             let name = word(Argument::Name)?;
             let device = device(word(Argument::Device)?)?;
@@ -206,7 +229,7 @@ mod tests {
             let verb = line.split_whitespace().next().unwrap();
             assert_ne!(parse(verb), Err(CommandError::Unknown), "{verb}");
         }
-        assert_eq!(commands.count(), 15);
+        assert_eq!(commands.count(), 17);
     }
 
     proptest! {

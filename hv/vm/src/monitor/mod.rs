@@ -14,7 +14,7 @@ use types::Bdf;
 use crate::{ExitCause, State};
 use command::{Command, HELP, parse};
 
-pub use command::{Argument, CommandError};
+pub use command::{Argument, CommandError, Plug};
 pub(crate) use editor::{Editor, Input, PROMPT};
 
 /// What a VM is doing, for `list`.
@@ -150,6 +150,18 @@ pub enum Refusal {
     /// Devices of this machine do not stop by errors.
     #[error("devices of this machine are not stopped by errors")]
     NoErrors,
+    /// Host bridges of this machine stay where they are.
+    #[error("host bridges of this machine stay where they are")]
+    NoPlug,
+    /// The VM has no such host bridge.
+    #[error("it has no such host bridge; `devices NAME` shows them")]
+    NoBridge,
+    /// The host bridge is where it is to go.
+    #[error("it is there already")]
+    There,
+    /// It could not be done: the log says why.
+    #[error("that cannot be done; the log says why")]
+    NotDone,
     /// The address is wider than the VM's.
     #[error("the address is too wide")]
     TooWide,
@@ -212,6 +224,14 @@ pub trait Control {
     /// [`Refusal`]: it does not run, or a machine of this kind has no such errors.
     fn freeze(&self, _vm: usize) -> Result<usize, Refusal> {
         Err(Refusal::NoErrors)
+    }
+
+    /// Takes a host bridge, by its unique id, away from a running VM, or gives it back.
+    ///
+    /// # Errors
+    /// [`Refusal`].
+    fn plug(&self, _vm: usize, _bridge: u64, _plug: Plug) -> Result<(), Refusal> {
+        Err(Refusal::NoPlug)
     }
 
     /// Where DMA of a VM's device, named as its guest does, goes at an address: a line for each step,
@@ -321,6 +341,16 @@ impl Monitor {
                 if let Some(vm) = find(control, name, text) {
                     let line = |bridges| alloc::vec![format!("{bridges} host bridges stopped")];
                     lines(control.freeze(vm).map(line), text);
+                }
+            }
+            Command::Plug(name, bridge, plug) => {
+                if let Some(vm) = find(control, name, text) {
+                    let done = match plug {
+                        Plug::In => "given back",
+                        Plug::Out => "taken away",
+                    };
+                    let line = |()| alloc::vec![format!("phb:{bridge:x} {done}")];
+                    lines(control.plug(vm, bridge, plug).map(line), text);
                 }
             }
             Command::Stream(name, device, address) => {

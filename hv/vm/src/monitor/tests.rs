@@ -9,7 +9,8 @@ use proptest::prelude::{any, proptest};
 use types::Bdf;
 
 use super::{
-    Activity, Control, Frames, Iommu, Monitor, Refusal, Reply, Then, VcpuState, VmStatus, Walk,
+    Activity, Control, Frames, Iommu, Monitor, Plug, Refusal, Reply, Then, VcpuState, VmStatus,
+    Walk,
 };
 use crate::{ExitCause, State};
 
@@ -123,6 +124,14 @@ impl Control for Machine {
             0 => vec!["00:01.0 is 0000:00:02.0".into()],
             _ => Vec::new(),
         })
+    }
+
+    fn plug(&self, vm: usize, bridge: u64, plug: Plug) -> Result<(), Refusal> {
+        match (vm, bridge, plug) {
+            (0, 0x0800_0000_2000_0001, Plug::In) => Err(Refusal::There),
+            (0, 0x0800_0000_2000_0001, Plug::Out) => Ok(()),
+            _ => Err(Refusal::NoBridge),
+        }
     }
 
     fn stream(&self, _vm: usize, device: Bdf, address: u64) -> Result<Vec<String>, Refusal> {
@@ -252,6 +261,23 @@ proptest! {
         let reply = Monitor::new().execute(&line, &mut Machine::new());
         assert!(reply.then != Then::Stay || !reply.text.to_string().is_empty());
     }
+}
+
+#[test]
+fn host_bridges_come_and_go_by_their_ids() {
+    let (mut machine, mut monitor) = (Machine::new(), Monitor::new());
+    let mut ask = |line| machine.ask(&mut monitor, line);
+    for line in [
+        "unplug one 800000020000001",
+        "unplug one 0x800000020000001",
+        "unplug one phb:800000020000001",
+    ] {
+        assert_eq!(ask(line), "phb:800000020000001 taken away\n");
+    }
+    assert_eq!(ask("plug one 800000020000001"), "it is there already\n");
+    assert!(ask("unplug two 800000020000001").contains("no such host bridge"));
+    assert!(ask("unplug one").contains("BUID of a host bridge, hexadecimal is missing"));
+    assert!(ask("plug one 00:01.0").contains("that is no BUID"));
 }
 
 #[test]

@@ -199,6 +199,43 @@ fn a_vm_that_ends_leaves_nothing() {
 }
 
 #[test]
+fn no_call_reaches_a_bridge_that_is_shut_and_it_comes_back_empty() {
+    let mut rig = Rig::new();
+    assert_eq!(rig.create(12, 32).status, 0);
+    for chunk in 0..12 {
+        let list: Vec<u64> = (0..512).map(|n| ((n * 7 % 512) << 12) | 3).collect();
+        let at = DYNAMIC_BASE + (chunk << 21);
+        assert_eq!(rig.indirect(0x8000_0001, at, &list), Status::SUCCESS);
+    }
+    assert_eq!(rig.put(0, 0x5003), Status::SUCCESS);
+    let options = *rig.dma.bridges()[0].options();
+    rig.dma.shut_bridge(7).unwrap();
+    rig.dma.shut_bridge(0).unwrap();
+    // The guest goes on meanwhile, between the parts of the work too.
+    let mut calls = 0;
+    loop {
+        assert_eq!(rig.put(0, 0x5003), Status::PARAMETER);
+        assert_eq!(
+            rig.indirect(0x8000_0001, DYNAMIC_BASE, &[3]),
+            Status::PARAMETER
+        );
+        assert_eq!(rig.create(12, 30).status, -3);
+        assert!(rig.dma.add_bridge(&mut rig.core, options).is_err());
+        calls += 1;
+        if rig.dma.clear_shut(&mut rig.core).unwrap() == Progress::Done {
+            break;
+        }
+    }
+    assert_eq!(calls, 2);
+    assert!(rig.real(0).is_empty());
+    assert_eq!(rig.platform().windows(0).len(), 1);
+    assert_eq!(rig.put(0, 0x5003), Status::PARAMETER);
+    rig.dma.add_bridge(&mut rig.core, options).unwrap();
+    assert_eq!(rig.put(0, 0x5003), Status::SUCCESS);
+    rig.audit();
+}
+
+#[test]
 fn the_device_tree_names_what_is_there() {
     let rig = Rig::new();
     let bridge = &rig.dma.bridges()[0];

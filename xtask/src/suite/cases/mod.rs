@@ -11,6 +11,7 @@ mod power;
 mod power_dma;
 mod power_interrupts;
 mod power_pins;
+mod power_plug;
 mod pseries;
 mod recovery;
 mod shares;
@@ -306,6 +307,7 @@ pub(super) fn of_board(board: &str, extent: Extent) -> Vec<Case> {
             power_dma::cases(),
             power_interrupts::cases(),
             power_pins::cases(),
+            power_plug::cases(),
             recovery::cases(),
         ]
         .concat(),

@@ -8,12 +8,12 @@ use power_guests::{cpu, println, wait};
 use crate::memory::{self, LIST, SOURCE, TARGET};
 use crate::{Failure, fail};
 
-const RIGHTS: u64 = READ | WRITE;
-const COUNT: u64 = 512;
+pub(crate) const RIGHTS: u64 = READ | WRITE;
+pub(crate) const COUNT: u64 = 512;
 /// Where lists go: so many, one after another.
-const LISTS: u64 = 64;
-const FROM: u64 = 0x1000_0000;
-const TO: u64 = 0x1000_1000;
+pub(crate) const LISTS: u64 = 64;
+pub(crate) const FROM: u64 = 0x1000_0000;
+pub(crate) const TO: u64 = 0x1000_1000;
 /// How long is looked, in microseconds.
 const LOOK_US: u64 = 20_000;
 

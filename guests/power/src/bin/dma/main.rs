@@ -14,6 +14,7 @@
 //! | `flood` | messages without a pause for `us` (200000); more than `most` (6000) must not come |
 //! | `pin` | the interrupt pin, `times` (20): comes while it is up and ended, not while it is served, masked or off |
 //! | `storm` | a pin that is never taken down, for `us` (500000), its interrupts ended at once |
+//! | `plug` | writes entries with a DMA under way until its host bridge is taken away, looks at what is left, waits until it is back, and begins again |
 //! | `leave` | looks whether an interrupt of an earlier life comes; leaves the pin up until it is stopped |
 #![no_std]
 #![no_main]
@@ -24,6 +25,7 @@ mod forge;
 mod linger;
 mod memory;
 mod pin;
+mod plug;
 mod sweep;
 mod watch;
 
@@ -36,8 +38,8 @@ use power_guests::{cpu, guest, println, rtas};
 
 guest! { main: main, secondary: secondary }
 
-const NAMES: [&str; 9] = [
-    "sweep", "watch", "forge", "messages", "flood", "linger", "pin", "storm", "leave",
+const NAMES: [&str; 10] = [
+    "sweep", "watch", "forge", "messages", "flood", "linger", "pin", "storm", "leave", "plug",
 ];
 
 /// Why a guest fails: what, and up to two numbers that show it.
@@ -82,6 +84,7 @@ fn main(options: Options) -> ! {
             "pin" => pin::run(edu, options),
             "storm" => pin::storm(edu, options),
             "leave" => pin::leave(edu, options),
+            "plug" => plug::run(edu, bridge),
             "linger" => linger::run(edu, bridge),
             _ => Err("there is no such task".into()),
         },

@@ -169,6 +169,8 @@ impl Devices {
             policy: policy(&config.tce),
             held: Mutex::new(Vec::new()),
             has_bridges: AtomicBool::new(false),
+            away: Mutex::new(Vec::new()),
+            returning: AtomicBool::new(false),
             past: Mutex::new(Vec::new()),
             dma: dmas.len() - 1,
         }))
@@ -204,8 +206,8 @@ impl Devices {
         });
         if taken.is_ok() {
             all.iter().for_each(|held| self.connect_pins(held));
-        }
-        if taken.is_err() {
+            self.away.lock().clear();
+        } else {
             self.give_back_all(&mut all, memory);
         }
         self.has_bridges.store(!all.is_empty(), Ordering::Release);
@@ -265,6 +267,8 @@ impl Devices {
             pe: self.errors_of(at, buid),
             functions: functions.collect(),
             io: Shown::Nothing,
+            isolated: false,
+            returns: false,
             resets: Vec::new(),
             readiness: Readiness::Used,
         };
@@ -334,19 +338,9 @@ impl Devices {
     }
 
     fn quiesce_all(&self, all: &mut [Held]) -> bool {
-        let rtas = self.hardware.rtas;
         let mut sure = true;
         for held in all.iter_mut() {
-            let buid = self.hardware.bridges[held.bridge].buid;
-            sure &= self.set_masters(held, Masters::None);
-            self.hardware.messages.forget_pins(buid);
-            for function in &mut held.functions {
-                function.masters = false;
-                let device = address(function.bdf);
-                self.hardware.messages.forget([buid, device.into()]);
-                // SAFETY: takes interrupts away; one that has none answers with an error.
-                let _ = unsafe { rtas.change_msi(buid, device, [MSIX, 0, 0]) };
-            }
+            sure &= self.silence(held);
         }
         loop {
             let mut shared = self.hardware.shared.lock();
@@ -363,6 +357,22 @@ impl Devices {
                 }
             }
         }
+    }
+
+    /// No device of a bridge masters the bus or interrupts any more. True when that is certain.
+    pub(super) fn silence(&self, held: &mut Held) -> bool {
+        let rtas = self.hardware.rtas;
+        let buid = self.hardware.bridges[held.bridge].buid;
+        let sure = self.set_masters(held, Masters::None);
+        self.hardware.messages.forget_pins(buid);
+        for function in &mut held.functions {
+            function.masters = false;
+            let device = address(function.bdf);
+            self.hardware.messages.forget([buid, device.into()]);
+            // SAFETY: takes interrupts away; one that has none answers with an error.
+            let _ = unsafe { rtas.change_msi(buid, device, [MSIX, 0, 0]) };
+        }
+        sure
     }
 
     /// The VM is off: its bridges are anybody's, once it is certain that nothing of theirs goes on. True
@@ -404,6 +414,12 @@ impl Devices {
         if let Some(io) = bridge.io {
             let _ = self.show_at(io, Shown::Nothing, view);
         }
+        self.release(held)
+    }
+
+    /// The core and the VM have a bridge no more, whose windows are empty.
+    pub(super) fn release(&self, held: &Held) -> Result<(), Refusal> {
+        let bridge = &self.hardware.bridges[held.bridge];
         let mut shared = self.hardware.shared.lock();
         let Shared { core, dmas } = &mut *shared;
         let number = u8::try_from(held.bridge).unwrap_or(u8::MAX);

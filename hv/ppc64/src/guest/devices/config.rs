@@ -35,7 +35,7 @@ impl Devices {
         let Some((bridge, function)) = self.function(held, at) else {
             return Served::new(HARDWARE, &[nothing]);
         };
-        if !held.pe.state().allows_registers() {
+        if !held.answers() {
             return Served::new(0, &[nothing]);
         }
         let config = at & 0xf000_00ff | address(function.bdf);
@@ -82,7 +82,7 @@ impl Devices {
             return HARDWARE;
         };
         let state = held.pe.state();
-        if !state.allows_registers() {
+        if !held.answers() {
             // It is lost.
             return 0;
         }

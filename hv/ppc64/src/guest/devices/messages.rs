@@ -35,7 +35,7 @@ impl Devices {
         else {
             return Served::new(PARAMETER, &[]);
         };
-        if !held.pe.state().allows_registers() {
+        if !held.answers() {
             return Served::new(HARDWARE, &[0, 0, 0]);
         }
         let device = address(function.bdf);

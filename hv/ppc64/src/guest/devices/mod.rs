@@ -12,6 +12,7 @@ mod config;
 mod messages;
 mod node;
 mod pins;
+mod plug;
 mod ready;
 mod recovery;
 mod registers;
@@ -80,6 +81,10 @@ struct Held {
     functions: Vec<FunctionState>,
     /// What the guest finds in the place of its I/O space.
     io: Shown,
+    /// The guest has isolated its connector: nothing of it answers.
+    isolated: bool,
+    /// It is on its way back, and away for the guest until its devices are through their resets.
+    returns: bool,
     /// Resets under way.
     resets: Vec<Reset>,
     /// How far its devices are, before a start.
@@ -114,6 +119,10 @@ pub(crate) struct Devices {
     held: Mutex<Vec<Held>>,
     /// Any are held.
     has_bridges: AtomicBool,
+    /// Bridges that were taken away from it while it runs.
+    away: Mutex<Vec<plug::Away>>,
+    /// Any are on their way back.
+    returning: AtomicBool,
     /// Its errors, while it does not have the bridge: a VM that restarts is no better than before.
     past: Mutex<Vec<(usize, eeh::Pe)>>,
     /// Its windows, by their place among those of all.
@@ -128,6 +137,13 @@ impl vtce::GuestMemory for Reader<'_> {
         let bytes = buffer.len();
         let read = self.0.read(at.bits(), buffer);
         read.map_err(|_| NotMemory { at, bytes })
+    }
+}
+
+impl Held {
+    /// Whether registers and configuration space answer.
+    fn answers(&self) -> bool {
+        self.pe.state().allows_registers() && !self.isolated
     }
 }
 
@@ -148,6 +164,9 @@ impl Devices {
                 lines.push(format!("{segment:04x}:{bdf} of phb:{:x}", bridge.buid));
             }
             let Some(held) = all.iter().find(|held| held.bridge == *at) else {
+                if self.is_away(*at) {
+                    lines.push(format!("phb:{:x} is taken away", bridge.buid));
+                }
                 continue;
             };
             let shared = self.hardware.shared.lock();
@@ -281,6 +300,9 @@ impl Devices {
         if let Some(service) = recovery {
             return Some(self.recover(view, service, arguments, results));
         }
+        if plug::TOKENS.contains(&token) {
+            return Some(self.connector_service(view, token, arguments, results));
+        }
         match (token, arguments, results) {
             (token::READ_CONFIG, &[at, high, low, bytes], 2) => {
                 Some(self.read_config(at, [high, low], bytes))
@@ -333,7 +355,9 @@ impl Devices {
                 continue;
             };
             let pin = |bdf| Some((tree::PRESENTATION, self.pin(*at, bdf)?));
-            nodes.push(node::node(pattern, bridge, &properties, &pin));
+            let mut node = node::node(pattern, bridge, &properties, &pin);
+            plug::describe(&mut node, *at);
+            nodes.push(node);
         }
         nodes
     }
@@ -342,6 +366,7 @@ impl Devices {
     pub(crate) fn services() -> impl Iterator<Item = (&'static str, u32)> {
         let windows = Service::ALL.map(|service| (service.name(), service.token()));
         let recovery = eeh::Service::ALL.map(|service| (service.name(), service.token()));
-        SERVICES.into_iter().chain(windows).chain(recovery)
+        let all = SERVICES.into_iter().chain(plug::SERVICES);
+        all.chain(windows).chain(recovery)
     }
 }

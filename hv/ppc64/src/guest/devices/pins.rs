@@ -75,7 +75,7 @@ impl Devices {
                 log::warn!("vm {}: interrupt {:#x} goes nowhere", self.vm, line.source);
             }
         }
-        if !held.pe.state().allows_registers() {
+        if !held.answers() {
             messages.stop_pins(buid);
         }
     }

@@ -58,6 +58,7 @@ impl Devices {
             Readiness::Fresh => {}
             Readiness::Used if bridge.used.load(Ordering::Acquire) == 0 => {}
             Readiness::Used => {
+                (held.isolated, held.returns) = (false, false);
                 // What it asks for is part of what is done here anyway.
                 while held.pe.restart() != eeh::Effect::None {}
                 // A device that goes on is one that `take` refuses.

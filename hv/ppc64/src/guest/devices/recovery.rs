@@ -11,13 +11,13 @@ use pci::{Progress, Reset};
 use types::Bdf;
 
 use super::config::MASTER;
-use super::{Devices, HARDWARE, Held, PARAMETER, View, address};
+use super::{Devices, HARDWARE, Held, View, address};
 use crate::config::RtasConfig;
 use crate::console::TimeBase;
 use crate::spr;
 
 /// "Call again in 100 ms". [LoPAPR §7.2.8]
-const LATER: i32 = 9902;
+pub(super) const LATER: i32 = 9902;
 /// The longest that a device's reset is waited for where nobody can call again.
 pub(super) const RESET_US: u64 = 2_000_000;
 /// `ibm,set-slot-reset`: the end of a reset.
@@ -47,18 +47,15 @@ impl Devices {
     ) -> Served {
         let mut all = self.held.lock();
         let mut found = all.iter_mut();
-        let Some(held) = found.find(|held| held.pe.is_meant(arguments)) else {
-            return Served::new(PARAMETER, &[]);
+        let Some(held) = found.find(|held| !held.returns && held.pe.is_meant(arguments)) else {
+            return self.recover_away(service, arguments, results);
         };
         let ends = service == Service::SetReset && arguments.get(3) == Some(&END);
         if ends && held.pe.state() == eeh::State::Reset && !self.poll_resets(held) {
             return Served::new(LATER, &[]);
         }
-        let topology = &self.hardware.bridges[held.bridge].topology;
-        let exists = |config: u32| {
-            let bits = u16::try_from(config >> 8 & 0xffff);
-            bits.is_ok_and(|bits| topology.function(Bdf::from_bits(bits)).is_some())
-        };
+        let bridge = held.bridge;
+        let exists = |config| self.exists(bridge, config);
         let outcome = held.pe.service(service, arguments, results, exists);
         if outcome.effect != Effect::None {
             log::info!("vm {}: {} {arguments:x?}", self.vm, service.name());
@@ -74,6 +71,13 @@ impl Devices {
             self.show(held, view);
         }
         Served::new(outcome.status, outcome.values())
+    }
+
+    /// Whether a configuration address names a function.
+    pub(super) fn exists(&self, bridge: usize, config: u32) -> bool {
+        let topology = &self.hardware.bridges[bridge].topology;
+        let bits = u16::try_from(config >> 8 & 0xffff);
+        bits.is_ok_and(|bits| topology.function(Bdf::from_bits(bits)).is_some())
     }
 
     /// An error of a device's. Nothing of its PE does anything more when this returns.
@@ -118,7 +122,9 @@ impl Devices {
             }
             Effect::AllowRegisters | Effect::DeassertReset => {
                 self.show(held, view);
-                messages.allow_pins(buid);
+                if !held.isolated {
+                    messages.allow_pins(buid);
+                }
                 true
             }
             Effect::AllowDma => self.set_masters(held, Masters::AsWanted),
@@ -144,7 +150,7 @@ impl Devices {
                 continue;
             };
             let new = match which {
-                Masters::AsWanted if function.masters => old | MASTER,
+                Masters::AsWanted if function.masters && !held.isolated => old | MASTER,
                 Masters::AsWanted | Masters::None => old & !MASTER,
             };
             // SAFETY: the device is the VM's, and its DMA reaches what the VM mapped.
@@ -241,9 +247,19 @@ impl Devices {
         }
     }
 
+    /// As [`Devices::restart`], but that nobody waits for resets: nothing answers until they are over.
+    pub(super) fn begin_return(&self, held: &mut Held, view: View<'_>) {
+        (held.isolated, held.returns) = (true, true);
+        while held.pe.restart() != Effect::None {}
+        let _ = self.set_masters(held, Masters::None);
+        self.begin_resets(held);
+        self.show(held, view);
+    }
+
     /// All is well again, as far as devices are not given up: a VM starts. No vCPU of it runs. False when
     /// a device still masters the bus.
     pub(super) fn restart(&self, held: &mut Held, view: View<'_>) -> bool {
+        (held.isolated, held.returns) = (false, false);
         // What it asks for is part of what is done here anyway.
         while held.pe.restart() != Effect::None {}
         let off = self.set_masters(held, Masters::None);

@@ -2,7 +2,7 @@
 
 use pagetable::{Invalidate, Stale};
 use pci::{Bar, Function};
-use types::{Ipa, Pa};
+use types::{Bdf, Ipa, Pa};
 
 use super::{Devices, Held, View};
 use crate::hcall::{self, Hcall};
@@ -27,6 +27,15 @@ pub(crate) enum Access {
     Again,
     /// It is lost.
     Lost,
+}
+
+/// What is at an address of a bridge's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Found {
+    /// The I/O space.
+    Io,
+    /// Registers of this function.
+    Bar(Bdf),
 }
 
 /// The memory BARs of a function.
@@ -69,9 +78,9 @@ impl Invalidate<Ipa> for Caches<'_> {
 impl Devices {
     /// Lets the guest find what it should, by the state of the PE and by what it lets its devices do.
     pub(super) fn show(&self, held: &mut Held, view: View<'_>) {
-        let state = held.pe.state();
+        let answers = held.answers();
         for function in &mut held.functions {
-            let wanted = if !state.allows_registers() {
+            let wanted = if !answers {
                 Shown::Ones
             } else if function.decodes {
                 Shown::Registers
@@ -95,7 +104,7 @@ impl Devices {
             }
         }
         // The bridge's I/O space is whole, whichever of its devices answer there.
-        let wanted = if state.allows_registers() {
+        let wanted = if answers {
             Shown::Registers
         } else {
             Shown::Ones
@@ -137,25 +146,15 @@ impl Devices {
     pub(crate) fn access(&self, at: u64, is_store: bool, view: View<'_>) -> Option<Access> {
         let mut all = self.held.lock();
         for held in all.iter_mut() {
-            let topology = &self.hardware.bridges[held.bridge].topology;
-            let io = self.hardware.bridges[held.bridge]
-                .io
-                .filter(|(place, bytes)| {
-                    let into = at.checked_sub(place.bits());
-                    into.is_some_and(|into| into < *bytes)
-                });
-            let shown = io.map(|_| held.io);
-            let shown = shown.or_else(|| {
-                held.functions.iter().find_map(|function| {
-                    let mut bars = bars(topology.function(function.bdf)?);
-                    let here = |bar: &Bar| {
-                        let place = bar.place.map(|place| place.cpu.bits());
-                        let into = place.and_then(|place| at.checked_sub(place));
-                        into.is_some_and(|into| into < bar.size)
-                    };
-                    bars.any(here).then_some(function.shown)
-                })
-            });
+            let shown = match self.find(held.bridge, at) {
+                Some(Found::Io) => Some(held.io),
+                Some(Found::Bar(bdf)) => {
+                    let mut functions = held.functions.iter();
+                    let function = functions.find(|function| function.bdf == bdf);
+                    function.map(|function| function.shown)
+                }
+                None => None,
+            };
             return match shown {
                 None => continue,
                 Some(Shown::Broken) => None,
@@ -168,6 +167,27 @@ impl Devices {
                 Some(Shown::Registers | Shown::Ones) => Some(Access::Again),
             };
         }
-        None
+        // What was taken away is all ones, and can only have been written.
+        let away = self.bridges.iter().filter(|bridge| self.is_away(**bridge));
+        let mut found = away.filter_map(|bridge| self.find(*bridge, at));
+        found.next().map(|_| Access::Lost)
+    }
+
+    /// What is at an address.
+    fn find(&self, bridge: usize, at: u64) -> Option<Found> {
+        let bridge = &self.hardware.bridges[bridge];
+        let inside = |place: Pa, bytes: u64| {
+            let into = at.checked_sub(place.bits());
+            into.is_some_and(|into| into < bytes)
+        };
+        if bridge.io.is_some_and(|(place, bytes)| inside(place, bytes)) {
+            return Some(Found::Io);
+        }
+        let mut functions = bridge.topology.functions().iter();
+        let function = functions.find(|function| {
+            let here = |bar: &Bar| bar.place.is_some_and(|place| inside(place.cpu, bar.size));
+            bars(function).any(here)
+        })?;
+        Some(Found::Bar(function.bdf))
     }
 }
