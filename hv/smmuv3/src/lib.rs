@@ -30,4 +30,4 @@ pub use errata::Errata;
 pub use identity::{Identity, Unusable};
 pub use locked::{Error as LockError, Found, Locked};
 pub use shared::Shared;
-pub use smmu::{Drained, Error, Smmu};
+pub use smmu::{Drained, Error, SERVICE_FAILURE, Smmu};

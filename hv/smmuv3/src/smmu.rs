@@ -28,6 +28,9 @@ const RECOVERIES: u32 = 8;
 
 /// `GERROR` bits. [IHI 0070 §6.3.18]
 const CMDQ_ERR: u32 = 1 << 0;
+/// The global error by which an SMMU says that it has entered service failure mode: `GERROR.SFM_ERR`.
+/// [IHI 0070 §6.3.18]
+pub const SERVICE_FAILURE: u32 = 1 << 8;
 
 /// An SMMU did not do as it was told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -231,6 +234,9 @@ impl<M: Mmio, P: SharedMemory, F: FrameAllocator, C: Clock> Smmu<M, P, F, C> {
             .write64(regs::STRTAB_BASE, 1 << 62 | self.streams.base().bits());
         self.mmio
             .write32(regs::STRTAB_BASE_CFG, self.streams.config());
+        // An error that was left unacknowledged would keep commands from being consumed. [IHI 0070 §7.1]
+        self.mmio
+            .write32(regs::GERRORN, self.mmio.read32(regs::GERROR));
         let base = queue::base(self.commands.base.bits(), self.commands.shape);
         self.mmio.write64(regs::CMDQ_BASE, base);
         self.mmio.write32(regs::CMDQ_PROD, 0);
@@ -632,16 +638,24 @@ impl<M: Mmio, P: SharedMemory, F: FrameAllocator, C: Clock> Smmu<M, P, F, C> {
         self.memory.barrier();
         let consumer = self.events.index | producer & queue::OVERFLOW;
         self.mmio.write32(regs::EVENTQ_CONS, consumer);
+        // Only a queue that was empty interrupts when a record comes: for one that came since the producer was read there
+        // is no interrupt. [IHI 0070 §3.18]
+        let producer = self.mmio.read32(regs::EVENTQ_PROD);
+        drained.more |= !shape.is_empty(self.events.index, shape.mask(producer));
         drained
     }
 
     /// Acknowledges global errors other than the command queue's, and returns them: `GERROR` bits.
-    /// Bit 2: records of events were lost.
+    /// Bit 2: records of events were lost. [`SERVICE_FAILURE`]: it has stopped to work, and is turned off, so
+    /// that everything behind it aborts whatever becomes of it. [IHI 0070 §12.3]
     pub fn acknowledge_errors(&mut self) -> u32 {
         let active = self.errors() & !CMDQ_ERR;
         if active != 0 {
             let acknowledged = self.mmio.read32(regs::GERRORN) ^ active;
             self.mmio.write32(regs::GERRORN, acknowledged);
+        }
+        if active & SERVICE_FAILURE != 0 && !self.is_off {
+            self.turn_off();
         }
         active
     }

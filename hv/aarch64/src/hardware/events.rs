@@ -6,6 +6,7 @@ use core::sync::atomic::Ordering;
 
 use hal::Clock;
 use iommu::UnitId;
+use smmuv3::SERVICE_FAILURE;
 use smmuv3::spec::{Event, Recording};
 use types::StreamId;
 use vm::{Noise, Records, RefusedDma, Telling};
@@ -59,6 +60,12 @@ impl Hardware {
                 unit.reading.waiting.store(true, Ordering::Relaxed);
             }
             let errors = smmu.acknowledge_errors();
+            if errors & SERVICE_FAILURE != 0 {
+                log::error!(
+                    "{}: it has failed: it is off, and every device behind it aborts",
+                    unit.name
+                );
+            }
             if drained.lost || errors != 0 {
                 self.log_errors(&unit.name, drained.lost, errors);
             }

@@ -1,6 +1,5 @@
 //! The SMMU backend does what every backend must.
 
-use std::boxed::Box;
 use std::panic::catch_unwind;
 use std::vec;
 use std::vec::Vec;
@@ -12,6 +11,7 @@ use iommu::{Backend, Binding, Endpoint, Permissions, TableId, TableOptions, Unit
 use types::{Iova, Pa, StreamId};
 
 use super::hardware::{Hardware, READ, Ranges, Vmids, WRITE};
+use super::leak;
 use crate::spec::{Event, Walks};
 use crate::{Locked, Platform, Smmu, SmmuBackend};
 
@@ -24,10 +24,6 @@ struct Rig<P, F> {
 
 type Snooping = Rig<&'static FakeMemory, &'static FakeFrames<'static>>;
 type Cached = Rig<&'static FakeCache<'static>, &'static StaleFrames<'static>>;
-
-fn leak<T>(value: T) -> &'static T {
-    Box::leak(Box::new(value))
-}
 
 fn memory() -> &'static FakeMemory {
     leak(FakeMemory::new(Pa::new(0x4000_0000).unwrap(), 16 << 20))

@@ -40,6 +40,10 @@ pub(super) struct Hardware {
     entries: RefCell<BTreeMap<u32, [u64; 8]>>,
     /// By VMID and page of the input address.
     translations: RefCell<BTreeMap<(u16, u64), Cached>>,
+    /// A record that comes just before the driver says how far it has read.
+    pub(super) late: Cell<Option<Event>>,
+    /// Interrupts of its event queue: one for each record that finds it empty.
+    pub(super) interrupts: Cell<u32>,
     /// Commands are read as the CPU sees them, by its cache.
     pub(super) snoops_commands: Cell<Option<&'static FakeCache<'static>>>,
     /// Commands that invalidate are consumed and not carried out.
@@ -77,6 +81,8 @@ impl Hardware {
             registers: RefCell::new(registers),
             entries: RefCell::default(),
             translations: RefCell::default(),
+            late: Cell::new(None),
+            interrupts: Cell::new(0),
             snoops_commands: Cell::new(None),
             deaf: Cell::new(false),
         }
@@ -90,10 +96,6 @@ impl Hardware {
         self.set(regs::IDR0, idr0.into_bits().into());
         self.set(regs::IDR1, idr1.into_bits().into());
         self
-    }
-
-    fn get(&self, register: usize) -> u64 {
-        self.registers.borrow().get(&register).copied().unwrap_or(0)
     }
 
     fn set(&self, register: usize, value: u64) {
@@ -113,6 +115,9 @@ impl Hardware {
         let producer = self.get(regs::EVENTQ_PROD);
         let consumer = self.get(regs::EVENTQ_CONS);
         assert_ne!(producer, consumer ^ entries, "the queue is full");
+        if producer == consumer {
+            self.interrupts.set(self.interrupts.get() + 1);
+        }
         let at = (base & 0x000f_ffff_ffff_ffe0) + (producer % entries) * event::BYTES as u64;
         for (at, word) in (at..).step_by(8).zip(event.0) {
             let at = Pa::new(at).unwrap();
@@ -121,7 +126,19 @@ impl Hardware {
         self.set(regs::EVENTQ_PROD, (producer + 1) % (2 * entries));
     }
 
+    /// A global error becomes active, or two of them do.
+    pub(super) fn fail(&self, errors: u64) {
+        self.set(regs::GERROR, self.get(regs::GERROR) ^ errors);
+    }
+
+    pub(super) fn get(&self, register: usize) -> u64 {
+        self.registers.borrow().get(&register).copied().unwrap_or(0)
+    }
+
     fn consume(&self) {
+        if (self.get(regs::GERROR) ^ self.get(regs::GERRORN)) & 1 != 0 {
+            return;
+        }
         let base = self.get(regs::CMDQ_BASE);
         let entries = 1 << (base & 31);
         let producer = self.get(regs::CMDQ_PROD);
@@ -281,6 +298,11 @@ impl Mmio for &'static Hardware {
             regs::GBPA => value & !(1 << 31),
             _ => value,
         };
+        if offset == regs::EVENTQ_CONS
+            && let Some(event) = self.late.take()
+        {
+            self.record(event);
+        }
         self.set(offset, value.into());
         match offset {
             regs::CR0 => self.set(regs::CR0ACK, value.into()),
