@@ -122,6 +122,11 @@ pub trait Arch: Sized {
 
     /// Between vCPUs.
     fn look_around(guests: &Guests<Self>, core: usize);
+    /// What the core has spent on a VM's account since it was asked last, in ticks: the VM, and how much. Asked until
+    /// there is no more.
+    fn spent(_guests: &Guests<Self>, _core: usize) -> Option<(usize, u64)> {
+        None
+    }
     /// When the core is to look around at the latest, for its architecture's reasons.
     fn next_look(_guests: &Guests<Self>, _core: usize) -> Option<u64> {
         None
@@ -238,6 +243,7 @@ impl<A: Arch> Guests<A> {
     /// One vCPU's stay, or a sleep.
     fn turn(&self, number: usize, core: &A::Core, turns: &mut Turns, thread: &mut A::Thread) {
         A::look_around(self, number);
+        self.charge(number, turns);
         if number == CONSOLE_CORE {
             self.carry_out();
         }
@@ -270,10 +276,26 @@ impl<A: Arch> Guests<A> {
                     };
                     self.reside(&arrival, thread);
                 }
-                turns.used(A::ticks().saturating_sub(from));
+                let others = self.charge(number, turns);
+                let ran = A::ticks().saturating_sub(from);
+                turns.used(ran.saturating_sub(others));
             }
-            None => A::idle(self, number, thread, self.next_due(number, core)),
+            None => {
+                A::idle(self, number, thread, self.next_due(number, core));
+                // Nobody wanted the time.
+                while A::spent(self, number).is_some() {}
+            }
         }
+    }
+
+    /// Has VMs owe what this core has spent on their accounts; returns how many ticks.
+    fn charge(&self, number: usize, turns: &mut Turns) -> u64 {
+        let mut sum: u64 = 0;
+        while let Some((vm, ticks)) = A::spent(self, number) {
+            turns.owes(vm, ticks);
+            sum = sum.saturating_add(ticks);
+        }
+        sum
     }
 
     fn slots<'g>(

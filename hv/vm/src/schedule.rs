@@ -35,6 +35,8 @@ struct Member {
     vm: usize,
     vcpus: Vec<usize>,
     next: usize,
+    /// Ticks that others have had to spend on its account.
+    owed: u64,
 }
 
 impl Member {
@@ -64,6 +66,7 @@ impl Turns {
                     vm: *vm,
                     vcpus: Vec::from([*vcpu]),
                     next: 0,
+                    owed: 0,
                 }),
             }
         }
@@ -92,17 +95,41 @@ impl Turns {
         }
         let count = self.vms.len();
         let next = self.current.saturating_add(1).min(count);
+        // Whose turn goes to what it owes, with what it would have run.
+        let mut pays = None;
         for at in (next..count).chain(0..next) {
             if let Some(member) = self.vms.get_mut(at)
                 && let Some(chosen) = member.pick(&mut choose)
             {
+                let slice = slice(member.vm);
+                let left = slice.saturating_sub(member.owed);
+                member.owed = member.owed.saturating_sub(slice);
+                if left < self.shortest.max(1) {
+                    pays.get_or_insert((at, chosen, slice));
+                    continue;
+                }
                 self.current = at;
-                self.left = slice(member.vm);
-                return Some((chosen, self.left));
+                self.left = left;
+                return Some((chosen, left));
             }
         }
-        self.left = 0;
-        None
+        // Nobody else wants the core.
+        let Some((at, chosen, slice)) = pays else {
+            self.left = 0;
+            return None;
+        };
+        self.current = at;
+        self.left = slice;
+        Some((chosen, slice))
+    }
+
+    /// Somebody has spent so many ticks of the core on a VM's account: its next turns are shorter by that, as long as
+    /// others want to run.
+    pub fn owes(&mut self, vm: usize, ticks: u64) {
+        let mut members = self.vms.iter_mut();
+        if let Some(member) = members.find(|member| member.vm == vm) {
+            member.owed = member.owed.saturating_add(ticks);
+        }
     }
 
     /// The one that was picked has had the core for so many ticks.
@@ -218,6 +245,44 @@ mod tests {
         assert_eq!(pick([true, false, true]), Some((2, SLICE)));
         assert_eq!(pick([false; 3]), None);
         assert_eq!(pick(all), Some((0, SLICE)));
+    }
+
+    #[test]
+    fn what_others_spend_for_a_vm_is_missing_in_its_turns() {
+        // Each time the second one has the core, something of 30 ticks is done for the first, in its own time or not.
+        let mut turns = Turns::new(&[(0, 0), (1, 0)], 10);
+        let mut had = [0; 2];
+        for _ in 0..100 {
+            let (vm, most) = turns.pick(|vm, _| Some(vm), |_| SLICE).unwrap();
+            had[vm] += most;
+            turns.used(most);
+            if vm == 1 {
+                turns.owes(0, 30);
+            }
+        }
+        // The first turn owes nothing yet.
+        assert_eq!(had, [50 * 70 + 30, 50 * SLICE]);
+    }
+
+    #[test]
+    fn a_vm_that_owes_more_than_a_turn_waits_for_others_and_for_nobody_else() {
+        let mut turns = Turns::new(&[(0, 0), (1, 0)], 10);
+        turns.owes(0, 2 * SLICE + 95);
+        turns.owes(7, 1);
+        let mut pick = |ready: [bool; 2]| {
+            let picked = turns.pick(|vm, _| ready[vm].then_some(vm), |_| SLICE);
+            turns.used(SLICE);
+            picked
+        };
+        assert_eq!(pick([true; 2]), Some((1, SLICE)));
+        assert_eq!(pick([true; 2]), Some((1, SLICE)));
+        // What is left of the third turn is too short for one.
+        assert_eq!(pick([true; 2]), Some((1, SLICE)));
+        assert_eq!(pick([true; 2]), Some((0, SLICE)));
+        turns.owes(0, 5 * SLICE);
+        turns.used(SLICE);
+        let alone = turns.pick(|vm, _| (vm == 0).then_some(vm), |_| SLICE);
+        assert_eq!(alone, Some((0, SLICE)), "nobody else wants the core");
     }
 
     #[test]

@@ -91,6 +91,10 @@ impl vm::Arch for Machine {
         events::look_around(guests, core);
     }
 
+    fn spent(guests: &Guests, core: usize) -> Option<(usize, u64)> {
+        guests.machine.iommus.hardware()?.spent(core)
+    }
+
     fn next_look(guests: &Guests, core: usize) -> Option<u64> {
         events::next_hearing(guests, core)
     }

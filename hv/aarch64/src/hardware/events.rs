@@ -33,7 +33,10 @@ impl Hardware {
     pub(crate) fn drain(&self, core: usize, mut tell: impl FnMut(usize, usize, &Event) -> Told) {
         for (number, unit) in (0..).zip(&self.units) {
             if unit.reading.is_by(core) {
+                let from = SystemCounter.ticks();
                 self.drain_one(number, unit, &mut tell);
+                unit.reading
+                    .took(SystemCounter.ticks().saturating_sub(from));
             }
         }
         if self.next_forgiven(core).is_some() {

@@ -32,6 +32,8 @@ pub(super) struct Reading {
     mpidr: AtomicU64,
     /// The VM on whose account that core reads, counted from 1; 0: on nobody's.
     account: AtomicUsize,
+    /// What reading has taken on that VM's account, in ticks, as far as nobody has asked for it.
+    spent: AtomicU64,
     /// A VM whose devices have begun to make noise, counted from 1.
     noise: AtomicUsize,
     /// Records wait in the event queue.
@@ -46,6 +48,7 @@ impl Reading {
             core: AtomicUsize::new(CONSOLE_CORE),
             mpidr: AtomicU64::new(0),
             account: AtomicUsize::new(0),
+            spent: AtomicU64::new(0),
             noise: AtomicUsize::new(0),
             waiting: AtomicBool::new(false),
             records: Mutex::new(Vec::with_capacity(MOST_RECORDS)),
@@ -54,6 +57,13 @@ impl Reading {
 
     pub(super) fn is_by(&self, core: usize) -> bool {
         self.core.load(Ordering::Acquire) == core
+    }
+
+    /// Reading has taken so many ticks.
+    pub(super) fn took(&self, ticks: u64) {
+        if self.account.load(Ordering::Relaxed) != 0 {
+            self.spent.fetch_add(ticks, Ordering::Relaxed);
+        }
     }
 
     /// A VM's devices have begun to make noise.
@@ -70,6 +80,7 @@ impl Unit {
     /// Another core reads from now on, on a VM's account (counted from 1) or nobody's.
     fn is_read_by(&self, seat: Seat, account: usize) {
         self.reading.account.store(account, Ordering::Relaxed);
+        self.reading.spent.store(0, Ordering::Relaxed);
         if self.reading.is_by(seat.core) {
             return;
         }
@@ -104,6 +115,18 @@ impl Hardware {
     /// Whether a core reads records of any SMMU.
     pub(crate) fn reads(&self, core: usize) -> bool {
         self.units.iter().any(|unit| unit.reading.is_by(core))
+    }
+
+    /// What reading on this core has taken on a VM's account since this was asked last: the VM, and the ticks.
+    pub(crate) fn spent(&self, core: usize) -> Option<(usize, u64)> {
+        let mut readings = self.units.iter().map(|unit| &unit.reading);
+        readings.find_map(|reading| {
+            let vm = reading.account.load(Ordering::Relaxed).checked_sub(1)?;
+            if !reading.is_by(core) || reading.spent.load(Ordering::Relaxed) == 0 {
+                return None;
+            }
+            Some((vm, reading.spent.swap(0, Ordering::Relaxed)))
+        })
     }
 
     /// Whether records wait for this core to [drain](Hardware::drain) them.

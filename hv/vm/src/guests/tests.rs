@@ -23,6 +23,8 @@ std::thread_local! {
         std::boxed::Box::leak(std::boxed::Box::new(SharedTerminal::new(Paper::default())));
     static CALLS: RefCell<Vec<usize>> = const { RefCell::new(Vec::new()) };
     static LOG: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };
+    /// What each turn spends on a VM's account.
+    static SPENT: Cell<Option<(usize, u64)>> = const { Cell::new(None) };
     /// What happens on another core while a VM gives its devices back.
     static MEANWHILE: RefCell<Option<std::boxed::Box<dyn Fn()>>> = const { RefCell::new(None) };
 }
@@ -173,6 +175,10 @@ impl Arch for Machine {
         }
     }
 
+    fn spent(_: &Guests<Self>, _: usize) -> Option<(usize, u64)> {
+        SPENT.take()
+    }
+
     fn idle(_: &Guests<Self>, core: usize, (): &mut (), due: Option<u64>) {
         log(match due {
             Some(_) => alloc::format!("core {core} sleeps a while"),
@@ -314,6 +320,28 @@ impl World {
     fn activity(&self, vm: usize, vcpu: usize) -> Activity {
         self.guests.vms[vm].slots[vcpu].activity()
     }
+}
+
+#[test]
+fn what_a_core_spends_on_a_vms_account_is_not_its_neighbours_time() {
+    // Slices of 10 ms, and a stay takes 1 ms of them: then the rest is taken on the account of the first.
+    let world = World::new(vec![vm(0, &[0], |_| {}), vm(1, &[0], |_| {})]);
+    let exits = || [0, 1].map(|vm| world.guests.vms[vm].slots[0].exits());
+    let before = exits();
+    for _ in 0..400 {
+        SPENT.set(Some((0, 500)));
+        world.turn(0);
+    }
+    let [first, second] = [0, 1].map(|vm| exits()[vm] - before[vm]);
+    // Half of the time of each turn is spent for the first, whose turn it is not: it has the less of them.
+    assert!(first * 10 < second * 4, "{first} and {second}");
+    SPENT.set(None);
+    let before = exits();
+    for _ in 0..400 {
+        world.turn(0);
+    }
+    let [first, second] = [0, 1].map(|vm| exits()[vm] - before[vm]);
+    assert!(first.abs_diff(second) <= 20, "{first} and {second}");
 }
 
 #[test]
