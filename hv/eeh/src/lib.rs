@@ -32,10 +32,12 @@ extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
+mod inject;
 mod pe;
 mod service;
 #[cfg(test)]
 mod tests;
 
+pub use inject::{ERRORS, ErrorService, Injection, Victim, WORK_AREA, victim};
 pub use pe::{Cause, Effect, Frozen, Limits, MOST_REMEMBERED, Pe, Reset, State};
 pub use service::{Outcome, Service};

@@ -179,6 +179,13 @@ fn rtas_node(facts: &Facts<'_>) -> DeviceTreeNode {
         for (name, token) in Devices::services() {
             node.add_property(property(name, token));
         }
+        let errors = eeh::ERRORS.iter();
+        let errors = errors.flat_map(|(name, token)| {
+            let name = name.bytes().chain([0]);
+            name.chain(token.to_be_bytes())
+        });
+        let errors: Vec<u8> = errors.collect();
+        node.add_property(property("ibm,errinjct-tokens", errors));
         // The most memory there will ever be (what a window onto all of it has to hold), in units of
         // 256 MiB, and the most CPUs. Linux sizes its direct window by it.
         let capacity: Vec<u8> = [facts.bytes, 0x1000_0000]

@@ -6,11 +6,12 @@ use anyhow::{Result, ensure};
 
 use super::vms::MONITOR;
 use super::{Bundle, Case, Check};
+use crate::qemu::Time;
 
 const BOARD: &str = "pseries";
 
 pub(super) fn cases() -> Vec<Case> {
-    vec![recovered()]
+    vec![recovered(), by_6_1(), injected()]
 }
 
 /// Linux with its disk, and a neighbour whose device and memory stay as they are.
@@ -35,28 +36,40 @@ const LOOK: &str = "echo $D > $E/eeh_dev_check\r";
 /// How often Linux recovers a device in an hour.
 const RECOVERIES: usize = 5;
 
-fn recovered() -> Case {
-    let recovers = [
-        r"EEH: Recovering PHB#\d+-PE#1",
-        "nvme .*frozen state error detected",
-        r"vm 0: ibm,set-slot-reset \[1, 8000000, 20000000, 1\]",
-        r"vm 0: ibm,set-slot-reset \[1, 8000000, 20000000, 0\]",
-        "EEH: Recovery successful",
+/// What is seen of a recovery.
+const RECOVERS: [&str; 5] = [
+    r"EEH: Recovering PHB#\d+-PE#1",
+    "nvme .*frozen state error detected",
+    r"vm 0: ibm,set-slot-reset \[1, 8000000, 20000000, 1\]",
+    r"vm 0: ibm,set-slot-reset \[1, 8000000, 20000000, 0\]",
+    "EEH: Recovery successful",
+];
+
+/// Linux with its disk, written to, and a device for a neighbour.
+fn machine(name: &str, bundle: Bundle) -> Case {
+    let mut case = Case::new(BOARD, name)
+        .bundle(bundle)
+        .args(&["-device", "spapr-pci-host-bridge,index=1,id=p1"])
+        .args(&["-device", "edu,dma_mask=0xffffffffffffffff,bus=p1.0"])
+        .expect(&["EEH: Capable adapter found: recovery enabled", "/ # "])
+        .types(SET_UP)
+        .expect(&["eeh_dev_break", "/ # "])
+        .types(WRITE)
+        .expect(&["^.*written\r?$"])
+        .types(READ)
+        .expect(&["same-42"]);
+    // Linux says that it is frozen, and shows where it noticed.
+    case.forbids = vec![
+        r"\] (ERROR|WARN)  ".to_owned(),
+        "PANIC|EXCEPTION|FAILED".to_owned(),
+        "[1-9][0-9]* wrong".to_owned(),
     ];
-    let mut case = Case::new(
-        BOARD,
-        "Linux recovers its disk from errors until there are too many, and a neighbour does not notice",
-    )
-    .bundle(Bundle::Manifest(MANIFEST))
-    .args(&["-device", "spapr-pci-host-bridge,index=1,id=p1"])
-    .args(&["-device", "edu,dma_mask=0xffffffffffffffff,bus=p1.0"])
-    .expect(&["EEH: Capable adapter found: recovery enabled", "/ # "])
-    .types(SET_UP)
-    .expect(&["eeh_dev_break", "/ # "])
-    .types(WRITE)
-    .expect(&["^.*written\r?$"])
-    .types(READ)
-    .expect(&["same-42"]);
+    case
+}
+
+fn recovered() -> Case {
+    let name = "Linux recovers its disk from errors until there are too many, and a neighbour does not notice";
+    let mut case = machine(name, Bundle::Manifest(MANIFEST));
     for recovery in 0..RECOVERIES {
         case = if recovery == 0 {
             case.types(BREAK)
@@ -70,7 +83,7 @@ fn recovered() -> Case {
                 .asks("devices linux", &["PE 00000001: Stopped, ", " 0 wrong"])
                 .asks("focus linux", &["has the keyboard"])
         };
-        case = case.types(LOOK).expect(&recovers);
+        case = case.types(LOOK).expect(&RECOVERS);
         case = case.types(READ).expect(&["same-42"]);
     }
     // Once too often: Linux gives the disk up.
@@ -84,14 +97,67 @@ fn recovered() -> Case {
         .expect(&["gone-42"])
         .types("poweroff -f\r")
         .expect(&["vm linux: powered off", "verdict 0"]);
-    // Linux says that it is frozen, and shows where it noticed.
-    case.forbids = vec![
-        r"\] (ERROR|WARN)  ".to_owned(),
-        "PANIC|EXCEPTION|FAILED".to_owned(),
-        "[1-9][0-9]* wrong".to_owned(),
-    ];
     case.check = Check::Judged(judge);
     case.timeout = Duration::from_secs(240);
+    case
+}
+
+/// The older kernel: twice, and the neighbour is the same.
+fn by_6_1() -> Case {
+    let mut case = machine(
+        "Linux 6.1 recovers its disk from errors, too",
+        Bundle::Manifest(concat!(
+            "[[vm]]\nname = \"linux\"\nmemory = \"512M\"\ncpus = 1\npin = [0]\nkernel = \"debian:6.1\"\n",
+            "initrd = \"initramfs\"\nappend = \"console=hvc0 do=irqs\"\n",
+            "devices = [ { host = \"phb:800000020000000\" } ]\n",
+        )),
+    );
+    for _ in 0..2 {
+        case = case
+            .types(BREAK)
+            .expect(&[r"vm 0: phb:800000020000000: Registers .*: stopped"])
+            .types(LOOK)
+            .expect(&RECOVERS)
+            .types(READ)
+            .expect(&["same-42"]);
+    }
+    case = case
+        .types("poweroff -f\r")
+        .expect(&["vm linux: powered off", "verdict 0"]);
+    case.timeout = Duration::from_secs(120);
+    case
+}
+
+/// A guest that injects errors into its own PE, beside a neighbour, into whose it must not.
+fn injected() -> Case {
+    let mut case = Case::new(
+        BOARD,
+        "errors that a guest injects stop its own devices, and let nothing through until it is told so",
+    )
+    .bundle(Bundle::Manifest(concat!(
+        "[[vm]]\nname = \"error\"\nmemory = \"32M\"\npin = [0]\nkernel = \"guest:dma\"\n",
+        "kernel_format = \"elf\"\nrestart = \"never\"\nappend = \"error phb=1\"\n",
+        "devices = [ { host = \"phb:800000020000001\" } ]\n",
+        "[[vm]]\nname = \"watch\"\nmemory = \"32M\"\npin = [1]\nkernel = \"guest:dma\"\n",
+        "kernel_format = \"elf\"\nrestart = \"never\"\nappend = \"watch beats=80 phb=2\"\n",
+        "devices = [ { host = \"phb:800000020000002\" } ]\n",
+    )))
+    .expect(&[
+        "dma verdict: error ok: errors=5",
+        "dma verdict: watch ok: beats=80 .* forged=0",
+        "verdict 0: all VMs are off",
+    ]);
+    for bridge in 1..=2 {
+        case = case.args(&[
+            "-device",
+            &format!("spapr-pci-host-bridge,index={bridge},id=p{bridge}"),
+            "-device",
+            &format!("edu,dma_mask=0xffffffffffffffff,bus=p{bridge}.0"),
+        ]);
+    }
+    case.vary.time = Time::Instructions;
+    case.forbids = vec![r"\] (ERROR|WARN)  |PANIC|EXCEPTION|FAILED".to_owned()];
+    case.timeout = Duration::from_secs(120);
     case
 }
 

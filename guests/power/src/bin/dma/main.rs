@@ -15,12 +15,14 @@
 //! | `pin` | the interrupt pin, `times` (20): comes while it is up and ended, not while it is served, masked or off |
 //! | `storm` | a pin that is never taken down, for `us` (500000), its interrupts ended at once |
 //! | `plug` | writes entries with a DMA under way until its host bridge is taken away, looks at what is left, waits until it is back, and begins again |
+//! | `error` | injects errors into its own PE, by every way to say so, and looks what is stopped: registers, configuration space, DMA, messages |
 //! | `leave` | looks whether an interrupt of an earlier life comes; leaves the pin up until it is stopped |
 #![no_std]
 #![no_main]
 #![expect(unsafe_code, reason = "the guest has its memory to itself")]
 #![expect(clippy::cast_possible_truncation, reason = "small numbers")]
 
+mod error;
 mod forge;
 mod linger;
 mod memory;
@@ -38,8 +40,9 @@ use power_guests::{cpu, guest, println, rtas};
 
 guest! { main: main, secondary: secondary }
 
-const NAMES: [&str; 10] = [
+const NAMES: [&str; 11] = [
     "sweep", "watch", "forge", "messages", "flood", "linger", "pin", "storm", "leave", "plug",
+    "error",
 ];
 
 /// Why a guest fails: what, and up to two numbers that show it.
@@ -84,6 +87,7 @@ fn main(options: Options) -> ! {
             "pin" => pin::run(edu, options),
             "storm" => pin::storm(edu, options),
             "leave" => pin::leave(edu, options),
+            "error" => error::run(edu, bridge),
             "plug" => plug::run(edu, bridge),
             "linger" => linger::run(edu, bridge),
             _ => Err("there is no such task".into()),

@@ -171,6 +171,7 @@ impl Devices {
             has_bridges: AtomicBool::new(false),
             away: Mutex::new(Vec::new()),
             returning: AtomicBool::new(false),
+            injection: Mutex::new(eeh::Injection::default()),
             past: Mutex::new(Vec::new()),
             dma: dmas.len() - 1,
         }))
@@ -207,6 +208,7 @@ impl Devices {
         if taken.is_ok() {
             all.iter().for_each(|held| self.connect_pins(held));
             self.away.lock().clear();
+            *self.injection.lock() = eeh::Injection::default();
         } else {
             self.give_back_all(&mut all, memory);
         }

@@ -123,6 +123,8 @@ pub(crate) struct Devices {
     away: Mutex<Vec<plug::Away>>,
     /// Any are on their way back.
     returning: AtomicBool,
+    /// Whether its guest injects errors.
+    injection: Mutex<eeh::Injection>,
     /// Its errors, while it does not have the bridge: a VM that restarts is no better than before.
     past: Mutex<Vec<(usize, eeh::Pe)>>,
     /// Its windows, by their place among those of all.
@@ -300,6 +302,10 @@ impl Devices {
         if let Some(service) = recovery {
             return Some(self.recover(view, service, arguments, results));
         }
+        let mut errors = eeh::ErrorService::ALL.into_iter();
+        if let Some(service) = errors.find(|service| service.token() == token) {
+            return Some(self.inject_error(view, service, arguments, results));
+        }
         if plug::TOKENS.contains(&token) {
             return Some(self.connector_service(view, token, arguments, results));
         }
@@ -367,6 +373,7 @@ impl Devices {
         let windows = Service::ALL.map(|service| (service.name(), service.token()));
         let recovery = eeh::Service::ALL.map(|service| (service.name(), service.token()));
         let all = SERVICES.into_iter().chain(plug::SERVICES);
-        all.chain(windows).chain(recovery)
+        let errors = eeh::ErrorService::ALL.map(|service| (service.name(), service.token()));
+        all.chain(windows).chain(recovery).chain(errors)
     }
 }

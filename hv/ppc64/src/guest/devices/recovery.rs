@@ -4,14 +4,14 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use eeh::{Cause, Effect, Frozen, Service};
+use eeh::{Cause, Effect, ErrorService, Frozen, Service};
 use hal::Clock;
 use papr::Served;
 use pci::{Progress, Reset};
 use types::Bdf;
 
 use super::config::MASTER;
-use super::{Devices, HARDWARE, Held, View, address};
+use super::{Devices, HARDWARE, Held, PARAMETER, View, address};
 use crate::config::RtasConfig;
 use crate::console::TimeBase;
 use crate::spr;
@@ -97,6 +97,66 @@ impl Devices {
             log::error!("vm {}: phb:{buid:x} does not stop", self.vm);
             let _ = held.pe.fail();
         }
+    }
+
+    /// Serves one of the services by which a guest injects errors, into PEs of its own.
+    pub(super) fn inject_error(
+        &self,
+        view: View<'_>,
+        service: ErrorService,
+        arguments: &[u32],
+        results: usize,
+    ) -> Served {
+        match (service, arguments, results) {
+            (ErrorService::Open, &[], 2) => {
+                let [token, status] = self.injection.lock().open();
+                // The token is where others have the status.
+                Served::new(token, &[status.cast_unsigned()])
+            }
+            (ErrorService::Close, &[token], 1) => {
+                Served::new(self.injection.lock().close(token), &[])
+            }
+            (ErrorService::Inject, &[kind, token, at], 1) => {
+                let length = self.injection.lock().work_area(kind, token);
+                let status = match length {
+                    Ok(length) => self.inject_into(view, at, length),
+                    Err(status) => status,
+                };
+                Served::new(status, &[])
+            }
+            (ErrorService::Open, ..) => Served::new(0, &[PARAMETER.cast_unsigned()]),
+            _ => Served::new(PARAMETER, &[]),
+        }
+    }
+
+    /// The error is there at once, whatever address the guest names.
+    fn inject_into(&self, view: View<'_>, at: u32, length: usize) -> i32 {
+        let mut area = [0; eeh::WORK_AREA];
+        let Some(area) = area.get_mut(..length) else {
+            return PARAMETER;
+        };
+        if view.memory.read(at.into(), area).is_err() {
+            return PARAMETER;
+        }
+        let Some(victim) = eeh::victim(area) else {
+            return PARAMETER;
+        };
+        let mut all = self.held.lock();
+        let meant = |held: &&mut Held| {
+            let [config, ..] = victim;
+            let its = config == held.pe.address() || self.exists(held.bridge, config);
+            its && !held.returns && held.pe.is_meant(&victim)
+        };
+        let Some(held) = all.iter_mut().find(meant) else {
+            return PARAMETER;
+        };
+        let before = held.pe.freezes();
+        self.stop(held, Cause::Injected, view);
+        if held.pe.freezes() == before {
+            // It is stopped already: no access is left to go wrong.
+            return HARDWARE;
+        }
+        0
     }
 
     /// Stops all devices, as an error would.
