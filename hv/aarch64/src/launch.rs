@@ -6,13 +6,11 @@ use alloc::string::String;
 use alloc::vec::Vec;
 
 use boot::{Frames, Verdict};
-use bundle::{
-    Bundle, ConsoleUart, GuestDevice, HostDevice, PeerToPeer, Start, UnsafeDma, VmConfig,
-};
+use bundle::{Bundle, ConsoleUart, GuestDevice, HostDevice, PeerToPeer, UnsafeDma, VmConfig};
 use machine::{InterruptController, Machine};
 use pci::vconfig::Pin;
 use types::{Bdf, Ipa, Pa, Span};
-use vm::Placement;
+use vm::{LeftOut, Made, Placement};
 
 use crate::guest::{self, Assigned, Core, GuestPci, Handover, Iommus, Vm};
 use crate::hardware::{Found, Function, Hardware};
@@ -77,37 +75,13 @@ pub(crate) fn vms(machine: &Machine, bundle: &Bundle<'static>, holdings: Holding
         Iommus::Driven(Box::leak(Box::new(Hardware::new(found, &mut map, &wanted))))
     };
     let time_at_zero = serial::time_at_zero(machine, &mut map);
-    let mut vms = Vec::new();
-    let mut placement = Placement::new(cores.len(), online);
-    for config in bundle.manifest().vms() {
-        let number = vms.len();
-        let place = |vcpu: usize| placement.place(number, vcpu, &config.pin);
-        if let Some(field) = config.not_acted_on(ConsoleUart::Pl011) {
-            log::error!(
-                "vm {}: left out: {}: not supported",
-                config.name,
-                field.key()
-            );
-            continue;
-        }
-        let port = match Port::of(config, machine, &mut map) {
-            Ok(port) => port,
-            Err(why) => {
-                log::error!("vm {}: left out: no serial port: {why}", config.name);
-                continue;
-            }
-        };
-        let assigned = match assign(config, bundle, &iommus, number) {
-            Ok(assigned) => assigned,
-            Err(lines) => {
-                log::error!(
-                    "vm {}: left out: its devices cannot be given to it:",
-                    config.name
-                );
-                lines.iter().for_each(|line| log::error!("  {line}"));
-                continue;
-            }
-        };
+    let make = |config: &VmConfig, number: usize, place: &mut dyn FnMut(usize) -> usize| {
+        let port = Port::of(config, machine, &mut map)
+            .map_err(|why| LeftOut::new(format!("left out: no serial port: {why}")))?;
+        let assigned = assign(config, bundle, &iommus, number).map_err(|more| LeftOut {
+            why: String::from("left out: its devices cannot be given to it:"),
+            more,
+        })?;
         let devices = match &iommus {
             Iommus::Driven(hardware) if !assigned.is_empty() => Some(guest::Devices {
                 hardware,
@@ -115,42 +89,23 @@ pub(crate) fn vms(machine: &Machine, bundle: &Bundle<'static>, holdings: Holding
             }),
             _ => None,
         };
-        let before = memory::frames(frames);
-        match Vm::build(config, bundle, ram, frames, number, devices, place) {
-            Ok(vm) => {
-                let vm = vm.with_console(port).with_time_at_zero(time_at_zero);
-                let cost = vm::cost(config, before, memory::frames(frames));
-                log::info!("vm {}: {cost}", vm.name);
-                for line in vm.pci.iter().flat_map(GuestPci::lines) {
-                    log::info!("vm {}: {line}", vm.name);
-                }
-                if let Some(pci) = &vm.pci {
-                    log::info!("vm {}: {}", vm.name, pci.summary());
-                }
-                let in_place = |(span, pa): &(Span<Ipa>, Pa)| span.start().bits() == pa.bits();
-                if config.unsafe_dma == UnsafeDma::Identity && vm.ram().iter().all(in_place) {
-                    for (span, _) in vm.ram() {
-                        log::info!(
-                            "vm {}: its memory is where the machine has it, {span}",
-                            vm.name
-                        );
-                    }
-                }
-                if config.start != Start::Boot {
-                    log::info!("vm {}: not started at boot", vm.name);
-                }
-                vms.push(vm);
-            }
-            Err(error) => {
-                log::error!("vm {}: {error}", config.name);
-                placement.forget(number);
-            }
-        }
-    }
+        let vm = Vm::build(config, bundle, ram, frames, number, devices, place)
+            .map_err(|error| LeftOut::new(format!("{error}")))?;
+        let vm = vm.with_console(port).with_time_at_zero(time_at_zero);
+        let lines = lines(config, &vm);
+        Ok(Made { vm, lines })
+    };
+    let (vms, vcpus) = vm::make_vms(
+        bundle.manifest().vms(),
+        ConsoleUart::Pl011,
+        Placement::new(cores.len(), online),
+        || memory::frames(frames),
+        make,
+    );
     if vms.is_empty() {
         panic::end(Verdict::Fatal("no VM of the bundle can be run"));
     }
-    for (core, vcpus) in cores.iter_mut().zip(placement.into_cores()) {
+    for (core, vcpus) in cores.iter_mut().zip(vcpus) {
         core.vcpus = vcpus;
     }
     let console = machine.stdout().and_then(|uart| uart.interrupt);
@@ -162,6 +117,19 @@ pub(crate) fn vms(machine: &Machine, bundle: &Bundle<'static>, holdings: Holding
         frames,
     });
     guest::serve(cpu::index())
+}
+
+/// What there is to tell of a VM.
+fn lines(config: &VmConfig, vm: &Vm) -> Vec<String> {
+    let mut lines: Vec<String> = vm.pci.iter().flat_map(GuestPci::lines).collect();
+    lines.extend(vm.pci.as_ref().map(GuestPci::summary));
+    let in_place = |(span, pa): &(Span<Ipa>, Pa)| span.start().bits() == pa.bits();
+    if config.unsafe_dma == UnsafeDma::Identity && vm.ram().iter().all(in_place) {
+        for (span, _) in vm.ram() {
+            lines.push(format!("its memory is where the machine has it, {span}"));
+        }
+    }
+    lines
 }
 
 /// Every device that a VM is to have, once.

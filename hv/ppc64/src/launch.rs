@@ -1,13 +1,14 @@
 //! From the boot bundle to running VMs.
 
 use alloc::boxed::Box;
+use alloc::format;
 use alloc::vec::Vec;
 
 use boot::{Frames, Verdict};
-use bundle::{Bundle, ConsoleUart, Start};
+use bundle::{Bundle, ConsoleUart};
 use dtoolkit::model::DeviceTreeNode;
 use papr::Characteristics;
-use vm::Placement;
+use vm::{LeftOut, Made, Placement};
 
 use crate::guest::{self, Core, Devices, Handover, Machine, Vm};
 use crate::hardware::Hardware;
@@ -56,42 +57,24 @@ pub(crate) fn vms(tree: &'static DeviceTreeNode, bundle: Bundle<'static>, holdin
         characteristics: characteristics(),
     };
     let mut cores: Vec<Core> = smp::cpus().into_iter().map(Core::new).collect();
-    let mut vms = Vec::new();
-    let mut placement = Placement::new(cores.len(), (0..cores.len()).collect());
-    for config in machine.bundle.manifest().vms() {
-        if let Some(field) = config.not_acted_on(ConsoleUart::Hvc) {
-            log::error!(
-                "vm {}: left out: {}: not supported",
-                config.name,
-                field.key()
-            );
-            continue;
-        }
-        let number = vms.len();
-        let place = |vcpu: usize| placement.place(number, vcpu, &config.pin);
-        let before = memory::frames(frames);
-        match Vm::build(config, machine, number, place) {
-            Ok(vm) => {
-                let cost = vm::cost(config, before, memory::frames(frames));
-                log::info!("vm {}: {cost}", vm.name);
-                for line in vm.devices.iter().flat_map(Devices::describe) {
-                    log::info!("vm {}: {line}", vm.name);
-                }
-                if config.start != Start::Boot {
-                    log::info!("vm {}: not started at boot", vm.name);
-                }
-                vms.push(vm);
-            }
-            Err(error) => {
-                log::error!("vm {}: {error}", config.name);
-                placement.forget(number);
-            }
-        }
-    }
+    let placement = Placement::new(cores.len(), (0..cores.len()).collect());
+    let (vms, vcpus) = vm::make_vms(
+        machine.bundle.manifest().vms(),
+        ConsoleUart::Hvc,
+        placement,
+        || memory::frames(frames),
+        |config, number, place| match Vm::build(config, machine, number, place) {
+            Ok(vm) => Ok(Made {
+                lines: vm.devices.iter().flat_map(Devices::describe).collect(),
+                vm,
+            }),
+            Err(error) => Err(LeftOut::new(format!("{error}"))),
+        },
+    );
     if vms.is_empty() {
         panic::end(Verdict::Fatal("no VM of the bundle can be run"));
     }
-    for (core, vcpus) in cores.iter_mut().zip(placement.into_cores()) {
+    for (core, vcpus) in cores.iter_mut().zip(vcpus) {
         core.vcpus = vcpus;
     }
     if let Some(rtas) = rtas {

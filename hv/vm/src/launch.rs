@@ -1,10 +1,10 @@
-//! Which core each vCPU lives on, and what a VM has cost.
+//! From a manifest to VMs: which there are, which core each vCPU lives on, and what a VM has cost.
 
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use bundle::VmConfig;
+use bundle::{ConsoleUart, Start, VmConfig};
 
 use crate::Frames;
 
@@ -65,9 +65,85 @@ impl Placement {
     }
 }
 
+/// A VM that has been made.
+#[derive(Debug)]
+pub struct Made<V> {
+    /// It.
+    pub vm: V,
+    /// What there is to tell of it.
+    pub lines: Vec<String>,
+}
+
+/// Why a VM cannot be made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LeftOut {
+    /// The reason.
+    pub why: String,
+    /// What belongs to it, a line each.
+    pub more: Vec<String>,
+}
+
+impl LeftOut {
+    /// For this reason.
+    #[must_use]
+    pub fn new(why: String) -> Self {
+        Self {
+            why,
+            more: Vec::new(),
+        }
+    }
+}
+
+/// Makes the VMs of a manifest, stopped, on a machine whose consoles are `own`; gives them with the vCPUs of
+/// each core. One that asks for what is not there, or cannot be made, is left out with its reason: the others
+/// are numbered as if it were not in the manifest.
+///
+/// `frames` tells how much of the hypervisor's memory is left. `make` makes one, with its number, and asks for
+/// the core of each of its vCPUs.
+pub fn make_vms<V>(
+    configs: &[VmConfig],
+    own: ConsoleUart,
+    mut placement: Placement,
+    frames: impl Fn() -> Frames,
+    mut make: impl FnMut(&VmConfig, usize, &mut dyn FnMut(usize) -> usize) -> Result<Made<V>, LeftOut>,
+) -> (Vec<V>, Vec<Vec<(usize, usize)>>) {
+    let mut vms = Vec::new();
+    for config in configs {
+        let name = &config.name;
+        if let Some(field) = config.not_acted_on(own) {
+            log::error!("vm {name}: left out: {}: not supported", field.key());
+            continue;
+        }
+        let number = vms.len();
+        let before = frames();
+        let made = make(config, number, &mut |vcpu| {
+            placement.place(number, vcpu, &config.pin)
+        });
+        match made {
+            Ok(Made { vm, lines }) => {
+                log::info!("vm {name}: {}", cost(config, before, frames()));
+                for line in lines {
+                    log::info!("vm {name}: {line}");
+                }
+                if config.start != Start::Boot {
+                    log::info!("vm {name}: not started at boot");
+                }
+                vms.push(vm);
+            }
+            Err(LeftOut { why, more }) => {
+                log::error!("vm {name}: {why}");
+                for line in more {
+                    log::error!("  {line}");
+                }
+                placement.forget(number);
+            }
+        }
+    }
+    (vms, placement.into_cores())
+}
+
 /// What a VM that has been made has cost, as a line: memory of the hypervisor's before and after.
-#[must_use]
-pub fn cost(config: &VmConfig, before: Frames, after: Frames) -> String {
+fn cost(config: &VmConfig, before: Frames, after: Frames) -> String {
     let mebibytes = config.memory >> 20;
     let frames = before.free.saturating_sub(after.free);
     let own = usize::try_from(config.memory >> 12).unwrap_or(usize::MAX);
@@ -85,9 +161,9 @@ pub fn cost(config: &VmConfig, before: Frames, after: Frames) -> String {
 mod tests {
     use alloc::vec;
 
-    use bundle::VmConfig;
+    use bundle::{Console, ConsoleUart, VmConfig};
 
-    use super::{Placement, cost};
+    use super::{LeftOut, Made, Placement, cost, make_vms};
     use crate::Frames;
 
     #[test]
@@ -113,6 +189,51 @@ mod tests {
         assert_eq!(placement.place(0, 0, &[]), 0);
         assert_eq!(placement.place(0, 0, &[7]), 0);
         assert!(placement.into_cores().is_empty());
+    }
+
+    #[test]
+    fn who_is_left_out_has_no_number_and_no_core() {
+        let mut configs = vec![
+            VmConfig::new("first", 2 << 20, "kernel"),
+            VmConfig::new("asks", 2 << 20, "kernel"),
+            VmConfig::new("fails", 2 << 20, "kernel"),
+            VmConfig::new("last", 2 << 20, "kernel"),
+        ];
+        configs[1].console = Console {
+            uart: ConsoleUart::Hvc,
+            ..Console::default()
+        };
+        configs[3].cpus = 2;
+        let frames = || Frames {
+            free: 1000,
+            total: 2000,
+            heap_used: 0,
+            heap_total: 1 << 20,
+        };
+        let mut asked = vec![];
+        let (vms, cores) = make_vms(
+            &configs,
+            ConsoleUart::Pl011,
+            Placement::new(2, vec![0, 1]),
+            frames,
+            |config, number, place| {
+                let cores: vec::Vec<usize> = (0..config.cpus as usize).map(place).collect();
+                asked.push((config.name.clone(), number));
+                if config.name == "fails" {
+                    return Err(LeftOut::new("it cannot".into()));
+                }
+                Ok(Made {
+                    vm: (number, cores),
+                    lines: vec![],
+                })
+            },
+        );
+        assert_eq!(
+            asked,
+            [("first".into(), 0), ("fails".into(), 1), ("last".into(), 1)]
+        );
+        assert_eq!(vms, [(0, vec![0]), (1, vec![0, 1])]);
+        assert_eq!(cores, [vec![(0, 0), (1, 0)], vec![(1, 1)]]);
     }
 
     #[test]

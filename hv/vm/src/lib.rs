@@ -44,7 +44,7 @@ pub use console::{ESCAPE, LONGEST_LINE, Line, SharedTerminal, Terminal, Typed, W
 pub use exits::{ExitCause, ExitCounts};
 pub use faults::{Faults, Noise, Records, RefusedDma, Telling};
 pub use guests::{Arch, Arrival, CONSOLE_CORE, Core, Departure, Guests};
-pub use launch::{Placement, cost};
+pub use launch::{LeftOut, Made, Placement, make_vms};
 pub use lifecycle::{Ended, Ending, Lifecycle, Next, State, dependents, is_notable, rest_ticks};
 pub use moderation::{Moderated, Moderation, Rate};
 pub use monitor::{
