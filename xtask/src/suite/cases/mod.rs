@@ -297,7 +297,7 @@ pub(super) fn of_board(board: &str, extent: Extent) -> Vec<Case> {
         .concat(),
         "pseries" => [
             vec![
-                image("pseries", 620),
+                image("pseries", 660),
                 figures("pseries", &["boot-report-pseries"]),
                 figures("pseries", &["traps", "--board", "pseries"]),
             ],
