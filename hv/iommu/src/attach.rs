@@ -115,7 +115,7 @@ impl<B: Backend> Iommu<B> {
     }
 
     /// What speaks against a device in a domain, apart from addresses.
-    fn check_domain(&self, id: DeviceId, domain: DomainId) -> Result<(), Error> {
+    pub(crate) fn check_domain(&self, id: DeviceId, domain: DomainId) -> Result<(), Error> {
         let device = self.devices.need(id)?;
         let object = self.domains.need(domain)?;
         if Some(object.owner()) != device.owner() {
@@ -202,6 +202,12 @@ impl<B: Backend> Iommu<B> {
 
     /// Moves a group's endpoints to a domain, with the doorbells they need there first.
     fn switch(&mut self, group: GroupId, domain: DomainId) -> Result<(), Error> {
+        if let Some(device) = self.configured(group) {
+            return Err(Error::Busy {
+                object: device.any(),
+                users: 1,
+            });
+        }
         let object = self.groups.need(group)?;
         let old_domain = object.domain;
         let old = match old_domain {
@@ -327,6 +333,9 @@ impl<B: Backend> Iommu<B> {
             return Err(Error::NotAttached);
         }
         let group_id = device.group();
+        if device.own.is_some() {
+            self.configure(id, None)?;
+        }
         let group = self.groups.need(group_id)?;
         let domain = group.domain.ok_or(Error::NotAttached)?;
         let ioas = self.ioas_below(domain);

@@ -276,6 +276,9 @@ pub enum Error {
     /// A nested domain was asked for on something that is no nest parent.
     #[error("{0} is no nest parent")]
     NotANestParent(ObjectId),
+    /// A domain is not nested over the one that the device's group is attached to.
+    #[error("{0} is not nested over the group's domain")]
+    OtherParent(ObjectId),
     /// The domain kind cannot do this.
     #[error("{0} is no paging domain")]
     NotPaging(ObjectId),

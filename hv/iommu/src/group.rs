@@ -154,6 +154,8 @@ pub struct Device {
     ats: crate::nested::Ats,
     owner: Option<OwnerId>,
     pub(crate) attached: bool,
+    /// A nested domain that it goes by instead of its group's.
+    pub(crate) own: Option<crate::domain::DomainId>,
     pub(crate) msi_window: MsiWindow,
     pub(crate) msi_start: Option<u64>,
     /// The guest's number for it.
@@ -338,6 +340,7 @@ impl<B: Backend> Iommu<B> {
             ats: description.ats,
             owner: None,
             attached: false,
+            own: None,
             msi_window: MsiWindow::DEFAULT,
             msi_start: None,
             vdevice: None,

@@ -58,6 +58,7 @@ mod attach;
 mod backend;
 mod budget;
 mod codec;
+mod configure;
 #[cfg(any(test, feature = "mock"))]
 pub mod conformance;
 mod dirty;

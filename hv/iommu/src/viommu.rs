@@ -390,6 +390,9 @@ impl<B: Backend> Iommu<B> {
         let Some(device) = self.devices.get(id).filter(|device| device.attached) else {
             return false;
         };
+        if device.own.is_some() {
+            return true;
+        }
         let domain = self.groups.get(device.group()).and_then(|g| g.domain);
         domain
             .and_then(|domain| self.domains.get(domain))
@@ -480,7 +483,7 @@ impl<B: Backend> Iommu<B> {
         if !device.attached {
             return Err(Error::NotAttached);
         }
-        let domain = self.groups.need(device.group())?.domain;
+        let domain = device.own.or(self.groups.need(device.group())?.domain);
         let domain = self.domains.need(domain.ok_or(Error::NotAttached)?)?;
         match &domain.kind {
             DomainKind::Nested { config, .. } if config.ats == Ats::On => Ok(()),

@@ -191,6 +191,29 @@ impl Devices<'_> {
         seats.filter_map(|seat| Some((seat, functions.get(seat.function)?)))
     }
 
+    /// Each function of an isolation group has an entry of its own in the guest's stream table, which says nothing of what
+    /// they reach of each other past the SMMU. The guest knows of that, and gives all to one of its own users, when it
+    /// sees them as functions of one device.
+    fn check_mates(&self, seat: &Assigned, function: &Function) -> Result<(), String> {
+        let named = |function: &Function| format!("{:04x}:{}", function.segment, function.bdf);
+        for (place, shares) in self.hardware.mates(function) {
+            let other = self.hardware.functions.get(place).map(named);
+            let other = other.unwrap_or_default();
+            if shares {
+                return Err(format!("{} has the stream ID of {other}", named(function)));
+            }
+            let mut seats = self.assigned.iter();
+            let known = seats.find(|known| known.function == place);
+            if known.is_none_or(|known| known.guest.bits() >> 3 != seat.guest.bits() >> 3) {
+                return Err(format!(
+                    "{} shares its isolation group with {other}: the guest has to see functions of one device (guest = …)",
+                    named(function)
+                ));
+            }
+        }
+        Ok(())
+    }
+
     /// The machine's SMMU below each of the guest's, in the order of the devices, all of which nest; or why there are
     /// none.
     fn nesting_units(&self) -> Result<Vec<UnitId>, String> {
@@ -203,12 +226,7 @@ impl Devices<'_> {
             if !keys.contains(&key) {
                 keys.push(key);
             }
-            if !self.hardware.is_alone(function) {
-                return Err(format!(
-                    "{:04x}:{} shares its isolation group: the group has one stream",
-                    function.segment, function.bdf
-                ));
-            }
+            self.check_mates(seat, function)?;
         }
         if keys.is_empty() {
             return Err("it has no device".into());

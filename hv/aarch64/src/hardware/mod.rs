@@ -272,6 +272,27 @@ impl Hardware {
         bridge.is_some_and(|bridge| bridge.isolates(function.bdf))
     }
 
+    /// Others of a function's isolation group, each with whether it sends with a number of the function's.
+    pub(crate) fn mates(&self, function: &Function) -> Vec<(usize, bool)> {
+        let Some(behind) = function.smmu else {
+            return Vec::new();
+        };
+        let core = self.iommu.lock();
+        let known = |behind: &Behind| core.device(behind.device).ok();
+        let Some(own) = known(&behind) else {
+            return Vec::new();
+        };
+        let mate = |(at, other): (usize, &Function)| {
+            let other = other.smmu.filter(|other| other.device != behind.device)?;
+            let device = known(&other).filter(|device| device.group() == own.group())?;
+            let shares = device
+                .sources()
+                .any(|source| own.sources().any(|s| s == source));
+            Some((at, shares))
+        };
+        self.functions.iter().enumerate().filter_map(mate).collect()
+    }
+
     /// Whether an invalidation of one address forgets only 4 KiB.
     pub(crate) fn forgets_pages_only(&self) -> bool {
         self.forgets_pages_only

@@ -5,6 +5,7 @@ mod address_space;
 mod attach;
 mod bars;
 mod config;
+mod configure;
 mod conformance;
 mod copy;
 mod corpus;

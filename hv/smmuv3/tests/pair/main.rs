@@ -7,6 +7,7 @@
 mod board;
 mod driver;
 mod engine;
+mod groups;
 mod guests;
 mod nested;
 mod storm;

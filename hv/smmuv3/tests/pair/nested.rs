@@ -111,7 +111,7 @@ impl Physical for Machine<'_> {
             .create_nested(self.viommu, *config)
             .map_err(|_| Refusal::Refused)?;
         self.core
-            .replace(link.device, Target::Domain(new))
+            .configure(link.device, Some(new))
             .map_err(|_| Refusal::Refused)?;
         if let Some(old) = link.domain.replace(new) {
             self.core.destroy_domain(old).unwrap();
@@ -141,6 +141,14 @@ pub(crate) struct Vm {
     shift: u64,
 }
 
+/// How a VM's devices are isolated from each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Groups {
+    Each,
+    /// As functions of a device without isolation are.
+    Together,
+}
+
 /// Streams as guests know them.
 pub(crate) const DISK: u32 = 8;
 pub(crate) const NET: u32 = 0x30;
@@ -160,6 +168,10 @@ fn iova(bits: u64) -> Iova {
 impl World {
     /// Two VMs whose drivers have done nothing yet.
     pub(crate) fn cold(model: Model) -> Self {
+        Self::grouped(model, Groups::Each)
+    }
+
+    fn grouped(model: Model, groups: Groups) -> Self {
         let board = Board::new(model);
         let platform = Platform {
             input_bits: 40,
@@ -169,7 +181,7 @@ impl World {
         let backend = SmmuBackend::new(units, board.memory, board.frames, platform);
         let mut core = Iommu::new(backend);
         let vms = [(1, [3, 8]), (2, [9, 0x108])]
-            .map(|(number, sources)| Vm::new(&board, &mut core, number, sources));
+            .map(|(number, sources)| Vm::new(&board, &mut core, number, sources, groups));
         Self {
             board,
             boards: vec![board],
@@ -201,7 +213,7 @@ impl World {
         let units = boards.iter().map(Board::driver).collect();
         let backend = SmmuBackend::new(units, boards[0].memory, boards[0].frames, platform);
         let mut core = Iommu::new(backend);
-        let first = Vm::new(&boards[0], &mut core, 1, [3, 8]);
+        let first = Vm::new(&boards[0], &mut core, 1, [3, 8], Groups::Each);
         let second = first.beside(&mut core, 1, [3, 8]);
         let mut world = Self {
             board: boards[0],
@@ -211,6 +223,15 @@ impl World {
         };
         world.bring_up(0);
         world.bring_up(1);
+        world
+    }
+
+    /// The same, of which each VM's devices are of one isolation group.
+    pub(crate) fn together() -> Self {
+        let mut world = Self::grouped(Model::default(), Groups::Together);
+        for vm in 0..2 {
+            world.bring_up(vm);
+        }
         world
     }
 
@@ -408,7 +429,7 @@ pub(crate) fn leaf(ipa: u64) -> u64 {
 }
 
 impl Vm {
-    fn new(board: &Board, core: &mut Core, number: u32, sources: [u32; 2]) -> Self {
+    fn new(board: &Board, core: &mut Core, number: u32, sources: [u32; 2], groups: Groups) -> Self {
         let owner = OwnerId::new(number);
         let at = BASE + (8 << 20) + u64::from(number) * RAM_BYTES;
         let extent = Extent {
@@ -421,7 +442,7 @@ impl Vm {
             memory: board.memory,
             at,
         };
-        let vm = Self::behind(core, number, (ioas, memory, ram), (0, 0), sources);
+        let vm = Self::behind(core, number, (ioas, memory, ram), (0, 0), (sources, groups));
         vm.map(core, Part::Tables);
         vm.map(core, Part::Data);
         vm
@@ -431,7 +452,7 @@ impl Vm {
     pub(crate) fn beside(&self, core: &mut Core, unit: u32, sources: [u32; 2]) -> Self {
         let number = core.ioas(self.ioas).unwrap().owner().bits();
         let memory = (self.ioas, self.memory, self.ram);
-        Self::behind(core, number, memory, (unit, SHIFT), sources)
+        Self::behind(core, number, memory, (unit, SHIFT), (sources, Groups::Each))
     }
 
     fn behind(
@@ -439,7 +460,7 @@ impl Vm {
         number: u32,
         (ioas, memory, ram): (IoasId, MemoryId, Ram),
         (unit, shift): (u32, u64),
-        sources: [u32; 2],
+        (sources, groups): ([u32; 2], Groups),
     ) -> Self {
         let owner = OwnerId::new(number);
         let features = {
@@ -450,8 +471,11 @@ impl Vm {
             };
             Features::derive(unit.identity(), options).unwrap()
         };
+        let mut known = None;
         let devices = sources.map(|source| {
-            let group = core.add_group(UnitId::new(unit), Residence::Free).unwrap();
+            let group = known
+                .unwrap_or_else(|| core.add_group(UnitId::new(unit), Residence::Free).unwrap());
+            known = (groups == Groups::Together).then_some(group);
             let description = DeviceDescription {
                 group,
                 sources: &[source],
@@ -462,10 +486,11 @@ impl Vm {
                 coherence: Coherence::CoherentAlways,
                 ats: Ats::Off,
             };
-            let device = core.add_device(&description).unwrap();
-            core.bind(device, owner).unwrap();
-            device
+            core.add_device(&description).unwrap()
         });
+        for device in devices {
+            core.bind(device, owner).unwrap();
+        }
         let options = DomainOptions {
             nest_parent: true,
             dirty_tracking: false,
@@ -488,7 +513,7 @@ impl Vm {
             core.create_vdevice(viommu, device, virtual_id.into())
                 .unwrap();
             let none = core.create_nested(viommu, NestedConfig::ABORT).unwrap();
-            core.replace(device, Target::Domain(none)).unwrap();
+            core.configure(device, Some(none)).unwrap();
             vm.links.push(Link {
                 virtual_id,
                 physical,

@@ -85,7 +85,7 @@ pub(super) fn cases() -> Vec<Case> {
         lives(),
         two(),
         messages(),
-        vec![refused()],
+        vec![together(), refused()],
     ]
     .concat()
 }
@@ -195,6 +195,37 @@ fn matrix() -> Vec<Case> {
 /// The four devices, two of them behind an SMMU of their own.
 const BEHIND_TWO: &str = r#"{ host = "0000:00:01.0" }, { host = "0000:00:02.0", smmu = 1 }, { host = "0000:00:03.0" },
     { host = "0000:00:04.0", smmu = 1 }"#;
+
+/// Two functions of one device, which does not isolate them: one group to the guest, and both work. (Of Intel's devices
+/// in the root complex Linux knows that they are isolated from each other, and says so on the machine without us, too.)
+fn together() -> Case {
+    let linux = Linux {
+        kernel: "6.12",
+        firmware: "acpi",
+        policy: "rmr",
+        words: "iommu.strict=1",
+        vcpus: 2,
+        devices: r#"{ host = "0000:00:01.0" }, { host = "0000:00:04.0", guest = "00:04.0" },
+            { host = "0000:00:04.1", guest = "00:04.1" }"#,
+    };
+    let case = Case::new(
+        BOARD,
+        "a guest's own SMMU, functions of one device are one group: Linux 6.12 by acpi",
+    )
+    .bundle(linux.does("iommu:rmr,irqs,net,disk,off"));
+    const NIC: &str = "virtio-net-pci,disable-legacy=on,iommu_platform=on,addr=04";
+    let case = nic(case, 0, &format!("{NIC}.0,multifunction=on"));
+    nested(nic(case, 1, &format!("{NIC}.1"))).expect(&[
+        // Drivers are loaded in the order of their names.
+        r"0000:00:01\.0, nvme, group 1, DMA",
+        r"0000:00:04\.0, virtio-pci, group 0, DMA",
+        r"0000:00:04\.1, virtio-pci, group 0, DMA",
+        "action iommu: ok: 1 SMMUs, 3 devices, DMA, rmr",
+        r"action irqs: ok: [1-9]\d* interrupts by 3 devices",
+        "action net: ok: 2 interfaces",
+        "action disk: ok: 1 disks",
+    ])
+}
 
 /// The SMMU's own interrupts are messages, too: none before a program's device faults, some after it, as many as the
 /// kernel counts. The waits for commands are words in memory.

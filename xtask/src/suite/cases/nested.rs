@@ -45,6 +45,13 @@ macro_rules! both {
     };
 }
 
+/// Two functions of one device, as the guest sees them, too.
+macro_rules! functions {
+    () => {
+        "{ host = \"0000:00:02.0\", guest = \"00:02.0\" }, { host = \"0000:00:02.1\", guest = \"00:02.1\" }"
+    };
+}
+
 pub(super) fn cases() -> Vec<Case> {
     vec![
         translates(
@@ -72,7 +79,9 @@ pub(super) fn cases() -> Vec<Case> {
         handed_on(),
         killed(),
         live_walk(),
-        no_room_for_one(),
+        functions_of_one("vits"),
+        functions_of_one("rmr"),
+        functions_apart(),
         flood("by entries that are not valid", "smmu-flood"),
         flood("of its stage 1's faults", "smmu-flood stage1=1"),
         flood_control(),
@@ -489,16 +498,55 @@ fn live_walk() -> Case {
     case
 }
 
-/// Devices of one isolation group have one stream in the core: no SMMU of the guest's, and a word about it.
-fn no_room_for_one() -> Case {
+/// Two functions of one device without isolation: each its own entry, and one group to the guest.
+fn functions_of_one(policy: &str) -> Case {
+    let bundle = match policy {
+        "vits" => manifest!(dma!("dma", "1", "vits", functions!(), "smmu", "")),
+        _ => manifest!(dma!(
+            "dma",
+            "1",
+            "rmr",
+            functions!(),
+            "smmu messages=0x8000000",
+            ""
+        )),
+    };
+    let mut case = Case::new(
+        BOARD,
+        format!("nested: functions of one device without isolation have an entry each, messages by {policy}"),
+    )
+    .bundle(bundle)
+    .args(&[
+        "-device",
+        "edu,dma_mask=0xffffffffffffffff,addr=02.0,multifunction=on",
+        "-device",
+        "edu,dma_mask=0xffffffffffffffff,addr=02.1",
+    ])
+    .expect(&[
+        &format!("vm dma: its guest has an SMMU of its own, messages by {policy}"),
+        "dma beat 1: IDR0 0xd40301a, stream 0x10 attached",
+        "dma event: type 0x10 stream 0x10 address 0x2012345000 read false stage 2 false class 2",
+        "dma beat 5: abort, bypass, invalid and stage 1 follow each other",
+        "dma beat 6: off, on, and what is while it is off",
+        "dma verdict: smmu ok: events=[1-9][0-9]* gerrors=0 without_doorbell=0 ",
+    ]);
+    case.vary.time = Time::Instructions;
+    case.timeout = Duration::from_secs(300);
+    case.forbids = vec![OURS.to_owned(), "F_TRANSLATION".to_owned()];
+    case
+}
+
+/// The control: where the guest would believe that they are isolated, it gets no SMMU, and a word about it.
+fn functions_apart() -> Case {
     let case = Case::new(
         BOARD,
-        "nested: functions of one device without isolation leave the guest without an SMMU",
+        "nested: functions of one device that the guest sees as two leave it without an SMMU",
     )
     .bundle(Bundle::Manifest(
         "version = 1\n[[vm]]\nname = \"pair\"\nmemory = \"2M\"\nkernel = \"off.bin\"\n\
          kernel_format = \"flat\"\niommu = \"nested\"\n\
-         devices = [ { host = \"0000:00:04.0\" }, { host = \"0000:00:04.1\" } ]\n",
+         devices = [ { host = \"0000:00:04.0\", guest = \"00:05.0\" },\n\
+         { host = \"0000:00:04.1\", guest = \"00:06.0\" } ]\n",
     ))
     .args(&[
         "-device",
@@ -507,7 +555,7 @@ fn no_room_for_one() -> Case {
         "edu,addr=04.1",
     ]);
     case.expect(&[
-        "vm pair: iommu = \"nested\" is not to be had: 0000:00:04.0 shares its isolation group",
+        "vm pair: iommu = \"nested\" is not to be had: 0000:00:04.0 shares its isolation group with 0000:00:04.1: the guest",
         "verdict 1: no VM of the bundle can be run",
     ])
     .fatal()

@@ -2,7 +2,7 @@
 
 use alloc::vec::Vec;
 
-use iommu::{BackendError, DeviceId, DomainId, Error, NestedConfig, Target, VdeviceId, ViommuId};
+use iommu::{BackendError, DeviceId, DomainId, Error, NestedConfig, VdeviceId, ViommuId};
 use types::StreamId;
 use vsmmuv3::{Failure, Invalidation, Physical, Refusal};
 
@@ -46,8 +46,9 @@ impl Physical for Machine<'_> {
         };
         let mut core = self.hardware.iommu.lock();
         let new = core.create_nested(viommu, *config).map_err(refusal)?;
-        match core.replace(link.device, Target::Domain(new)) {
-            Ok(_) => {
+        // Of the device alone: others of its isolation group have entries of their own.
+        match core.configure(link.device, Some(new)) {
+            Ok(()) => {
                 if let Some(old) = link.domain.replace(new)
                     && let Err(error) = core.destroy_domain(old)
                 {
