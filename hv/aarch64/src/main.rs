@@ -25,7 +25,7 @@ mod serial;
 mod smp;
 mod survey;
 
-use boot::{ItsSnoop, Logger, Options, Verdict};
+use boot::{Logger, Options, Snooping, Verdict};
 use console::{Pl011, SystemCounter};
 use dtoolkit::fdt::Fdt;
 use early::Handover;
@@ -67,9 +67,14 @@ fn run(handover: Handover) -> ! {
     if let Some(test) = options.self_test {
         self_test::provoke(test);
     }
-    if options.its == ItsSnoop::Never {
+    if options.its == Snooping::Never {
         for its in &mut machine.itss {
             its.coherency = Coherency::NonCoherent;
+        }
+    }
+    if options.smmu == Snooping::Never {
+        for smmu in &mut machine.smmus {
+            smmu.coherency = Coherency::NonCoherent;
         }
     }
     let mut holdings = survey::take(&machine, fdt_span, map);

@@ -18,5 +18,5 @@ mod verdict;
 pub use devices::{Devices, devices};
 pub use frames::{Frames, usable};
 pub use logger::Logger;
-pub use options::{Interrupts, ItsSnoop, Options, SelfTest, Unknown};
+pub use options::{Interrupts, Options, SelfTest, Snooping, Unknown};
 pub use verdict::{Guard, Verdict};

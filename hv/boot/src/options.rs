@@ -36,9 +36,9 @@ impl SelfTest {
     }
 }
 
-/// Whether ITSs and redistributors see the CPUs' caches.
+/// Whether what reads the hypervisor's tables sees the CPUs' caches.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum ItsSnoop {
+pub enum Snooping {
     /// As the device tree says.
     #[default]
     AsTold,
@@ -84,8 +84,10 @@ pub struct Options {
     pub log: LevelFilter,
     /// `bulkhead.test=…`: see [`SelfTest`].
     pub self_test: Option<SelfTest>,
-    /// `bulkhead.its=noncoherent` (Arm).
-    pub its: ItsSnoop,
+    /// ITSs and redistributors: `bulkhead.its=noncoherent` (Arm).
+    pub its: Snooping,
+    /// SMMUs: `bulkhead.smmu=noncoherent` (Arm).
+    pub smmu: Snooping,
     /// `bulkhead.interrupts=best|xics|xive|as-found` (POWER).
     pub interrupts: Interrupts,
 }
@@ -95,7 +97,8 @@ impl Default for Options {
         Self {
             log: LevelFilter::Info,
             self_test: None,
-            its: ItsSnoop::AsTold,
+            its: Snooping::AsTold,
+            smmu: Snooping::AsTold,
             interrupts: Interrupts::Best,
         }
     }
@@ -116,7 +119,11 @@ impl Options {
                     .map(|test| options.self_test = Some(test))
                     .is_some(),
                 Some(("its", "noncoherent")) => {
-                    options.its = ItsSnoop::Never;
+                    options.its = Snooping::Never;
+                    true
+                }
+                Some(("smmu", "noncoherent")) => {
+                    options.smmu = Snooping::Never;
                     true
                 }
                 Some(("interrupts", word)) => Interrupts::parse(word)
@@ -138,13 +145,13 @@ mod tests {
 
     use log::LevelFilter;
 
-    use super::{Interrupts, ItsSnoop, Options, SelfTest, Unknown};
+    use super::{Interrupts, Options, SelfTest, Snooping, Unknown};
 
     #[test]
     fn words_of_others_are_ignored_and_wrong_ones_are_named() {
         let mut unknown = Vec::new();
         let options = Options::parse(
-            "console=hvc0 bulkhead.log=debug bulkhead.colour=red bulkhead.test=panic bulkhead.log=loud bulkhead.its=noncoherent bulkhead.its=coherent bulkhead.interrupts=xive bulkhead.interrupts=gic",
+            "console=hvc0 bulkhead.log=debug bulkhead.colour=red bulkhead.test=panic bulkhead.log=loud bulkhead.its=noncoherent bulkhead.its=coherent bulkhead.smmu=noncoherent bulkhead.smmu=no bulkhead.interrupts=xive bulkhead.interrupts=gic",
             |word| unknown.push(word),
         );
         assert_eq!(
@@ -152,7 +159,8 @@ mod tests {
             Options {
                 log: LevelFilter::Debug,
                 self_test: Some(SelfTest::Panic),
-                its: ItsSnoop::Never,
+                its: Snooping::Never,
+                smmu: Snooping::Never,
                 interrupts: Interrupts::Xive,
             }
         );
@@ -162,6 +170,7 @@ mod tests {
                 Unknown("bulkhead.colour=red"),
                 Unknown("bulkhead.log=loud"),
                 Unknown("bulkhead.its=coherent"),
+                Unknown("bulkhead.smmu=no"),
                 Unknown("bulkhead.interrupts=gic"),
             ]
         );

@@ -83,6 +83,14 @@ impl<M: Mmio> Locked<M> {
         })
     }
 
+    /// The same, as one that does not snoop the CPUs' caches, whatever it says (`IDR0.COHACC`): what is behind it on the
+    /// way to memory is for the platform to tell.
+    #[must_use]
+    pub fn without_snooping(mut self) -> Self {
+        self.identity.idr0 = self.identity.idr0.with_cohacc(false);
+        self
+    }
+
     /// Its registers and identity, for a driver that turns it on.
     pub(crate) fn into_parts(self) -> (M, Identity) {
         (self.mmio, self.identity)

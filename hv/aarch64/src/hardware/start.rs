@@ -58,6 +58,11 @@ impl Hardware {
         // By the SMMU's place in the tree: the unit it has become.
         let mut unit_of = Vec::new();
         for (index, locked) in smmus.into_iter().enumerate() {
+            let told = machine.smmus.get(index).map(|smmu| smmu.coherency);
+            let locked = match told {
+                Some(Coherency::Coherent) => locked,
+                Some(Coherency::NonCoherent) | None => locked.without_snooping(),
+            };
             match Smmu::enable(locked, ram, frames, SystemCounter) {
                 Ok(smmu) => {
                     log::info!("smmu{index}: on: every stream aborts until a VM has it");

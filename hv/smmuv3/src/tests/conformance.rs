@@ -38,13 +38,18 @@ impl Snooping {
         let memory = memory();
         let frames = leak(FakeFrames::new(memory));
         let hardware = Hardware::new(memory, ranges, vmids, Walks::Coherent);
-        Self::on(leak(hardware), memory, frames, frames)
+        Self::on(leak(hardware), memory, frames, frames, Walks::Coherent)
     }
 }
 
 impl Cached {
     /// With a cache between the CPU and memory, and an SMMU that says this of its walks.
     fn new(says: Walks) -> Self {
+        Self::told(says, Walks::Coherent)
+    }
+
+    /// And a platform that says that of them.
+    fn told(says: Walks, told: Walks) -> Self {
         let memory = memory();
         let cache = leak(FakeCache::new(memory));
         let frames = leak(StaleFrames::new(cache));
@@ -54,7 +59,7 @@ impl Cached {
             // A lie, but for its commands: without them nothing would work at all.
             hardware.snoops_commands.set(Some(cache));
         }
-        Self::on(hardware, cache, frames, frames.frames())
+        Self::on(hardware, cache, frames, frames.frames(), told)
     }
 }
 
@@ -64,8 +69,12 @@ impl<P: SharedMemory + Copy, F: FrameAllocator + Copy> Rig<P, F> {
         memory: P,
         frames: F,
         failing: &'static FakeFrames<'static>,
+        told: Walks,
     ) -> Self {
-        let locked = Locked::take(hardware, &FakeClock::default()).unwrap();
+        let mut locked = Locked::take(hardware, &FakeClock::default()).unwrap();
+        if told == Walks::NonCoherent {
+            locked = locked.without_snooping();
+        }
         let smmu = Smmu::enable(locked, memory, frames, FakeClock::default()).unwrap();
         let platform = Platform {
             input_bits: 42,
@@ -184,6 +193,10 @@ where
 fn records_of_an_smmu_that_does_not_snoop_are_read_from_memory() {
     assert!(reads_records(&mut Snooping::new(Ranges::Yes)));
     assert!(reads_records(&mut Cached::new(Walks::NonCoherent)));
+    let mut told = Cached::told(Walks::Coherent, Walks::NonCoherent);
+    // Now nothing sees a cache.
+    told.hardware.snoops_commands.set(None);
+    assert!(reads_records(&mut told));
     // What a cache had of the queue is not what is there.
     assert!(!reads_records(&mut Cached::new(Walks::Coherent)));
 }

@@ -293,6 +293,23 @@ fn guarded() -> Vec<Case> {
         r"dma verdict: probe ok: devices=2 bar=1048576 moved=2 lpis=\d+",
     ]);
 
+    // Its tables are its own then, and not those of the CPUs.
+    let apart = guarded_case(
+        "DMA works and is refused by an SMMU that is taken for one that does not snoop",
+        Bundle::Manifest(concat!(
+            vm!("a", "probe", [0], [1], ""),
+            vm!("b", "storm rounds=2 messages=100", [1], [2, 3], "")
+        )),
+    )
+    .args(&["-append", "bulkhead.smmu=noncoherent bulkhead.log=debug"])
+    .expect(&[
+        "smmu 0: .*, table walks not coherent",
+        "vm a: tables are not shared",
+        r"F_TRANSLATION sid 0x[23]00 read of 0x200000[01]000, stage 2, 0[23]:00\.0 of VM 2",
+        r"dma verdict: probe ok: devices=1 bar=1048576 moved=1 lpis=\d+",
+        "dma verdict: storm ok: devices=2 transfers=4 ",
+    ]);
+
     // Neither the SMMU nor the ITS can tell what is behind such a bridge apart.
     let name =
         "devices behind a bridge to conventional PCI do DMA and interrupt, by an ID they share";
@@ -323,6 +340,7 @@ fn guarded() -> Vec<Case> {
         alike,
         level,
         snoopless,
+        apart,
         shared,
         no_peers,
         own_table,
