@@ -37,6 +37,7 @@ extern crate std;
 mod audit;
 mod bridge;
 mod entries;
+mod function;
 mod hypercall;
 mod list;
 mod service;
@@ -47,6 +48,10 @@ mod tests;
 
 pub use audit::Wrong;
 pub use bridge::{Bridge, BridgeOptions, Dma, GuestWindow, Policy, Progress, Properties, Refusal};
+pub use function::{
+    COMMAND_MASTER, COMMAND_MEMORY, Change, Controls, FunctionCall, FunctionRequest,
+    FunctionService, Mastering,
+};
 pub use hypercall::{Answer, HYPERCALLS, HYPERTAS};
 pub use service::{MOST_CLEARED, Outcome, Service};
 pub use slot::{GuestMemory, NotMemory, Slot};

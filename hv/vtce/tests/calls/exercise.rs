@@ -1,12 +1,17 @@
-//! What bytes are made of: hypercalls for entries, services for windows and for errors, errors. A model of what the
+//! What bytes are made of: hypercalls for entries, services for windows, for functions and for errors, errors. A model of what the
 //! guest asked for is kept beside it. Nothing panics, the real tables are the model's translation after every
 //! step, another VM's are untouched, and devices do what the guest is told of its PE. The fuzz target and the
 //! tests share it.
 
+#[path = "functions.rs"]
+mod functions;
+
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 
-use bulkhead_vtce::{BridgeOptions, Dma, GuestMemory, NotMemory, Policy, Service, Slot, Status};
+use bulkhead_vtce::{
+    BridgeOptions, Dma, GuestMemory, Mastering, NotMemory, Policy, Service, Slot, Status,
+};
 use eeh::{Cause, Effect, Limits, Pe};
 use iommu::{
     Ats, Coherence, DeviceDescription, Extent, Iommu, MsiRoute, OwnerId, Path, Permissions,
@@ -59,6 +64,7 @@ struct World {
     pe: Pe,
     /// What the devices do: registers, DMA, reset.
     state: (bool, bool, bool),
+    functions: functions::Functions,
     /// What the guest asked for: its entries by bus address.
     model: BTreeMap<u64, u64>,
     /// Calls that changed entries.
@@ -139,6 +145,7 @@ impl World {
             lists,
             pe: Pe::new(BUID, 0, Limits::USUAL),
             state: (true, true, false),
+            functions: functions::Functions::new(),
             model: BTreeMap::new(),
             changes: 0,
         }
@@ -223,10 +230,19 @@ impl World {
         let (registers, dma, reset) = &mut self.state;
         match effect {
             Effect::None => {}
-            Effect::Stop => (*registers, *dma) = (false, false),
+            Effect::Stop => {
+                (*registers, *dma) = (false, false);
+                self.functions.master(Mastering::Stopped);
+            }
             Effect::AllowRegisters => *registers = true,
-            Effect::AllowDma => *dma = true,
-            Effect::AssertReset(_) => self.state = (false, false, true),
+            Effect::AllowDma => {
+                *dma = true;
+                self.functions.master(Mastering::AsWanted);
+            }
+            Effect::AssertReset(_) => {
+                self.state = (false, false, true);
+                self.functions.reset();
+            }
             Effect::DeassertReset => {
                 assert!(*reset);
                 self.state = (true, true, false);
@@ -313,8 +329,9 @@ pub(crate) fn corrupted() {
     world.compare();
 }
 
-/// Carries out what the bytes say; how many calls that were which changed entries.
-pub(crate) fn calls(bytes: &[u8]) -> usize {
+/// Carries out what the bytes say; how many calls that were which changed entries, and how many that changed
+/// functions or were errors injected.
+pub(crate) fn calls(bytes: &[u8]) -> [usize; 2] {
     let mut world = World::new();
     let mut now = 0;
     for chunk in bytes.chunks_exact(14) {
@@ -325,7 +342,7 @@ pub(crate) fn calls(bytes: &[u8]) -> usize {
             .collect();
         let four = [cells[0], cells[1], cells[2], cells[3]];
         let extra = rest[12];
-        match what % 16 {
+        match what % 20 {
             n @ 0..8 => {
                 let number = [0x20, 0x20, 0x138, 0x13c, 0x13c, 0x20, 0x138, 0x1c][usize::from(n)];
                 // Mostly a window that there is, and a count that may be.
@@ -397,7 +414,7 @@ pub(crate) fn calls(bytes: &[u8]) -> usize {
                 let emptied = service == Service::Reset && outcome.status == 0;
                 world.model.retain(|at, _| stays(*at) && !emptied);
             }
-            12..15 => {
+            12..=14 => {
                 let service = eeh::Service::ALL[usize::from(extra) % 6];
                 let mut arguments = vec![1, 0x0800_0000, 0x2000_0000];
                 let more = match service {
@@ -410,6 +427,13 @@ pub(crate) fn calls(bytes: &[u8]) -> usize {
                 let outcome = world.pe.service(service, &arguments, results, |_| true);
                 world.carry_out(outcome.effect);
             }
+            16 | 17 => world.function(four, extra),
+            18 => {
+                now += cells[0] & 0xfff;
+                world.inject(four, extra, now);
+            }
+            // Seldom: it empties everything.
+            19 if extra & 3 == 0 => world.leave(),
             _ => {
                 now += cells[0] & 0xfff;
                 let (_, effect) = world.pe.freeze(Cause::Injected, now);
@@ -419,7 +443,7 @@ pub(crate) fn calls(bytes: &[u8]) -> usize {
         world.compare();
     }
     world.end();
-    world.changes
+    [world.changes, world.functions.changes]
 }
 
 /// The windows there are: table, first address, bytes.

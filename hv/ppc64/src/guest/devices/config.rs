@@ -2,6 +2,7 @@
 
 use papr::Served;
 use pci::Function;
+use vtce::{COMMAND_MASTER, COMMAND_MEMORY, Controls, Mastering};
 
 use super::{Devices, HARDWARE, Held, PARAMETER, View, address};
 
@@ -9,9 +10,7 @@ use super::{Devices, HARDWARE, Held, PARAMETER, View, address};
 const COMMAND: u32 = 0x04;
 /// The interrupt line and pin, a byte each.
 const PIN: u32 = 0x3c;
-const MEMORY: u32 = 1 << 1;
-pub(super) const MASTER: u32 = 1 << 2;
-const ENABLES: u32 = 0x0407;
+pub(super) const MASTER: u32 = COMMAND_MASTER;
 
 impl Held {
     /// What the guest lets a function do.
@@ -67,13 +66,6 @@ impl Devices {
         buid: [u32; 2],
         [bytes, value]: [u32; 2],
     ) -> i32 {
-        /// On, and all vectors masked.
-        const MSIX_CONTROL: u32 = 0xc000;
-        /// On, and how many vectors.
-        const MSI_CONTROL: u32 = 0x0071;
-        if !matches!(bytes, 1 | 2 | 4) {
-            return PARAMETER;
-        }
         let mut all = self.held.lock();
         let Some(held) = self.bridge(&mut all, buid) else {
             return HARDWARE;
@@ -86,37 +78,36 @@ impl Devices {
             // It is lost.
             return 0;
         }
-        let offset = at & 0xff | at >> 20 & 0xf00;
+        let register = at & 0xff | at >> 20 & 0xf00;
         let capabilities = &function.capabilities;
-        let msix = capabilities.msix.as_ref();
-        let msix = msix.map(|msix| u32::from(msix.offset) + 2);
-        let msi = capabilities.msi.as_ref();
-        let msi = msi.map(|msi| u32::from(msi.offset) + 2);
-        let mask = match (offset, bytes) {
-            // With the status register behind it, of which nothing is written.
-            (COMMAND, 2 | 4) => ENABLES,
-            (control, 2) if Some(control) == msix => MSIX_CONTROL,
-            (control, 2) if Some(control) == msi => MSI_CONTROL,
-            _ => return 0,
+        let control = |offset: u16| u32::from(offset) + 2;
+        let controls = Controls {
+            msi: capabilities.msi.as_ref().map(|msi| control(msi.offset)),
+            msix: capabilities.msix.as_ref().map(|msix| control(msix.offset)),
+        };
+        let Some(change) = controls.write(register, bytes, value) else {
+            return 0;
         };
         let config = at & 0xf000_00ff | address(function.bdf);
         let rtas = self.hardware.rtas;
         let Ok(old) = rtas.read_config(bridge.buid, config, 2) else {
             return HARDWARE;
         };
-        let mut new = old & !mask | value & mask;
-        if offset == COMMAND && !state.allows_dma() {
-            new &= !MASTER;
-        }
+        let mastering = if state.allows_dma() {
+            Mastering::AsWanted
+        } else {
+            Mastering::Stopped
+        };
+        let new = change.applied(old, mastering);
         // SAFETY: the device is the VM's, and its DMA reaches what the VM mapped.
         if unsafe { rtas.write_config(bridge.buid, config, 2, new) }.is_err() {
             return HARDWARE;
         }
-        if offset == COMMAND
+        if let Some(command) = change.command
             && let Some(enables) = held.enables(function)
         {
-            enables.masters = value & MASTER != 0;
-            let decodes = value & MEMORY != 0;
+            enables.masters = command & MASTER != 0;
+            let decodes = command & COMMAND_MEMORY != 0;
             if decodes != enables.decodes {
                 enables.decodes = decodes;
                 self.show(held, view);

@@ -30,7 +30,7 @@ use papr::Served;
 use pci::{Function, Reset};
 use spin::Mutex;
 use types::{Bdf, Ipa};
-use vtce::{NotMemory, Policy, Service};
+use vtce::{FunctionCall, FunctionRequest, FunctionService, NotMemory, Policy, Service};
 
 use super::memory::GuestMemory;
 use super::tree;
@@ -43,21 +43,6 @@ use registers::Shown;
 
 /// The memory of the guests here.
 type Memory = GuestMemory<'static, Ram, Frames<Ram>>;
-
-/// The services for configuration space and messages, by name and token; tokens are QEMU's.
-const SERVICES: [(&str, u32); 4] = [
-    ("ibm,read-pci-config", token::READ_CONFIG),
-    ("ibm,write-pci-config", token::WRITE_CONFIG),
-    ("ibm,query-interrupt-source-number", token::SOURCE),
-    ("ibm,change-msi", token::CHANGE_MSI),
-];
-
-mod token {
-    pub(super) const READ_CONFIG: u32 = 0x2016;
-    pub(super) const WRITE_CONFIG: u32 = 0x2017;
-    pub(super) const SOURCE: u32 = 0x2018;
-    pub(super) const CHANGE_MSI: u32 = 0x2019;
-}
 
 const HARDWARE: i32 = -1;
 const PARAMETER: i32 = -3;
@@ -309,26 +294,20 @@ impl Devices {
         if plug::TOKENS.contains(&token) {
             return Some(self.connector_service(view, token, arguments, results));
         }
-        match (token, arguments, results) {
-            (token::READ_CONFIG, &[at, high, low, bytes], 2) => {
-                Some(self.read_config(at, [high, low], bytes))
+        let mut functions = FunctionService::ALL.into_iter();
+        let service = functions.find(|service| service.token() == token)?;
+        let Some(FunctionCall { at, buid, what }) = service.call(arguments, results) else {
+            return Some(Served::new(PARAMETER, &[]));
+        };
+        Some(match what {
+            FunctionRequest::Read { bytes } => self.read_config(at, buid, bytes),
+            FunctionRequest::Write { bytes, value } => {
+                let status = self.write_config(view, at, buid, [bytes, value]);
+                Served::new(status, &[])
             }
-            (token::WRITE_CONFIG, &[at, high, low, bytes, value], 1) => {
-                let status = self.write_config(view, at, [high, low], [bytes, value]);
-                Some(Served::new(status, &[]))
-            }
-            (token::SOURCE, &[at, high, low, number], 3) => {
-                Some(self.source(at, [high, low], number))
-            }
-            (token::CHANGE_MSI, &[at, high, low, function, count, sequence], 3 | 4) => {
-                let what = [function, count, sequence];
-                Some(self.change_msi(server, at, [high, low], what))
-            }
-            (known, ..) if SERVICES.iter().any(|(_, token)| *token == known) => {
-                Some(Served::new(PARAMETER, &[]))
-            }
-            _ => None,
-        }
+            FunctionRequest::Source { number } => self.source(at, buid, number),
+            FunctionRequest::ChangeMessages(what) => self.change_msi(server, at, buid, what),
+        })
     }
 
     /// What the guest's tree says of its bridges: the machine's own nodes, with the guest's windows and
@@ -372,7 +351,8 @@ impl Devices {
     pub(crate) fn services() -> impl Iterator<Item = (&'static str, u32)> {
         let windows = Service::ALL.map(|service| (service.name(), service.token()));
         let recovery = eeh::Service::ALL.map(|service| (service.name(), service.token()));
-        let all = SERVICES.into_iter().chain(plug::SERVICES);
+        let functions = FunctionService::ALL.map(|service| (service.name(), service.token()));
+        let all = functions.into_iter().chain(plug::SERVICES);
         let errors = eeh::ErrorService::ALL.map(|service| (service.name(), service.token()));
         all.chain(windows).chain(recovery).chain(errors)
     }
