@@ -15,6 +15,7 @@ fn main() {
         // A panic aborts; nothing unwinds.
         "--no-eh-frame-hdr",
         "-zmax-page-size=4096",
+        "--icf=all",
     ] {
         println!("cargo:rustc-link-arg={arg}");
     }

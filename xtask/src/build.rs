@@ -21,6 +21,33 @@ pub(crate) enum Profile {
     Release,
 }
 
+/// What the hypervisor is to be able to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Contents {
+    /// All of it.
+    Whole,
+    /// Taking the machine, reporting it and turning it off.
+    BringUp,
+}
+
+impl Contents {
+    /// What `--bring-up` asks for.
+    pub(crate) fn of_option(bring_up: bool) -> Self {
+        match bring_up {
+            true => Self::BringUp,
+            false => Self::Whole,
+        }
+    }
+
+    /// Cargo's arguments for it.
+    pub(crate) fn features(self) -> &'static [&'static str] {
+        match self {
+            Self::Whole => &[],
+            Self::BringUp => &["--no-default-features"],
+        }
+    }
+}
+
 /// A built hypervisor.
 #[derive(Debug, Clone)]
 pub(crate) struct Built {
@@ -65,7 +92,7 @@ pub(crate) fn command(options: &BuildOptions) -> Result<u8> {
     let toolchain = toolchain::provide()?;
     for arch in arches {
         let start = Instant::now();
-        let built = build(&toolchain, arch, options.profile())?;
+        let built = build_with(&toolchain, arch, options.profile(), options.contents())?;
         println!(
             "{arch}: {} ({} KiB loaded, {:.1} s)",
             built.load.display(),
@@ -76,18 +103,36 @@ pub(crate) fn command(options: &BuildOptions) -> Result<u8> {
     Ok(0)
 }
 
+/// Builds one hypervisor, all of it.
+///
+/// # Errors
+/// Those of [`build_with`].
+pub(crate) fn build(toolchain: &Toolchain, arch: Arch, profile: Profile) -> Result<Built> {
+    build_with(toolchain, arch, profile, Contents::Whole)
+}
+
 /// Builds one hypervisor.
 ///
 /// # Errors
 /// The compiler's (which it has shown already), or a linked file that cannot be loaded.
-pub(crate) fn build(toolchain: &Toolchain, arch: Arch, profile: Profile) -> Result<Built> {
+pub(crate) fn build_with(
+    toolchain: &Toolchain,
+    arch: Arch,
+    profile: Profile,
+    contents: Contents,
+) -> Result<Built> {
     let mut command = cargo(toolchain, arch, "build");
     command
         .arg("--message-format=json-render-diagnostics")
-        .args(["-p", arch.package()]);
+        .args(["-p", arch.package()])
+        .args(contents.features());
     if profile == Profile::Release {
         command.arg("--release");
     }
+    let whole = match contents {
+        Contents::Whole => None,
+        Contents::BringUp => std::fs::read(program(arch, profile)).ok(),
+    };
     let (status, messages, spent) = child::output(&mut command)
         .with_context(|| format!("cannot start {}", toolchain.cargo.display()))?;
     timings::add(&format!("build: {}", arch.package()), spent);
@@ -96,7 +141,34 @@ pub(crate) fn build(toolchain: &Toolchain, arch: Arch, profile: Profile) -> Resu
     }
     let elf = executable(&messages)
         .with_context(|| format!("package {} made no program", arch.package()))?;
-    load_file(arch, elf)
+    match contents {
+        Contents::Whole => load_file(arch, elf),
+        Contents::BringUp => load_file(arch, apart(&elf, whole.as_deref())?),
+    }
+}
+
+/// Gives the bring-up image a name of its own, and the whole one, which cargo calls the same, its name back.
+fn apart(elf: &Path, whole: Option<&[u8]>) -> Result<PathBuf> {
+    let mut own = elf.as_os_str().to_owned();
+    own.push("-bring-up");
+    let own = PathBuf::from(own);
+    workspace::write_whole(&own, &read(elf)?)?;
+    if let Some(whole) = whole {
+        workspace::write_whole(elf, whole)?;
+    }
+    Ok(own)
+}
+
+/// Where cargo puts the hypervisor.
+fn program(arch: Arch, profile: Profile) -> PathBuf {
+    let target = arch.target();
+    let target = Path::new(&target).file_stem().unwrap_or_default();
+    let profile = match profile {
+        Profile::Debug => "debug",
+        Profile::Release => "release",
+    };
+    let dir = workspace::target_dir().join(target).join(profile);
+    dir.join(arch.package())
 }
 
 /// A cargo command with what the architecture needs to be compiled.

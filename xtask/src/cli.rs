@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::build::Profile;
+use crate::build::{Contents, Profile};
 
 /// Build, run, test and measure Bulkhead, the hypervisor whose business is DMA.
 ///
@@ -113,6 +113,9 @@ pub(crate) struct RunOptions {
     /// Build without optimisation
     #[arg(long)]
     pub(crate) debug: bool,
+    /// Build without what runs VMs: takes the machine, prints the report, powers off
+    #[arg(long)]
+    pub(crate) bring_up: bool,
     /// Further arguments for QEMU
     #[arg(last = true, value_name = "QEMU ARGS")]
     pub(crate) qemu_args: Vec<String>,
@@ -131,6 +134,10 @@ pub(crate) struct BuildOptions {
     /// Build without optimisation
     #[arg(long)]
     pub(crate) debug: bool,
+    /// Build the image for a new board: without what runs VMs, it takes the machine, prints the
+    /// report and powers off. Its files have `-bring-up` in their names
+    #[arg(long)]
+    pub(crate) bring_up: bool,
 }
 
 /// Options of `test`.
@@ -178,6 +185,11 @@ impl RunOptions {
             Profile::Release
         }
     }
+
+    /// What the options ask to be built.
+    pub(crate) fn contents(&self) -> Contents {
+        Contents::of_option(self.bring_up)
+    }
 }
 
 impl BuildOptions {
@@ -188,6 +200,11 @@ impl BuildOptions {
         } else {
             Profile::Release
         }
+    }
+
+    /// What the options ask to be built.
+    pub(crate) fn contents(&self) -> Contents {
+        Contents::of_option(self.bring_up)
     }
 }
 

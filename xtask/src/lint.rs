@@ -5,6 +5,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context as _, Result, bail};
 
 use crate::board::Arch;
+use crate::build::Contents;
 use crate::provide::toolchain::{self, Toolchain};
 use crate::suite::host;
 use crate::{build, guest, say};
@@ -32,6 +33,12 @@ pub(crate) fn lint() -> Result<u8> {
         check(
             &format!("clippy, {arch}"),
             clippy(&toolchain, arch, arch.package()).args(["--", "-Dwarnings"]),
+        )?;
+        check(
+            &format!("clippy, {arch} for bring-up"),
+            clippy(&toolchain, arch, arch.package())
+                .args(Contents::BringUp.features())
+                .args(["--", "-Dwarnings"]),
         )?;
     }
     for (arch, package) in guest::PACKAGES {

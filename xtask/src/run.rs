@@ -34,7 +34,8 @@ pub(crate) fn run(options: &RunOptions) -> Result<u8> {
     }
     let qemu = provide::qemu::provide(board.arch)?;
     let toolchain = toolchain::provide()?;
-    let built = build::build(&toolchain, board.arch, options.profile())?;
+    let (profile, contents) = (options.profile(), options.contents());
+    let built = build::build_with(&toolchain, board.arch, profile, contents)?;
     build::report(board.arch, &built);
     let mut files = files(&board, &built)?;
     files.bundle = bundle(options, &board)?;

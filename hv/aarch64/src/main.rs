@@ -33,6 +33,10 @@ use hal::Clock;
 use machine::{Coherency, Machine};
 use types::{PageSize, Span};
 
+/// Whether this image runs VMs. In one that does not, nothing leads to what is only for them, so the
+/// linker leaves it out.
+const RUNS_VMS: bool = cfg!(feature = "guests");
+
 static LOGGER: spin::Once<Logger<Pl011, SystemCounter>> = spin::Once::new();
 
 /// Everything after the MMU is on.
@@ -96,6 +100,7 @@ fn run(handover: Handover) -> ! {
     match bundle {
         Err(()) => panic::end(Verdict::Fatal("the boot bundle cannot be used")),
         Ok(None) => panic::end(Verdict::Good("report complete, no VM to run")),
+        Ok(Some(_)) if !RUNS_VMS => panic::end(Verdict::BRING_UP),
         Ok(Some(bundle)) => launch::vms(&machine, &bundle, holdings),
     }
 }

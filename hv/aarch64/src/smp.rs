@@ -111,7 +111,10 @@ pub(crate) fn online() -> u32 {
 /// The first Rust of a secondary CPU: MMU on, own stack, `TPIDR_EL2` set.
 pub(crate) extern "C" fn secondary(cpu: &'static Cpu) -> ! {
     ONLINE.fetch_or(1 << cpu.index, Ordering::AcqRel);
-    crate::guest::serve(cpu.index)
+    if crate::RUNS_VMS {
+        crate::guest::serve(cpu.index)
+    }
+    crate::panic::park()
 }
 
 /// The boot CPU's data.

@@ -147,7 +147,7 @@ fn frames(machine: &Machine, fdt: Span<Pa>, map: &mut Map) -> (Frames<Ram>, Ram)
     }
     // Every access looks for its span from the first on, and most are in the largest.
     let mut by_size = mapped.clone();
-    by_size.sort_unstable_by_key(|span| core::cmp::Reverse(span.len()));
+    types::sort_by_key(&mut by_size, |span| core::cmp::Reverse(span.len()));
     // SAFETY: RAM by the tree, mapped just now, without the image, the tree itself, the bundle and
     // what firmware forbids; Rust objects live in the image and the heap inside it.
     let ram = unsafe {

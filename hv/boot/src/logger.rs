@@ -31,9 +31,12 @@ impl<C: Console, K: Clock> Logger<C, K> {
 
     /// Microseconds since the start.
     pub fn elapsed_us(&self) -> u64 {
-        let ticks = u128::from(self.clock.ticks().wrapping_sub(self.start));
-        let us = ticks * 1_000_000 / u128::from(self.clock.frequency().max(1));
-        u64::try_from(us).unwrap_or(u64::MAX)
+        const US: u64 = 1_000_000;
+        let ticks = self.clock.ticks().wrapping_sub(self.start);
+        // No clock ticks so fast that a second of it, in microseconds, is too long.
+        let frequency = self.clock.frequency().clamp(1, u64::MAX / US);
+        let rest = ticks % frequency * US / frequency;
+        (ticks / frequency).saturating_mul(US).saturating_add(rest)
     }
 }
 
@@ -47,7 +50,10 @@ impl<C: Console + Send + Sync, K: Clock + Send + Sync> Log for Logger<C, K> {
             return;
         }
         let us = self.elapsed_us();
-        let target = record.target().rsplit("::").next().unwrap_or_default();
+        let target = record.target();
+        let last = target.bytes().rposition(|byte| byte == b':');
+        let target = last.and_then(|last| target.get(last + 1..));
+        let target = target.unwrap_or(record.target());
         let target = target.strip_prefix("bulkhead_").unwrap_or(target);
         let _line = self.line.lock();
         let mut out = Buffered {

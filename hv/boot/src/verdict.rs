@@ -14,6 +14,12 @@ pub enum Verdict<'a> {
     Fatal(&'a str),
 }
 
+impl Verdict<'_> {
+    /// That of an image without what runs VMs, which has done its work with the report.
+    pub const BRING_UP: Verdict<'static> =
+        Verdict::Good("report complete, the VMs are for an image that is not for bring-up");
+}
+
 impl fmt::Display for Verdict<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -4,7 +4,7 @@
 //! malformed header; the hypervisor needs neither, so this reader is our own. Tests hold it against
 //! the `cpio` crate.
 
-use alloc::{collections::BTreeSet, string::String};
+use alloc::{string::String, vec::Vec};
 use core::fmt;
 
 /// The most entries an archive may have.
@@ -186,7 +186,8 @@ pub fn is_file_name(name: &str) -> bool {
 pub struct Archive<'a> {
     bytes: &'a [u8],
     at: usize,
-    seen: BTreeSet<&'a str>,
+    /// The names so far, at most [`MAX_ENTRIES`].
+    seen: Vec<&'a str>,
     last: Option<&'a str>,
     headers: usize,
     done: bool,
@@ -199,7 +200,7 @@ impl<'a> Archive<'a> {
         Self {
             bytes,
             at: 0,
-            seen: BTreeSet::new(),
+            seen: Vec::new(),
             last: None,
             headers: 0,
             done: false,
@@ -265,9 +266,10 @@ impl<'a> Archive<'a> {
         if kind == MODE_FILE && links > 1 {
             return Err(ArchiveProblem::HardLink);
         }
-        if !self.seen.insert(name) {
+        if self.seen.contains(&name) {
             return Err(ArchiveProblem::Duplicate);
         }
+        self.seen.push(name);
         let offset = aligned(name_end);
         let end = usize::try_from(claimed)
             .ok()

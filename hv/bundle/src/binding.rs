@@ -9,11 +9,10 @@ use alloc::{
 };
 
 use dtoolkit::{
-    Node as _, Property as _,
-    error::FdtParseError,
-    fdt::{Fdt, FdtNode},
+    fdt::Fdt,
     model::{DeviceTree, DeviceTreeNode, DeviceTreeProperty},
 };
+use machine::{Node, Tree};
 use types::Bdf;
 
 use crate::{
@@ -39,7 +38,7 @@ pub enum BindingError {
     TooLarge(usize),
     /// Not a flattened device tree.
     #[error(transparent)]
-    Fdt(#[from] FdtParseError),
+    Fdt(#[from] machine::Error),
     /// A device tree of something else.
     #[error("compatible is not \"{COMPATIBLE}\"")]
     Compatible,
@@ -96,14 +95,14 @@ struct Reader<'a> {
 }
 
 impl<'a> Reader<'a> {
-    fn new(node: &FdtNode<'a>, parent: &str) -> Result<Self, BindingError> {
+    fn new(node: Node<'_, 'a>, parent: &str) -> Result<Self, BindingError> {
         let path = match node.name() {
             "" => String::from("/"),
             name => format!("{}/{name}", parent.trim_end_matches('/')),
         };
         let mut properties: Vec<(String, &[u8])> = Vec::new();
-        for property in node.properties() {
-            let name = property.name().to_string();
+        for (name, value) in node.properties() {
+            let name = name.to_string();
             // No node of the binding has this many: a hostile one is refused early.
             if properties.len() >= 64 {
                 let property = name;
@@ -112,7 +111,6 @@ impl<'a> Reader<'a> {
             if properties.iter().any(|(taken, _)| *taken == name) {
                 return Err(BindingError::Twice { path, name });
             }
-            let value = property.value_as::<&[u8]>().unwrap_or_default();
             properties.push((name, value));
         }
         Ok(Self { path, properties })
@@ -224,14 +222,14 @@ fn wide(high: u32, low: u32) -> u64 {
 }
 
 /// The children of a node by the part of their name before the `@`, each at most `most` times.
-fn children<'a>(
-    node: &FdtNode<'a>,
+fn children<'t, 'a>(
+    node: Node<'t, 'a>,
     path: &str,
     known: &[(&str, usize)],
-) -> Result<Vec<FdtNode<'a>>, BindingError> {
-    let mut found: Vec<FdtNode<'a>> = Vec::new();
+) -> Result<Vec<Node<'t, 'a>>, BindingError> {
+    let mut found: Vec<Node<'t, 'a>> = Vec::new();
     for child in node.children() {
-        let kind = child.name_without_address();
+        let kind = without_address(child.name());
         let here = || format!("{}/{}", path.trim_end_matches('/'), child.name());
         let Some((_, most)) = known.iter().find(|(name, _)| *name == kind) else {
             return Err(BindingError::UnknownNode { path: here() });
@@ -239,7 +237,7 @@ fn children<'a>(
         // Nodes are numbered in order, so that a name that is there twice cannot pass for two.
         let before = found
             .iter()
-            .filter(|other| other.name_without_address() == kind)
+            .filter(|other| without_address(other.name()) == kind)
             .count();
         let expected = if *most == 1 {
             kind.to_string()
@@ -258,6 +256,10 @@ fn children<'a>(
     Ok(found)
 }
 
+fn without_address(name: &str) -> &str {
+    name.split('@').next().unwrap_or(name)
+}
+
 impl Manifest {
     /// Decodes a manifest.
     ///
@@ -267,13 +269,13 @@ impl Manifest {
         if blob.len() > MAX_BYTES {
             return Err(BindingError::TooLarge(blob.len()));
         }
-        let fdt = Fdt::new(blob)?;
-        if fdt.memory_reservations().next().is_some() {
+        let tree = Tree::new(blob)?;
+        if tree.reservations().next().is_some() {
             let path = "/memreserve/".into();
             return Err(BindingError::UnknownNode { path });
         }
-        let root = fdt.root();
-        let mut reader = Reader::new(&root, "")?;
+        let root = tree.root();
+        let mut reader = Reader::new(root, "")?;
         if reader.text("compatible")? != Some(COMPATIBLE) {
             return Err(BindingError::Compatible);
         }
@@ -284,8 +286,8 @@ impl Manifest {
         }
         reader.finish()?;
         // One more than the model allows, so that the model's own error is given.
-        let vms = children(&root, "/", &[("vm", MAX_VMS.saturating_add(1))])?
-            .iter()
+        let vms = children(root, "/", &[("vm", MAX_VMS.saturating_add(1))])?
+            .into_iter()
             .map(vm)
             .collect::<Result<Vec<_>, _>>()?;
         Ok(Self::new(vms)?)
@@ -313,7 +315,7 @@ impl Manifest {
     }
 }
 
-fn vm(node: &FdtNode<'_>) -> Result<VmConfig, BindingError> {
+fn vm(node: Node<'_, '_>) -> Result<VmConfig, BindingError> {
     let mut at = Reader::new(node, "/")?;
     let path = at.path.clone();
     let name = at.owned("label")?.ok_or_else(|| at.missing("label"))?;
@@ -374,7 +376,7 @@ fn vm(node: &FdtNode<'_>) -> Result<VmConfig, BindingError> {
             .word("unsafe-dma", UnsafeDma::parse)?
             .unwrap_or(base.unsafe_dma),
         devices: children(node, &path, &[("device", MAX_DEVICES.saturating_add(1))])?
-            .iter()
+            .into_iter()
             .map(|child| device(child, &path))
             .collect::<Result<Vec<_>, _>>()?,
         ..base
@@ -383,7 +385,7 @@ fn vm(node: &FdtNode<'_>) -> Result<VmConfig, BindingError> {
     Ok(config)
 }
 
-fn device(node: &FdtNode<'_>, parent: &str) -> Result<Device, BindingError> {
+fn device(node: Node<'_, '_>, parent: &str) -> Result<Device, BindingError> {
     let mut at = Reader::new(node, parent)?;
     let u16_of =
         |at: &Reader<'_>, property, cell| u16::try_from(cell).map_err(|_| at.illegal(property));

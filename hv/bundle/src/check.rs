@@ -1,12 +1,7 @@
 //! What must hold of a manifest, however it came about.
 
-use alloc::{
-    collections::{BTreeMap, BTreeSet},
-    string::String,
-    vec,
-    vec::Vec,
-};
-use core::fmt;
+use alloc::{string::String, vec, vec::Vec};
+use core::fmt::{self, Write as _};
 
 use crate::{
     Field, Firmware, GuestDevice, HostDevice, IommuMode, MANIFEST_NAME, MAX_CPUS, MAX_DEVICES,
@@ -40,6 +35,23 @@ pub struct ManifestError {
     pub problem: Invalid,
 }
 
+/// Text from outside, as messages show it: what is not printable ASCII is escaped. The `Debug` of a string
+/// would do as much with the tables of all of Unicode.
+pub(crate) struct Quoted<'a>(pub(crate) &'a str);
+
+impl fmt::Display for Quoted<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("\"")?;
+        for c in self.0.chars() {
+            match c {
+                ' '..='~' if c != '"' && c != '\\' => f.write_char(c)?,
+                _ => write!(f, "\\u{{{:x}}}", u32::from(c))?,
+            }
+        }
+        f.write_str("\"")
+    }
+}
+
 /// A number of bytes as people write it.
 struct Bytes(u64);
 
@@ -62,7 +74,7 @@ pub enum Invalid {
     #[error("{0} VMs; 1 to {MAX_VMS} are allowed")]
     VmCount(usize),
     /// A name that is not one.
-    #[error("{0:?} is not a name: 1 to {MAX_NAME} of a-z, 0-9, - and _, starting with a letter")]
+    #[error("{} is not a name: 1 to {MAX_NAME} of a-z, 0-9, - and _, starting with a letter", Quoted(.0))]
     Name(String),
     /// Another VM has this name.
     #[error("vm[{0}] has this name already")]
@@ -95,16 +107,16 @@ pub enum Invalid {
     #[error("a command line is printable ASCII, at most {MAX_APPEND} bytes")]
     Append,
     /// A name that no file in a bundle can have.
-    #[error("{0:?} cannot be the name of a file in a bundle")]
+    #[error("{} cannot be the name of a file in a bundle", Quoted(.0))]
     FileName(String),
     /// A device tree of the user's own for a guest that gets ACPI.
     #[error("a device tree goes with firmware \"dt\" only")]
     DtbWithAcpi,
     /// To start after a VM that is not there, or after itself.
-    #[error("there is no other VM {0:?} to start after")]
+    #[error("there is no other VM {} to start after", Quoted(.0))]
     StartAfter(String),
     /// VMs that wait for each other.
-    #[error("it waits for itself by way of {0:?}")]
+    #[error("it waits for itself by way of {}", Quoted(.0))]
     StartCycle(String),
     /// Another VM has this serial port.
     #[error("vm[{0}] has this serial port already")]
@@ -164,7 +176,7 @@ impl Manifest {
                 problem: Invalid::VmCount(count),
             });
         }
-        let mut boot = Owners::new();
+        let mut boot = Owners::default();
         for (index, vm) in vms.iter().enumerate() {
             let at = |(field, problem)| ManifestError {
                 place: Place {
@@ -310,14 +322,32 @@ fn check_start(index: usize, vms: &[VmConfig]) -> Result<(), Invalid> {
     Ok(())
 }
 
-/// Who has a device: the VM, and which of its devices it is.
-type Owners = BTreeMap<HostDevice, (usize, usize)>;
+/// Who has a device: the VM, and which of its devices it is. By devices, ascending.
+#[derive(Default)]
+struct Owners(Vec<(HostDevice, (usize, usize))>);
+
+impl Owners {
+    /// Where a device is, or belongs.
+    fn place(&self, device: HostDevice) -> Result<usize, usize> {
+        self.0.binary_search_by(|(owned, _)| owned.cmp(&device))
+    }
+
+    fn get(&self, device: HostDevice) -> Option<(usize, usize)> {
+        let place = self.place(device).ok()?;
+        self.0.get(place).map(|(_, owner)| *owner)
+    }
+
+    fn add(&mut self, device: HostDevice, owner: (usize, usize)) {
+        let (Ok(place) | Err(place)) = self.place(device);
+        self.0.insert(place, (device, owner));
+    }
+}
 
 /// No device is given away twice, none is shown where another one is. Two VMs may name one device
 /// when they cannot both start at boot: the second takes it over.
 fn check_devices(index: usize, vm: &VmConfig, boot: &mut Owners) -> Result<(), ManifestError> {
-    let mut places = BTreeSet::new();
-    let mut own = Owners::new();
+    let mut places = Vec::new();
+    let mut own = Owners::default();
     for (device_index, device) in vm.devices.iter().enumerate() {
         let at = |field, problem| ManifestError {
             place: Place {
@@ -341,15 +371,16 @@ fn check_devices(index: usize, vm: &VmConfig, boot: &mut Owners) -> Result<(), M
                 let host = device.host;
                 return Err(at(Field::Guest, Invalid::DeviceKind { host, guest }));
             }
-            if !places.insert(guest) {
+            if places.contains(&guest) {
                 return Err(at(Field::Guest, Invalid::GuestPlaceTaken(guest)));
             }
+            places.push(guest);
         }
-        let taken = own.get(&device.host).or_else(|| {
+        let taken = own.get(device.host).or_else(|| {
             let others = (vm.start == Start::Boot).then_some(&*boot)?;
-            others.get(&device.host)
+            others.get(device.host)
         });
-        if let Some((taker, taker_device)) = taken.copied() {
+        if let Some((taker, taker_device)) = taken {
             return Err(at(
                 Field::Host,
                 Invalid::DeviceTaken {
@@ -359,10 +390,12 @@ fn check_devices(index: usize, vm: &VmConfig, boot: &mut Owners) -> Result<(), M
                 },
             ));
         }
-        own.insert(device.host, (index, device_index));
+        own.add(device.host, (index, device_index));
     }
     if vm.start == Start::Boot {
-        boot.append(&mut own);
+        for (device, owner) in own.0 {
+            boot.add(device, owner);
+        }
     }
     Ok(())
 }

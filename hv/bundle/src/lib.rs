@@ -58,12 +58,18 @@ pub enum Error {
     /// The archive is malformed.
     #[error("bundle: {0}")]
     Archive(#[from] ArchiveError),
-    /// Nothing in the archive, or something else where the manifest must be.
-    #[error("bundle: the first entry must be {MANIFEST_NAME}, not {found:?}")]
+    /// Something else where the manifest must be.
+    #[error(
+        "bundle: the first entry must be {MANIFEST_NAME}, not {}",
+        check::Quoted(found)
+    )]
     NoManifest {
-        /// The first entry, if there is one.
-        found: Option<String>,
+        /// The first entry.
+        found: String,
     },
+    /// Nothing in the archive.
+    #[error("bundle: there is nothing in it; the first entry must be {MANIFEST_NAME}")]
+    Empty,
     /// The manifest is malformed.
     #[error("{MANIFEST_NAME}: {0}")]
     Binding(#[from] BindingError),
@@ -95,13 +101,13 @@ impl<'a> Bundle<'a> {
             let entry = entry?;
             if entries.is_empty() && entry.name != MANIFEST_NAME {
                 return Err(Error::NoManifest {
-                    found: Some(entry.name.into()),
+                    found: entry.name.into(),
                 });
             }
             entries.push(entry);
         }
         let Some(first) = entries.first() else {
-            return Err(Error::NoManifest { found: None });
+            return Err(Error::Empty);
         };
         let manifest = Manifest::from_fdt(first.data)?;
         let bundle = Self { manifest, entries };

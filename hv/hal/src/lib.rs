@@ -153,7 +153,10 @@ pub trait Clock {
 
     /// The ticks in `us` microseconds, rounded up.
     fn ticks_of_us(&self, us: u64) -> u64 {
-        let ticks = (u128::from(us) * u128::from(self.frequency())).div_ceil(1_000_000);
-        u64::try_from(ticks).unwrap_or(u64::MAX)
+        const US: u64 = 1_000_000;
+        // No clock ticks so fast that a second of it, in microseconds, is too long.
+        let frequency = self.frequency().min(u64::MAX / US);
+        let rest = (us % US * frequency).div_ceil(US);
+        (us / US).saturating_mul(frequency).saturating_add(rest)
     }
 }

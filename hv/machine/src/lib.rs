@@ -29,6 +29,7 @@ extern crate std;
 mod bus;
 mod cpus;
 mod error;
+mod flat;
 mod interrupts;
 mod memory;
 mod pci;
@@ -47,6 +48,7 @@ use types::{Bdf, Pa, Span, StreamId};
 
 pub use cpus::{Conduit, Cpu, CpuStatus, EnableMethod, PowerCpus, Psci, PsciVersion};
 pub use error::{Block, Error, Malformed, NodePath, Problem};
+pub use flat::{Flattener, Part, parts};
 pub use interrupts::{Coherency, GicV3, Interrupt, InterruptController, Its, Timer, Trigger, Xive};
 pub use memory::{Chosen, Mapping, Reservation, ReservationSource};
 pub use pci::{
@@ -54,10 +56,8 @@ pub use pci::{
 };
 pub use rtas::Rtas;
 pub use smmu::{Master, Smmu, SmmuInterrupts};
-pub use tree::blob_size;
+pub use tree::{Node, Tree, blob_size};
 pub use uart::{Uart, UartKind};
-
-use tree::{Node, Tree};
 
 /// The largest device tree that is read, in bytes: twice the largest that QEMU makes.
 pub const MAX_BYTES: usize = 4 << 20;

@@ -121,7 +121,7 @@ fn between(block: &[u8], start: u32, end: u32) -> &[u8] {
 }
 
 /// A device tree: nodes in document order, the root first.
-pub(crate) struct Tree<'a> {
+pub struct Tree<'a> {
     reservations: &'a [u8],
     structure: &'a [u8],
     strings: &'a [u8],
@@ -159,7 +159,11 @@ pub(crate) fn text(bytes: &[u8]) -> Option<&str> {
 }
 
 impl<'a> Tree<'a> {
-    pub(crate) fn new(blob: &'a [u8]) -> Result<Self, Error> {
+    /// Reads the tree in `blob`.
+    ///
+    /// # Errors
+    /// A tree that is malformed, or larger than any machine's.
+    pub fn new(blob: &'a [u8]) -> Result<Self, Error> {
         let claimed = blob_size(blob)?;
         if blob.len() < HEADER_BYTES || claimed < HEADER_BYTES {
             return Err(Error::TooShort {
@@ -346,7 +350,9 @@ impl<'a> Tree<'a> {
         Ok(node)
     }
 
-    pub(crate) fn root(&self) -> Node<'_, 'a> {
+    /// The root.
+    #[must_use]
+    pub fn root(&self) -> Node<'_, 'a> {
         Node {
             tree: self,
             index: 0,
@@ -358,7 +364,7 @@ impl<'a> Tree<'a> {
     }
 
     /// Pairs of address and size from the reservation block.
-    pub(crate) fn reservations(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
+    pub fn reservations(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
         self.reservations
             .chunks_exact(16)
             .filter_map(|entry| Some((be64(entry, 0)?, be64(entry, 8)?)))
@@ -388,9 +394,9 @@ impl<'a> Tree<'a> {
     }
 }
 
-/// A node of a [`Tree`].
 #[derive(Clone, Copy)]
-pub(crate) struct Node<'t, 'a> {
+/// A node of a [`Tree`].
+pub struct Node<'t, 'a> {
     tree: &'t Tree<'a>,
     index: usize,
 }
@@ -434,7 +440,9 @@ impl<'t, 'a> Node<'t, 'a> {
             .is_some_and(|at| has_name(structure, at, wanted.as_bytes()))
     }
 
-    pub(crate) fn name(self) -> &'a str {
+    /// Its name, with the unit address; empty for the root.
+    #[must_use]
+    pub fn name(self) -> &'a str {
         let structure = self.tree.structure;
         self.data()
             .and_then(|data| text(between(structure, data.name, offset(structure.len()))))
@@ -479,7 +487,7 @@ impl<'t, 'a> Node<'t, 'a> {
     }
 
     /// The nodes directly below. Linear in the nodes that follow: for a few named nodes only.
-    pub(crate) fn children(self) -> impl Iterator<Item = Self> {
+    pub fn children(self) -> impl Iterator<Item = Self> {
         let nodes = self.tree.nodes.iter().enumerate();
         nodes
             .skip(self.index.saturating_add(1))
@@ -535,7 +543,7 @@ impl<'t, 'a> Node<'t, 'a> {
     }
 
     /// Name and value of every property.
-    pub(crate) fn properties(self) -> impl Iterator<Item = (&'a str, &'a [u8])> {
+    pub fn properties(self) -> impl Iterator<Item = (&'a str, &'a [u8])> {
         let mut tokens = self.tokens();
         let strings = self.tree.strings;
         core::iter::from_fn(move || {

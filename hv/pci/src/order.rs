@@ -9,9 +9,6 @@ pub(crate) fn ordered<T>(items: Vec<T>, key: impl Fn(&T) -> u128) -> Vec<T> {
         .zip(0_u32..)
         .map(|(item, index)| key(item) << 32 | u128::from(index))
         .collect();
-    if keys.is_sorted() {
-        return items;
-    }
     types::sort(&mut keys);
     let mut items: Vec<Option<T>> = items.into_iter().map(Some).collect();
     keys.iter()

@@ -23,6 +23,7 @@ pub(crate) enum Failure {
 const MOST: usize = 1024;
 
 /// Agrees on an interrupt controller. The CPU stays as it is, so no other one may run yet.
+#[optimize(size)]
 pub(crate) fn reach(firmware: Firmware) -> Result<Agreement, Failure> {
     let mut buffer = [0; MOST];
     let chosen = firmware.find(c"/chosen")?;

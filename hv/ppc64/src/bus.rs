@@ -13,6 +13,7 @@ use crate::rtas::Rtas;
 ///
 /// # Safety
 /// The devices below it must be ours to configure, and none may have been given away.
+#[optimize(size)]
 pub(crate) unsafe fn take(bridge: &HostBridge, rtas: Option<&Rtas>) -> Option<Topology> {
     let segment = bridge.segment;
     let (ConfigAccess::Rtas { buid }, Some(rtas)) = (bridge.config, rtas) else {

@@ -5,8 +5,8 @@ use alloc::vec;
 use alloc::vec::Vec;
 use core::ffi::CStr;
 
-use dtoolkit::Node as _;
-use dtoolkit::model::{DeviceTree, DeviceTreeNode, DeviceTreeProperty};
+use dtoolkit::model::{DeviceTreeNode, DeviceTreeProperty};
+use machine::{Flattener, Part};
 
 use crate::of::{self, Firmware, Node};
 
@@ -36,10 +36,14 @@ pub(crate) enum Error {
     Property { phandle: u32, bytes: usize },
 }
 
-/// Reads the whole tree.
-pub(crate) fn flatten(firmware: Firmware) -> Result<DeviceTree, Error> {
+/// Reads the whole tree. What `initrd` has, its address and bytes, goes into `/chosen`, where the firmware
+/// has not put it.
+#[optimize(size)]
+pub(crate) fn flatten(firmware: Firmware, initrd: Option<(u64, u64)>) -> Result<Vec<u8>, Error> {
+    let mut tree = Flattener::default();
     let root = firmware.root()?.ok_or(Error::NoRoot)?;
-    let mut open: Vec<(Node, DeviceTreeNode)> = vec![(root, read(firmware, root, "")?)];
+    read(firmware, root, "", None, &mut tree)?;
+    let mut open = vec![root];
     let mut child = firmware.child(root)?;
     let mut nodes = 1;
     loop {
@@ -53,21 +57,43 @@ pub(crate) fn flatten(firmware: Firmware) -> Result<DeviceTree, Error> {
                 return Err(Error::Deep);
             }
             let name = name(firmware, node)?;
-            open.push((node, read(firmware, node, &name)?));
+            let initrd = initrd.filter(|_| open.len() == 1 && name == "chosen");
+            read(firmware, node, &name, initrd, &mut tree)?;
+            open.push(node);
             child = firmware.child(node)?;
             continue;
         }
-        let Some((node, done)) = open.pop() else {
-            return Err(Error::NoRoot);
-        };
-        let Some((_, parent)) = open.last_mut() else {
-            let mut tree = DeviceTree::new();
-            tree.root = done;
-            return Ok(tree);
-        };
-        parent.add_child(done);
-        child = firmware.peer(node)?;
+        tree.end();
+        match open.pop() {
+            Some(node) if !open.is_empty() => child = firmware.peer(node)?,
+            _ => return Ok(tree.finish()),
+        }
     }
+}
+
+/// The tree in a form that guests' trees are made of.
+#[optimize(size)]
+pub(crate) fn model(blob: &[u8]) -> Result<DeviceTreeNode, machine::Error> {
+    let mut open = Vec::from([DeviceTreeNode::new_unchecked("")]);
+    machine::parts(blob, &mut |part| match part {
+        Part::Begin(name) => open.push(DeviceTreeNode::new_unchecked(name)),
+        Part::Property(name, value) => {
+            if let Some(node) = open.last_mut() {
+                node.add_property(DeviceTreeProperty::new_unchecked(name, value));
+            }
+        }
+        Part::End => {
+            if let Some(done) = open.pop()
+                && let Some(parent) = open.last_mut()
+            {
+                parent.add_child(done);
+            }
+        }
+    })?;
+    // The root is the only child of what was open before it.
+    let above = open.pop();
+    let root = above.and_then(|mut above| above.remove_child(""));
+    Ok(root.unwrap_or_else(|| DeviceTreeNode::new_unchecked("")))
 }
 
 /// The last part of the path: the name with its unit address, which the property `name` lacks.
@@ -80,10 +106,19 @@ fn name(firmware: Firmware, node: Node) -> Result<String, Error> {
     Ok(String::from_utf8_lossy(name).into_owned())
 }
 
-fn read(firmware: Firmware, node: Node, name: &str) -> Result<DeviceTreeNode, Error> {
-    let mut flat = DeviceTreeNode::new_unchecked(name);
+/// Opens a node and reads its properties.
+#[optimize(size)]
+fn read(
+    firmware: Firmware,
+    node: Node,
+    name: &str,
+    initrd: Option<(u64, u64)>,
+    tree: &mut Flattener,
+) -> Result<(), Error> {
+    tree.begin(name);
     let mut property = [0; _];
     let mut has_phandle = false;
+    let mut has_initrd = false;
     while firmware.next_property(node, &mut property)? {
         let Ok(key) = CStr::from_bytes_until_nul(&property) else {
             break;
@@ -93,21 +128,23 @@ fn read(firmware: Firmware, node: Node, name: &str) -> Result<DeviceTreeNode, Er
             continue;
         }
         has_phandle |= key == c"phandle";
+        has_initrd |= key == c"linux,initrd-start";
         if let Some(value) = value(firmware, node, key)? {
-            let key = String::from_utf8_lossy(key.to_bytes());
-            flat.add_property(DeviceTreeProperty::new_unchecked(key, value));
+            tree.property(&String::from_utf8_lossy(key.to_bytes()), &value);
         }
     }
     if !has_phandle {
-        let phandle = node.phandle().to_be_bytes();
-        flat.add_property(DeviceTreeProperty::new_unchecked(
-            "phandle",
-            phandle.as_slice(),
-        ));
+        tree.property("phandle", &node.phandle().to_be_bytes());
     }
-    Ok(flat)
+    if let Some((start, bytes)) = initrd.filter(|_| !has_initrd) {
+        let end = start.saturating_add(bytes);
+        tree.property("linux,initrd-start", &start.to_be_bytes());
+        tree.property("linux,initrd-end", &end.to_be_bytes());
+    }
+    Ok(())
 }
 
+#[optimize(size)]
 fn value(firmware: Firmware, node: Node, key: &CStr) -> Result<Option<Vec<u8>>, Error> {
     let mut value = vec![0; USUAL_PROPERTY];
     let Some(mut length) = firmware.property(node, key, &mut value)? else {
@@ -127,18 +164,4 @@ fn value(firmware: Firmware, node: Node, key: &CStr) -> Result<Option<Vec<u8>>, 
     }
     value.truncate(length);
     Ok(Some(value))
-}
-
-/// Puts the initrd that the image was entered with into `/chosen`, where the firmware has not.
-pub(crate) fn add_initrd(tree: &mut DeviceTree, start: u64, bytes: u64) {
-    let Some(chosen) = tree.find_node_mut("/chosen") else {
-        return;
-    };
-    let end = start.saturating_add(bytes);
-    for (name, value) in [("linux,initrd-start", start), ("linux,initrd-end", end)] {
-        if (*chosen).property(name).is_none() {
-            let value = value.to_be_bytes();
-            chosen.add_property(DeviceTreeProperty::new_unchecked(name, value.as_slice()));
-        }
-    }
 }

@@ -44,7 +44,7 @@ fn io(found: &Found) -> Option<(Pa, u64)> {
 }
 
 /// What the device tree says of a host bridge's I/O space.
-pub(crate) fn io_space(bridge: &machine::HostBridge) -> Option<(Pa, u64)> {
+fn io_space(bridge: &machine::HostBridge) -> Option<(Pa, u64)> {
     let mut windows = bridge.windows.iter();
     let window = windows.find(|window| window.kind == WindowKind::Io)?;
     Some((window.cpu.start(), window.cpu.len()?))
@@ -62,8 +62,24 @@ fn pins(found: &Found) -> Vec<(Bdf, u32)> {
     pins.collect()
 }
 
+/// The bridges whose windows are known: those of which devices can be given to VMs.
+pub(crate) fn found(machine: &machine::Machine, devices: Vec<Topology>) -> Vec<Found> {
+    let bridges = devices.into_iter().filter_map(|topology| {
+        let mut all = machine.host_bridges.iter();
+        let bridge = all.find(|bridge| bridge.segment == topology.segment())?;
+        let tables = tables(bridge, machine.rtas.as_ref()?)?;
+        Some(Found {
+            topology,
+            tables,
+            pins: bridge.intx.clone(),
+            io: io_space(bridge),
+        })
+    });
+    bridges.collect()
+}
+
 /// What the device tree says of a host bridge's windows.
-pub(crate) fn tables(bridge: &machine::HostBridge, rtas: &machine::Rtas) -> Option<HostBridge> {
+fn tables(bridge: &machine::HostBridge, rtas: &machine::Rtas) -> Option<HostBridge> {
     let ConfigAccess::Rtas { buid } = bridge.config else {
         return None;
     };
@@ -141,6 +157,7 @@ const ONES_BYTES: u64 = 4096 << ONES_ORDER;
 
 impl Hardware {
     /// Takes the host bridges into the core. Their windows are empty, and the default ones.
+    #[optimize(size)]
     pub(crate) fn new(
         found: Vec<Found>,
         rtas: &'static Rtas,

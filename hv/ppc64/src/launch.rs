@@ -6,29 +6,42 @@ use alloc::vec::Vec;
 
 use boot::{Frames, Verdict};
 use bundle::{Bundle, ConsoleUart};
-use dtoolkit::model::DeviceTreeNode;
 use papr::Characteristics;
 use vm::{LeftOut, Made, Placement};
 
 use crate::guest::{self, Core, Devices, Handover, Machine, Vm};
-use crate::hardware::Hardware;
+use crate::hardware::{self, Hardware};
 use crate::hcall::{self, Hcall, SUCCESS};
 use crate::memory::{self, Ram};
 use crate::nested::{self, LostSlice, PartitionTable, Watched};
 use crate::presentation::Sources;
 use crate::survey::Holdings;
-use crate::{console, panic, smp};
+use crate::{console, flatten, panic, smp};
 
 /// Makes the VMs of the bundle and runs them on all CPUs.
-pub(crate) fn vms(tree: &'static DeviceTreeNode, bundle: Bundle<'static>, holdings: Holdings) -> ! {
+#[optimize(size)]
+pub(crate) fn vms(
+    described: &machine::Machine,
+    tree: &[u8],
+    bundle: Bundle<'static>,
+    holdings: Holdings,
+) -> ! {
     let Holdings {
         frames,
         ram,
         rtas,
         windows,
-        bridges,
+        devices,
         ..
     } = holdings;
+    let tree = match flatten::model(tree) {
+        Ok(tree) => &*Box::leak(Box::new(tree)),
+        Err(error) => {
+            log::error!("device tree: {error}");
+            panic::end(Verdict::Fatal("the device tree cannot be used"));
+        }
+    };
+    let bridges = hardware::found(described, devices);
     let frames: &'static Frames<Ram> = Box::leak(Box::new(frames));
     check_watch(ram, frames);
     let partitions = match PartitionTable::new(ram, frames) {

@@ -43,15 +43,18 @@ mod tables;
 mod vectors;
 mod windows;
 
-use alloc::boxed::Box;
+use alloc::vec::Vec;
 
 use boot::{Logger, Options, Verdict};
 use console::{Terminal, TimeBase};
-use dtoolkit::model::DeviceTree;
 use hal::Clock;
 use machine::{Machine, UartKind};
 use nested::Nested;
 use of::Firmware;
+
+/// Whether this image runs VMs. In one that does not, nothing leads to what is only for them, so the
+/// linker leaves it out.
+const RUNS_VMS: bool = cfg!(feature = "guests");
 
 static LOGGER: spin::Once<Logger<Terminal, TimeBase>> = spin::Once::new();
 
@@ -59,6 +62,7 @@ static LOGGER: spin::Once<Logger<Terminal, TimeBase>> = spin::Once::new();
 pub(crate) const LOW: u64 = 0x4000;
 
 /// The boot CPU, on its own stack. The first three arguments are those that firmware entered with.
+#[optimize(size)]
 extern "C" fn main(initrd: u64, initrd_bytes: u64, firmware: u64, entry_ticks: u64) -> ! {
     // SAFETY: the linker script sets this memory apart for it.
     unsafe { cpu::BOOT_CPU.set_stacks(entry::boot_stacks()) };
@@ -83,12 +87,13 @@ extern "C" fn main(initrd: u64, initrd_bytes: u64, firmware: u64, entry_ticks: u
     }
     let firmware = Firmware::new(firmware, LOW);
     log::info!("entered at tick {entry_ticks} by {firmware}");
-    let tree = Box::leak(Box::new(device_tree(firmware, initrd, initrd_bytes)));
-    run(tree, entry_ticks)
+    let initrd = (initrd_bytes != 0).then_some((initrd, initrd_bytes));
+    run(&device_tree(firmware, initrd), entry_ticks)
 }
 
 /// Takes the device tree, and the machine with it, from the firmware.
-fn device_tree(firmware: Firmware, initrd: u64, initrd_bytes: u64) -> DeviceTree {
+#[optimize(size)]
+fn device_tree(firmware: Firmware, initrd: Option<(u64, u64)>) -> Vec<u8> {
     match agreement::reach(firmware) {
         Ok(agreement) => log::info!("interrupts: {agreement}"),
         Err(error) => {
@@ -96,7 +101,7 @@ fn device_tree(firmware: Firmware, initrd: u64, initrd_bytes: u64) -> DeviceTree
             panic::end(Verdict::Fatal("no agreement with the platform"));
         }
     }
-    let mut tree = match flatten::flatten(firmware) {
+    let tree = match flatten::flatten(firmware, initrd) {
         Ok(tree) => tree,
         Err(error) => {
             log::error!("device tree: {error}");
@@ -106,15 +111,12 @@ fn device_tree(firmware: Firmware, initrd: u64, initrd_bytes: u64) -> DeviceTree
     if let Err(error) = firmware.quiesce() {
         log::warn!("quiesce: {error}");
     }
-    if initrd_bytes != 0 {
-        flatten::add_initrd(&mut tree, initrd, initrd_bytes);
-    }
     tree
 }
 
-fn run(tree: &'static DeviceTree, entry_ticks: u64) -> ! {
-    let blob = tree.to_dtb();
-    let machine = match Machine::from_fdt(&blob) {
+#[optimize(size)]
+fn run(tree: &[u8], entry_ticks: u64) -> ! {
+    let machine = match Machine::from_fdt(tree) {
         Ok(machine) => machine,
         Err(error) => {
             log::error!("device tree: {error}");
@@ -134,7 +136,7 @@ fn run(tree: &'static DeviceTree, entry_ticks: u64) -> ! {
         log::warn!("command line: {} is not an option; ignored", word.0);
     });
     log::set_max_level(options.log);
-    log::info!("device tree: {} bytes", blob.len());
+    log::info!("device tree: {} bytes", tree.len());
     if let Some(test) = options.self_test {
         self_test::provoke(test);
     }
@@ -156,9 +158,10 @@ fn run(tree: &'static DeviceTree, entry_ticks: u64) -> ! {
     match bundle {
         Err(()) => panic::end(Verdict::Fatal("the boot bundle cannot be used")),
         Ok(None) => panic::end(Verdict::Good("report complete, no VM to run")),
+        Ok(Some(_)) if !RUNS_VMS => panic::end(Verdict::BRING_UP),
         Ok(Some(_)) if holdings.nested != Nested::V1 => {
             panic::end(Verdict::Fatal("the platform cannot run VMs for us"))
         }
-        Ok(Some(bundle)) => launch::vms(&tree.root, bundle, holdings),
+        Ok(Some(bundle)) => launch::vms(&machine, tree, bundle, holdings),
     }
 }

@@ -97,8 +97,10 @@ pub(crate) extern "C" fn secondary(cpu: &'static Cpu) -> ! {
         spr::interrupts_off();
         assert!(cpu.guard_is_whole(), "the stack has overflowed");
         guest::watch_others();
-        // It does not come back once there are VMs.
-        guest::serve();
+        if crate::RUNS_VMS {
+            // It does not come back once there are VMs.
+            guest::serve();
+        }
     }
 }
 

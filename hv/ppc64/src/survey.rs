@@ -11,7 +11,6 @@ use machine::{CpuStatus, Machine};
 use pci::Topology;
 use types::{Pa, Span};
 
-use crate::hardware::{self, Found};
 use crate::memory::{self, Ram};
 use crate::nested::{self, LostSlice, Nested};
 use crate::rtas::Rtas;
@@ -29,8 +28,6 @@ pub(crate) struct Holdings {
     pub(crate) windows: Vec<vm::Iommu>,
     /// What is behind each host bridge, none of it mastering the bus.
     pub(crate) devices: Vec<Topology>,
-    /// Those of which devices can be given to VMs.
-    pub(crate) bridges: Vec<Found>,
     /// The platform's run-time services.
     pub(crate) rtas: Option<Rtas>,
     /// Whether guests can be run.
@@ -38,6 +35,7 @@ pub(crate) struct Holdings {
 }
 
 /// Takes stock of the machine and prints the boot report.
+#[optimize(size)]
 pub(crate) fn take(machine: &Machine) -> Holdings {
     // First of all: nothing may reach memory.
     let (open_windows, windows) = close_windows(machine);
@@ -66,7 +64,6 @@ pub(crate) fn take(machine: &Machine) -> Holdings {
         unsafe { bus::take(bridge, rtas.as_ref()) }
     });
     let devices: Vec<Topology> = devices.collect();
-    let bridges = found(machine, &devices);
     if machine.host_bridges.is_empty() {
         log::info!("pci: no device");
     }
@@ -82,28 +79,13 @@ pub(crate) fn take(machine: &Machine) -> Holdings {
         open_windows,
         windows,
         devices,
-        bridges,
         nested,
         rtas,
     }
 }
 
-/// The bridges whose windows are known.
-fn found(machine: &Machine, devices: &[Topology]) -> Vec<Found> {
-    let bridges = devices.iter().filter_map(|topology| {
-        let mut all = machine.host_bridges.iter();
-        let bridge = all.find(|bridge| bridge.segment == topology.segment())?;
-        Some(Found {
-            topology: topology.clone(),
-            tables: hardware::tables(bridge, machine.rtas.as_ref()?)?,
-            pins: bridge.intx.clone(),
-            io: hardware::io_space(bridge),
-        })
-    });
-    bridges.collect()
-}
-
 /// The boot bundle, if the boot loader brought one that can be read.
+#[optimize(size)]
 pub(crate) fn bundle(machine: &Machine) -> Result<Option<Bundle<'static>>, ()> {
     let Some(span) = machine.chosen.initrd else {
         log::info!("bundle: none (no initrd)");
@@ -150,6 +132,7 @@ fn check_nested(nested: Nested, ram: Ram, frames: &Frames<Ram>) -> Nested {
     }
 }
 
+#[optimize(size)]
 fn close_windows(machine: &Machine) -> (usize, Vec<vm::Iommu>) {
     let mut open = 0;
     let mut told = Vec::new();
@@ -196,6 +179,7 @@ fn report_hypertas(groups: &[String]) {
     log::info!("hypertas:{line}");
 }
 
+#[optimize(size)]
 fn frames(machine: &Machine) -> (Ram, Frames<Ram>) {
     let span = |(start, end): (u64, u64)| {
         Pa::new(start)
@@ -225,6 +209,7 @@ fn frames(machine: &Machine) -> (Ram, Frames<Ram>) {
     (ram, frames)
 }
 
+#[optimize(size)]
 fn start_cpus(machine: &Machine, rtas: Option<&Rtas>, frames: &Frames<Ram>) {
     let Some((first, others)) = machine.cpus.split_first() else {
         log::warn!("cpus: none described; this one goes on alone");

@@ -1,7 +1,5 @@
 //! The seam to a source of LPIs, which is an ITS.
 
-use core::fmt::Debug;
-
 use crate::{
     Kicks,
     bank::Readback,
@@ -35,7 +33,7 @@ pub struct LpiTables {
 /// All methods are called with the vCPU's lock held, so they must not call the
 /// [`Vgic`](crate::Vgic) and should take constant time. When one becomes pending or enabled, or
 /// its priority changes, the source says so with [`Vgic::post_lpis`](crate::Vgic::post_lpis).
-pub trait LpiSource: Debug + Send + Sync {
+pub trait LpiSource: Send + Sync {
     /// How many bits an INTID has, 14 to 16: LPIs are 8192 to `(1 << bits) - 1`.
     fn intid_bits(&self) -> u32 {
         16

@@ -58,7 +58,6 @@ struct Vcpu {
 /// All methods take `&self` and may be called from any core; each says which lock it takes. Nothing
 /// is allocated after creation. Numbers of vCPUs and INTIDs that do not exist are ignored: they
 /// come from guests.
-#[derive(Debug)]
 pub struct Vgic {
     topology: Topology,
     vcpus: Box<[Vcpu]>,

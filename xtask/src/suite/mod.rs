@@ -7,6 +7,7 @@ mod kernel_log;
 mod neighbours;
 mod pairwise;
 mod refusals;
+mod reports;
 mod runner;
 mod shares;
 mod tables;

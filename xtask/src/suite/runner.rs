@@ -13,9 +13,9 @@ use regex::Regex;
 use super::Tally;
 use super::bundles;
 use super::cases::{Case, Check, Disks, End, Ground, Smmus};
-use super::{tables, tool, two_smmus};
+use super::{reports, tables, tool, two_smmus};
 use crate::board::{Arch, Board, Disk};
-use crate::build::{self, Built, Profile};
+use crate::build::{self, Built, Contents, Profile};
 use crate::manifest::PayloadName;
 use crate::provide::{self, toolchain};
 use crate::qemu::{self, Line};
@@ -43,6 +43,17 @@ struct Took {
 struct Tools {
     qemu: PathBuf,
     built: Built,
+    /// The image for bring-up, where a case is about it.
+    bring_up: Option<Built>,
+}
+
+impl Tools {
+    fn built(&self, ground: Ground) -> Result<&Built> {
+        match ground {
+            Ground::BringUp => self.bring_up.as_ref().context("no image for bring-up"),
+            Ground::Hypervisor | Ground::Bare { .. } => Ok(&self.built),
+        }
+    }
 }
 
 /// What all the cases need.
@@ -67,7 +78,22 @@ pub(super) fn prepare(cases: &[Case], boards: &BTreeMap<String, Board>) -> Resul
         let qemu = provide::qemu::provide(board.arch)?;
         let built = build::build(&toolchain, board.arch, Profile::Release)?;
         build::report(board.arch, &built);
-        tools.insert(board.arch, Tools { qemu, built });
+        let mut those = cases.iter().filter(|case| case.board == board.name);
+        let bring_up = match those.any(|case| case.ground == Ground::BringUp) {
+            true => {
+                let (profile, contents) = (Profile::Release, Contents::BringUp);
+                let built = build::build_with(&toolchain, board.arch, profile, contents)?;
+                build::report(board.arch, &built);
+                Some(built)
+            }
+            false => None,
+        };
+        let needed = Tools {
+            qemu,
+            built,
+            bring_up,
+        };
+        tools.insert(board.arch, needed);
     }
     for (arch, payload) in wanted {
         // The tests that need it will fail for the same reason, and by their names.
@@ -194,11 +220,25 @@ impl Bench<'_> {
                 }
                 same(&logs[0], &logs[1])
             }
+            Check::SameReport => {
+                let logs = [log_path(case, "-whole"), log_path(case, "")];
+                let whole = Case {
+                    ground: Ground::Hypervisor,
+                    end: End::Expected,
+                    ..case.clone()
+                };
+                for (case, log) in [&whole, case].into_iter().zip(&logs) {
+                    let outcome = self.boot(case, log)?;
+                    processor.set(processor.get() + outcome.spent);
+                    judge(&outcome, log)?;
+                }
+                reports::same(&logs[0], &logs[1])
+            }
             Check::Pasted { args } => tool::pasted(args, processor),
             Check::Bench(bench) => tool::measured(bench, processor),
             Check::Image { at_most_kib } => {
                 let (_, tools) = self.of(case)?;
-                small_enough(tools.built.size, *at_most_kib)
+                small_enough(tools.built(case.ground)?.size, *at_most_kib)
             }
             Check::Tables => tables::disassembled(),
             Check::Ended(signal) => tool::ended(*signal),
@@ -244,8 +284,8 @@ impl Bench<'_> {
             Disks::None => board.disks.clear(),
         }
         let files = match case.ground {
-            Ground::Hypervisor => {
-                let mut files = run::files(&board, &tools.built)?;
+            ground @ (Ground::Hypervisor | Ground::BringUp) => {
+                let mut files = run::files(&board, tools.built(ground)?)?;
                 files.bundle = bundles::file(&board, case.bundle, &file_name(case))?;
                 files
             }

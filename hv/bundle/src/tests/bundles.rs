@@ -5,7 +5,7 @@ use proptest::prelude::{any, prop, proptest};
 use super::{everything, files, linux};
 use crate::{
     ArchiveProblem, BuildError, Bundle, BundleBuilder, Error, MANIFEST_NAME, Manifest,
-    PAYLOAD_ALIGNMENT,
+    PAYLOAD_ALIGNMENT, VmConfig,
 };
 
 fn whole() -> Vec<u8> {
@@ -91,8 +91,28 @@ fn the_manifest_comes_first() {
     assert_eq!(
         Bundle::parse(&bytes[second..]).unwrap_err(),
         Error::NoManifest {
-            found: Some("linux/kernel".into())
+            found: "linux/kernel".into()
         }
+    );
+}
+
+#[test]
+fn an_archive_without_a_file_is_no_bundle() {
+    let mut trailer = b"070701".to_vec();
+    trailer.extend_from_slice("0".repeat(88).as_bytes());
+    trailer.extend_from_slice(b"0000000b");
+    trailer.extend_from_slice(b"00000000TRAILER!!!\0");
+    trailer.resize(trailer.len().next_multiple_of(4), 0);
+    assert_eq!(Bundle::parse(&trailer).unwrap_err(), Error::Empty);
+}
+
+#[test]
+fn messages_show_text_from_outside_escaped() {
+    let vm = VmConfig::new("a\x1b[2J\u{e9}\"", 2 << 20, "kernel");
+    let said = Manifest::new(vec![vm]).unwrap_err().to_string();
+    assert!(
+        said.contains(r#""a\u{1b}[2J\u{e9}\u{22}" is not a name"#),
+        "{said}"
     );
 }
 

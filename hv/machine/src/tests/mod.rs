@@ -1,5 +1,6 @@
 //! Trees as QEMU makes them, and trees that nobody should make.
 
+mod flat;
 mod hostile;
 mod papr;
 mod properties;

@@ -35,6 +35,7 @@ pub(crate) struct Facts<'a> {
 const TERMINAL_PATH: &str = "/vdevice/vty@71000000";
 
 /// Writes the tree. `machine` is the machine's own.
+#[optimize(size)]
 pub(crate) fn build(machine: &DeviceTreeNode, facts: &Facts<'_>) -> Vec<u8> {
     let mut tree = DeviceTree::new();
     // Firmware would have taken it out of the guest's memory.

@@ -146,6 +146,7 @@ impl core::ops::Deref for Vm {
 impl Vm {
     /// Makes a VM, stopped. `number` is its place among the VMs; `place` says on which core each vCPU
     /// runs.
+    #[optimize(size)]
     pub(crate) fn build(
         config: &VmConfig,
         machine: Machine,
@@ -224,6 +225,7 @@ impl Vm {
     }
 
     /// Back to the beginning. No vCPU is on a core.
+    #[optimize(size)]
     fn clear(&self) -> Result<(), BuildError> {
         if self
             .devices
@@ -247,6 +249,7 @@ impl Vm {
     }
 
     /// Loads the guest, whose memory is zero.
+    #[optimize(size)]
     fn load(&self) -> Result<(), BuildError> {
         let config = &self.config;
         let file = |name: &str| {

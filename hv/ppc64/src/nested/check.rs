@@ -93,7 +93,7 @@ pub(crate) enum Failure {
     Map,
     #[error("step {step}: {refused}")]
     Refused { step: u8, refused: Refused },
-    #[error("step {step}: unexpected exit {exit:x?} at {nip:#x}")]
+    #[error("step {step}: unexpected exit ({exit}) at {nip:#x}")]
     Exit { step: u8, exit: Exit, nip: u64 },
     #[error("step {step}: r{register} is {value:#x}")]
     Register {
@@ -114,6 +114,7 @@ pub(crate) enum LostSlice {
 }
 
 /// Runs the guest. Gives the ticks from one of its hypercalls to the next.
+#[optimize(size)]
 pub(crate) fn check<M, F>(memory: M, frames: &F, lost: LostSlice) -> Result<u64, Failure>
 where
     M: PhysMemory + Copy,
@@ -125,6 +126,7 @@ where
     result
 }
 
+#[optimize(size)]
 fn in_table<M, F>(
     memory: M,
     frames: &F,
@@ -197,6 +199,7 @@ fn steps(lost: LostSlice) -> Result<u64, Failure> {
     last_steps(&mut vcpu.load(&mut thread))
 }
 
+#[optimize(size)]
 fn first_steps(vcpu: &mut Loaded<'_>, lost: LostSlice) -> Result<(), Failure> {
     let before = spr::timebase().wrapping_add_signed(AHEAD);
     expect(vcpu, 1, |exit| exit == Exit::Hcall)?;
@@ -237,6 +240,7 @@ fn first_steps(vcpu: &mut Loaded<'_>, lost: LostSlice) -> Result<(), Failure> {
 
 /// Runs the guest until a slice ends in its loop. Where no other CPU watches, the end of a slice may
 /// get lost; then the loop is over, and begins anew.
+#[optimize(size)]
 fn end_of_slice(vcpu: &mut Loaded<'_>) -> Result<(), Failure> {
     for _ in 0..SLICES {
         let mut over = false;
@@ -305,6 +309,7 @@ fn expect(vcpu: &mut Loaded<'_>, step: u8, wanted: impl Fn(Exit) -> bool) -> Res
     run_once(vcpu, step, wanted)
 }
 
+#[optimize(size)]
 fn run_once(
     vcpu: &mut Loaded<'_>,
     step: u8,

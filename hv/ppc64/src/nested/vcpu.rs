@@ -137,6 +137,36 @@ pub(crate) enum Exit {
     },
 }
 
+impl core::fmt::Display for Exit {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str(match *self {
+            Self::Hcall => "hypercall",
+            Self::HcallFromUser => "hypercall in problem state",
+            Self::SliceEnd => "end of the slice",
+            Self::DataStorage {
+                effective,
+                real,
+                status,
+            } => {
+                return write!(
+                    f,
+                    "data storage {effective:#x} ({real:#x}, status {status:#x})"
+                );
+            }
+            Self::InstructionStorage { real } => {
+                return write!(f, "instruction storage {real:#x}");
+            }
+            Self::Emulation => "emulation",
+            Self::Interrupt => "interrupt",
+            Self::Facility => "facility",
+            Self::Doorbell => "doorbell",
+            Self::MachineCheck => "machine check",
+            Self::Reset => "reset",
+            Self::Unknown { vector } => return write!(f, "vector {vector:#x}"),
+        })
+    }
+}
+
 /// The platform did not run the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("H_ENTER_NESTED answers {status}")]

@@ -19,6 +19,7 @@ pub(crate) use self::xive::Failure;
 static XIVE: spin::Once<Xive> = spin::Once::new();
 
 /// Prepares the machine's CPUs for interrupts. None of them is let through yet.
+#[optimize(size)]
 pub(crate) fn start(machine: &Machine, frames: &impl FrameAllocator) -> Result<(), Failure> {
     if let Some(InterruptController::Xive(controller)) = &machine.interrupt_controller {
         let servers = machine.cpus.iter().map(|cpu| cpu.id);

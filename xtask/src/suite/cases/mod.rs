@@ -66,6 +66,8 @@ pub(super) struct Case {
 pub(super) enum Ground {
     /// The hypervisor, with a bundle.
     Hypervisor,
+    /// The image for bring-up, with a bundle.
+    BringUp,
     /// A guest of our own alone, with this command line, on the machine without EL2.
     Bare {
         /// The guest.
@@ -148,7 +150,9 @@ pub(super) enum Check {
     },
     /// `cargo xtask bench` with these words: every figure is within its limit.
     Bench(&'static [&'static str]),
-    /// The hypervisor's image is no larger than this.
+    /// One run of the whole hypervisor and one of the image for bring-up: their reports say the same.
+    SameReport,
+    /// The image of the case's ground is no larger than this.
     Image {
         /// In KiB.
         at_most_kib: u64,
@@ -282,6 +286,7 @@ pub(super) fn of_board(board: &str, extent: Extent) -> Vec<Case> {
                 figures("virt", &["traps"]),
                 figures("virt", &["smmu"]),
             ],
+            bring_up("virt"),
             virt::cases(),
             linux::cases(),
             guests::cases(),
@@ -297,10 +302,11 @@ pub(super) fn of_board(board: &str, extent: Extent) -> Vec<Case> {
         .concat(),
         "pseries" => [
             vec![
-                image("pseries", 660),
+                image("pseries", 640),
                 figures("pseries", &["boot-report-pseries"]),
                 figures("pseries", &["traps", "--board", "pseries"]),
             ],
+            bring_up("pseries"),
             pseries::cases(),
             bridges::cases(),
             power::cases(),
@@ -337,6 +343,38 @@ fn image(board: &'static str, at_most_kib: u64) -> Case {
         check: Check::Image { at_most_kib },
         ..Case::new(board, format!("the image is at most {at_most_kib} KiB"))
     }
+}
+
+/// What is flashed first on a new board: small, and true without a VM.
+fn bring_up(board: &'static str) -> Vec<Case> {
+    const AT_MOST_KIB: u64 = 256;
+    let on = |name: &str| Case {
+        ground: Ground::BringUp,
+        ..Case::new(board, format!("bring-up: {name}"))
+    };
+    let report = "report: complete";
+    let mut same = on("the report is that of the whole image, the bundle's list with it")
+        .bundle(Bundle::Small)
+        .expect(&["bundle: 2 files, 1 VMs", "vm tiny: ", report]);
+    same.check = Check::SameReport;
+    vec![
+        Case {
+            check: Check::Image {
+                at_most_kib: AT_MOST_KIB,
+            },
+            ..on(&format!("the image is at most {AT_MOST_KIB} KiB"))
+        },
+        same,
+        on("without a bundle it ends well").expect(&[
+            "bundle: none",
+            report,
+            "verdict 0: report complete, no VM to run",
+        ]),
+        on("a bundle that cannot be used ends it with verdict 1")
+            .bundle(Bundle::Truncated)
+            .expect(&["ERROR .*bundle: ", report])
+            .fatal(),
+    ]
 }
 
 /// All rows of a matrix, each with whether it is needed only for the full product.

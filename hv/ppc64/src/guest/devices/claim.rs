@@ -114,6 +114,7 @@ fn policy(tce: &TcePolicy) -> Policy {
 impl Devices {
     /// Sees that a VM can have the devices that it asks for; `None` when it asks for none. It has them
     /// from [`Devices::take`] on. `server` is the CPU that their pins interrupt.
+    #[optimize(size)]
     pub(crate) fn plan(
         hardware: &'static Hardware,
         (vm, server): (usize, u32),
@@ -216,6 +217,7 @@ impl Devices {
         taken
     }
 
+    #[optimize(size)]
     pub(super) fn take_one(&self, at: usize, view: View<'_>) -> Result<Held, Refusal> {
         let bridge = &self.hardware.bridges[at];
         let buid = bridge.buid;
@@ -406,6 +408,7 @@ impl Devices {
         sure
     }
 
+    #[optimize(size)]
     fn give_back_one(&self, held: &Held, view: View<'_>) -> Result<(), Refusal> {
         let bridge = &self.hardware.bridges[held.bridge];
         for function in bridge.topology.functions() {
