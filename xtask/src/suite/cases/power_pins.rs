@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use regex::Regex;
 
 use super::vms::MONITOR;
-use super::{Bundle, Case, Check};
+use super::{Bundle, Case, Check, Disks};
 use crate::qemu::Time;
 
 const BOARD: &str = "pseries";
@@ -46,15 +46,19 @@ fn by_pins() -> Case {
         "[[vm]]\nname = \"one\"\nmemory = \"384M\"\ncpus = 1\npin = [0]\nkernel = \"debian:6.12\"\n",
         "initrd = \"initramfs\"\n",
         "append = \"console=hvc0 quiet pci=nomsi do=irqs:wires,disk-restart,off\"\n",
-        "devices = [ { host = \"phb:800000020000000\" } ]\n",
+        "devices = [ { host = \"phb:800000020000001\" } ]\n",
         "[[vm]]\nname = \"two\"\nmemory = \"384M\"\ncpus = 1\npin = [1]\nkernel = \"debian:6.1\"\n",
         "initrd = \"initramfs\"\n",
         "append = 'console=hvc0 loglevel=8 dyndbg=\"file dma-iommu.c +p\" do=irqs:wires,net,off'\n",
-        "devices = [ { host = \"phb:800000020000001\" } ]\n",
+        "devices = [ { host = \"phb:800000020000002\" } ]\n",
     )))
     .expect(&["verdict 0: all VMs are off"])
     .args(&["-netdev", "user,id=net0", "-device", "spapr-pci-host-bridge,index=1,id=p1"])
-    .args(&["-device", "e1000,netdev=net0,romfile=,bus=p1.0"]);
+    // With shadow doorbells its pin may stay up (docs/traps.md).
+    .args(&["-device", "nvme,serial=spare1,dbcs=off,bus=p1.0,drive=spare1"])
+    .args(&["-device", "spapr-pci-host-bridge,index=2,id=p2"])
+    .args(&["-device", "e1000,netdev=net0,romfile=,bus=p2.0"]);
+    case.disks = Disks::AndSpare(1);
     forbidden(&mut case);
     // The one device does not know 64 bits; its kernel makes no window.
     case.forbids
@@ -223,11 +227,36 @@ fn no_pin_is_left() -> Case {
         };
         case = case
             .asks(&format!("stop {from}"), &[&format!("{from}: stopped")])
+            .asks(&format!("devices {from}"), &["audit: 0 entries"])
             .asks(&format!("start {to}"), &[&format!(r"\[{to}\] {up}")])
             .asks(&format!("restart {to}"), &[&format!(r"\[{to}\] {up}")]);
     }
-    case = case.asks("quit", &["verdict 0"]);
+    // While it runs it has one.
+    case = case
+        .asks("devices a", &["1 sources of interrupts"])
+        .asks("quit", &["verdict 0"]);
     forbidden(&mut case);
+    case.check = Check::Judged(none_without_a_vm);
     case.timeout = Duration::from_secs(120);
     case
+}
+
+/// Whoever is stopped has no source of interrupts.
+fn none_without_a_vm(console: &str) -> Result<()> {
+    let parts: Vec<&str> = console.split("monitor> devices ").skip(1).collect();
+    let Some((last, off)) = parts.split_last() else {
+        bail!("nobody was asked for devices");
+    };
+    ensure!(
+        last.contains("sources of interrupts"),
+        "a VM that runs has none"
+    );
+    for part in off {
+        let (its, _) = part.split_once("audit:").unwrap_or((part, ""));
+        ensure!(
+            !its.contains("sources of interrupts"),
+            "a VM that is off has some"
+        );
+    }
+    Ok(())
 }
