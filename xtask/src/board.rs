@@ -5,6 +5,7 @@ use std::fmt;
 use std::path::Path;
 
 use anyhow::{Context as _, Result, bail};
+use bundle::ConsoleUart;
 use serde::Deserialize;
 
 /// An architecture the hypervisor is built for.
@@ -20,6 +21,14 @@ pub(crate) enum Arch {
 impl Arch {
     /// Every architecture.
     pub(crate) const ALL: [Self; 2] = [Self::Aarch64, Self::Ppc64];
+
+    /// The console device that guests are given on it.
+    pub(crate) fn console(self) -> ConsoleUart {
+        match self {
+            Self::Aarch64 => ConsoleUart::Pl011,
+            Self::Ppc64 => ConsoleUart::Hvc,
+        }
+    }
 
     /// QEMU's program for it.
     pub(crate) fn qemu(self) -> &'static str {

@@ -27,6 +27,9 @@ pub(crate) struct Overrides {
     pub(crate) initrd: Option<PathBuf>,
     /// `--append`.
     pub(crate) append: Option<String>,
+    /// The console device that the board's hypervisor gives its guests: what that hypervisor does not do is refused,
+    /// and not only when it boots.
+    pub(crate) console: Option<ConsoleUart>,
 }
 
 /// A file that a manifest names by what it is, not by where it is.
@@ -307,6 +310,13 @@ impl<'a> Reader<'a> {
             let place = error.place;
             anyhow!("{}: {place}: {}", self.place(place), error.problem)
         })?;
+        if let Some(console) = overrides.console {
+            for (index, vm) in manifest.vms().iter().enumerate() {
+                if let Some(field) = vm.not_acted_on(console) {
+                    return Err(self.refuse(index, field, "not supported on this board"));
+                }
+            }
+        }
         Ok(Read {
             manifest,
             files: self.files,

@@ -107,6 +107,7 @@ fn bundle(options: &RunOptions, board: &Board) -> Result<Option<PathBuf>> {
         kernel: options.kernel.clone(),
         initrd: options.initrd.clone(),
         append: options.append.clone(),
+        console: None,
     };
     make_bundle(board, &manifest, &overrides).map(Some)
 }
@@ -140,7 +141,11 @@ pub(crate) fn make_bundle(
 /// # Errors
 /// A faulty manifest, or a file that cannot be had.
 pub(crate) fn bundle_of(board: &Board, manifest: &Path, overrides: &Overrides) -> Result<Vec<u8>> {
-    manifest::build_bundle(manifest, overrides, &|name, series| {
+    let overrides = Overrides {
+        console: Some(board.arch.console()),
+        ..overrides.clone()
+    };
+    manifest::build_bundle(manifest, &overrides, &|name, series| {
         provide::payload::file(board.arch, name, series)
     })
 }

@@ -101,7 +101,8 @@ impl VmConfig {
     /// does not do: a VM that has one is to be left out, not run in another way than was asked for.
     #[must_use]
     pub fn not_acted_on(&self, own: ConsoleUart) -> Option<Field> {
-        if self.dtb.is_some() {
+        // Most of what a POWER guest's tree says is an agreement with the platform, down to the numbers of calls.
+        if self.dtb.is_some() && own == ConsoleUart::Hvc {
             return Some(Field::Dtb);
         }
         if self.console.uart != ConsoleUart::Auto && self.console.uart != own {

@@ -83,6 +83,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let kernel = fs::read(kernel)?;
     let initrd = fs::read(initrd)?;
     let payload = Payload {
+        tree: None,
         kernel: &kernel,
         format: KernelFormat::Auto,
         initrd: Some(&initrd),

@@ -8,6 +8,7 @@ use alloc::vec;
 use alloc::vec::Vec;
 
 use dtoolkit::ToPropertyValue;
+use dtoolkit::fdt::Fdt;
 use dtoolkit::model::{DeviceTree, DeviceTreeNode, DeviceTreeProperty};
 use types::{Ipa, Span};
 
@@ -160,6 +161,33 @@ pub fn build(
     let mut tree = DeviceTree::new();
     tree.root = root.0;
     Ok(tree.to_dtb())
+}
+
+/// A device tree that somebody else wrote, with what only the loader knows: in `/chosen` the command line, where the
+/// initrd is (or that there is none), and the seeds. The rest is as it was given: what it says of memory and devices is
+/// its writer's business, and what it names and the guest does not have aborts. `None`: it cannot be read.
+#[must_use]
+pub fn given(bytes: &[u8], platform: &GuestPlatform, initrd: Option<Span<Ipa>>) -> Option<Vec<u8>> {
+    const OURS: [&str; 5] = [
+        "bootargs",
+        "linux,initrd-start",
+        "linux,initrd-end",
+        "kaslr-seed",
+        "rng-seed",
+    ];
+    let mut tree = DeviceTree::from_fdt(&Fdt::new(bytes).ok()?);
+    let mut chosen = match tree.root.remove_child("chosen") {
+        Some(node) => node,
+        None => NodeBuilder::new("chosen").0,
+    };
+    for name in OURS {
+        chosen.remove_property(name);
+    }
+    for property in chosen_common(platform, initrd).0.properties_mut() {
+        chosen.add_property(property.clone());
+    }
+    tree.root.add_child(chosen);
+    Some(tree.to_dtb())
 }
 
 /// Writes the device tree of a guest that is told everything by ACPI: `/chosen` alone, because any

@@ -36,6 +36,8 @@ pub struct Payload<'a> {
     pub format: KernelFormat,
     /// The initial RAM disk.
     pub initrd: Option<&'a [u8]>,
+    /// A device tree instead of the one that describes the platform; see [`dt::given`].
+    pub tree: Option<&'a [u8]>,
     /// How the guest learns of its machine.
     pub firmware: FirmwareKind,
 }
@@ -117,6 +119,9 @@ pub enum FirmwareError {
         /// How long it is.
         bytes: u64,
     },
+    /// What was given as a device tree is none, or has names that are not allowed.
+    #[error("the device tree that was given for it cannot be read")]
+    GivenDeviceTree,
     /// The device tree is larger than Linux maps.
     #[error("the device tree has {0} bytes")]
     DeviceTreeTooLarge(usize),
@@ -147,7 +152,15 @@ pub fn plan<'a>(
         });
     }
     let tree = match payload.firmware {
-        FirmwareKind::DeviceTree => dt::build(platform, initrd)?,
+        FirmwareKind::DeviceTree => match payload.tree {
+            Some(tree) if tree.len() > dt::MAX_BYTES => {
+                return Err(FirmwareError::DeviceTreeTooLarge(tree.len()));
+            }
+            Some(tree) => {
+                dt::given(tree, platform, initrd).ok_or(FirmwareError::GivenDeviceTree)?
+            }
+            None => dt::build(platform, initrd)?,
+        },
         FirmwareKind::Acpi => {
             // The length does not depend on the address.
             let item = Item::Acpi;

@@ -431,6 +431,7 @@ fn boot<'a>(platform: &GuestPlatform, kernel: &'a [u8], initrd: &'a [u8]) -> Lay
         kernel,
         format: KernelFormat::Auto,
         initrd: Some(initrd),
+        tree: None,
         firmware: FirmwareKind::Acpi,
     };
     plan(platform, &payload).unwrap()

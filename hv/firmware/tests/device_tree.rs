@@ -36,6 +36,61 @@ fn with_rmr() -> GuestPlatform {
 }
 
 #[test]
+fn a_tree_that_was_given_keeps_all_but_what_the_loader_knows() {
+    let mut platform = GuestPlatform::virt(512 << 20, 1).unwrap();
+    platform.bootargs = "theirs".into();
+    let bytes = dt::build(&platform, Some(span(0x5000_0000, 4096))).unwrap();
+    let mut theirs = DeviceTree::from_fdt(&Fdt::new(&bytes).unwrap());
+    theirs
+        .root
+        .property_mut("model")
+        .unwrap()
+        .set_value("a machine of their own");
+    theirs.root.remove_child("psci").unwrap();
+    let theirs = theirs.to_dtb();
+
+    platform.bootargs = "ours".into();
+    let read = |initrd| {
+        let bytes = dt::given(&theirs, &platform, initrd).unwrap();
+        Fdt::new(&bytes).unwrap().to_string()
+    };
+    let text = read(Some(span(0x4800_0000, 8192)));
+    assert!(
+        text.contains("a machine of their own") && !text.contains("psci {"),
+        "{text}"
+    );
+    assert!(
+        text.contains("bootargs = \"ours\"") && !text.contains("theirs\""),
+        "{text}"
+    );
+    assert!(text.contains("initrd-end = <0x00 0x48002000>"), "{text}");
+    assert!(
+        text.contains("stdout-path"),
+        "what else /chosen has stays: {text}"
+    );
+    assert_eq!(text.matches("chosen {").count(), 1);
+    assert!(
+        !read(None).contains("initrd"),
+        "no initrd of theirs is left"
+    );
+}
+
+#[test]
+fn what_is_no_tree_is_refused() {
+    let platform = GuestPlatform::virt(512 << 20, 1).unwrap();
+    let good = dt::build(&platform, None).unwrap();
+    for bytes in [&[][..], b"no tree", &good[..good.len() / 2], &good[..39]] {
+        assert!(dt::given(bytes, &platform, None).is_none());
+    }
+    // A byte wrong anywhere in it: read or refused, and never more.
+    for at in 0..good.len() {
+        let mut bad = good.clone();
+        bad[at] ^= 0xff;
+        let _ = dt::given(&bad, &platform, None);
+    }
+}
+
+#[test]
 fn a_guest_without_pci() {
     let mut platform = GuestPlatform::virt(512 << 20, 1).unwrap();
     platform.bootargs = "earlycon=pl011,0x09000000 console=ttyAMA0".into();

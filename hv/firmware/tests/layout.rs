@@ -76,6 +76,7 @@ fn payload(kernel: &[u8]) -> Payload<'_> {
         kernel,
         format: KernelFormat::Auto,
         initrd: None,
+        tree: None,
         firmware: FirmwareKind::DeviceTree,
     }
 }

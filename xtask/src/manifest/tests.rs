@@ -275,6 +275,7 @@ fn the_command_line_replaces_the_first_vms_values_only() {
         kernel: Some(folder.path("mine")),
         initrd: Some(folder.path("disk")),
         append: Some("new".into()),
+        console: None,
     };
     let bytes = build_bundle(&folder.path("m.toml"), &overrides, &no_payloads).unwrap();
     let bundle = Bundle::parse(&bytes).unwrap();
@@ -290,6 +291,32 @@ fn the_command_line_replaces_the_first_vms_values_only() {
     );
     assert_eq!(bundle.file(&second.kernel.file), Some(&b"b's"[..]));
     assert_eq!(second.initrd, None);
+}
+
+#[test]
+fn what_the_boards_hypervisor_does_not_do_is_refused_with_its_line() {
+    use bundle::ConsoleUart::{Hvc, Pl011};
+    let folder = Folder::new(&[
+        (
+            "m.toml",
+            "[[vm]]\nname = \"a\"\nmemory = \"2M\"\nkernel = \"k\"\ndtb = \"t\"\n",
+        ),
+        ("k", "k"),
+        ("t", "t"),
+    ]);
+    let build = |console| {
+        let overrides = Overrides {
+            console,
+            ..Overrides::default()
+        };
+        build_bundle(&folder.path("m.toml"), &overrides, &no_payloads)
+    };
+    assert!(build(None).is_ok() && build(Some(Pl011)).is_ok());
+    let error = build(Some(Hvc)).unwrap_err().to_string();
+    assert!(
+        error.ends_with(":5:7: vm[0].dtb: not supported on this board"),
+        "{error}"
+    );
 }
 
 #[test]

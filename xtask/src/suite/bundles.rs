@@ -22,7 +22,26 @@ const KERNEL_BYTES: usize = 5000;
 /// What is typed at the serial port of `echo.bin`: it ends with the first `q`.
 pub(super) const TYPED: &str = "typed at the port of the VM: q";
 /// Flat Arm kernels of a few instructions and a text, which a test's manifest may name.
-const TINY: [(&str, &[u32], &str); 7] = [
+const TINY: [(&str, &[u32], &str); 8] = [
+    // mov x1, #0x9000000; 1: ldrb w2, [x0], #1; cmp w2, #'@'; b.ne 1b; 2: ldrb w2, [x0], #1; cbz w2, 3f;
+    // strb w2, [x1]; b 2b; 3: as off: prints what its device tree has behind the first @.
+    (
+        "tree.bin",
+        &[
+            0xd2a1_2001,
+            0x3840_1402,
+            0x7101_005f,
+            0x54ff_ffc1,
+            0x3840_1402,
+            0x3400_0062,
+            0x3900_0022,
+            0x17ff_fffd,
+            0x5280_0100,
+            0x72b0_8000,
+            0xd400_0002,
+        ],
+        "",
+    ),
     // b .
     ("spin.bin", &[0x1400_0000], ""),
     // mov w0, #0x84000008; hvc #0: PSCI SYSTEM_OFF.
@@ -87,14 +106,14 @@ pub(super) fn file(board: &Board, bundle: Bundle, name: &str) -> Result<Option<P
     let bytes = match bundle {
         Bundle::None => return Ok(None),
         Bundle::Manifest(text) => {
-            let manifest = folder().join(format!("{name}.toml"));
-            workspace::write_whole(&manifest, text.as_bytes())?;
-            for (name, code, text) in TINY {
-                let code = code.iter().flat_map(|word| word.to_le_bytes());
-                let bytes: Vec<u8> = code.chain(text.bytes()).collect();
-                workspace::write_whole(&folder().join(name), &bytes)?;
-            }
+            let manifest = with_files(name, text)?;
             return run::make_bundle(board, &manifest, &Overrides::default()).map(Some);
+        }
+        Bundle::Unchecked(text) => {
+            let manifest = with_files(name, text)?;
+            manifest::build_bundle(&manifest, &Overrides::default(), &|name, _series| {
+                anyhow::bail!("an unchecked bundle asks for {name}")
+            })?
         }
         Bundle::OfBoard => of_board(board, None)?,
         Bundle::OneCommand => {
@@ -128,6 +147,62 @@ pub(super) fn file(board: &Board, bundle: Bundle, name: &str) -> Result<Option<P
     let path = folder().join(format!("{}-{name}.bundle", board.name));
     workspace::write_whole(&path, &bytes)?;
     Ok(Some(path))
+}
+
+/// Writes a test's manifest, and beside it what it may name.
+fn with_files(name: &str, text: &str) -> Result<PathBuf> {
+    let manifest = folder().join(format!("{name}.toml"));
+    workspace::write_whole(&manifest, text.as_bytes())?;
+    for (name, code, text) in TINY {
+        let code = code.iter().flat_map(|word| word.to_le_bytes());
+        let bytes: Vec<u8> = code.chain(text.bytes()).collect();
+        workspace::write_whole(&folder().join(name), &bytes)?;
+    }
+    workspace::write_whole(
+        &folder().join("own.dtb"),
+        &tree("@a tree of the VM's own\r\n"),
+    )?;
+    Ok(manifest)
+}
+
+/// A device tree that has one property, `model`. [Devicetree Specification v0.4, chapter 5]
+fn tree(model: &str) -> Vec<u8> {
+    const NAME: &[u8; 8] = b"model\0\0\0";
+    const HEADER: u32 = 40;
+    const RESERVATIONS: u32 = 16;
+    let mut value = format!("{model}\0").into_bytes();
+    let length = u32::try_from(value.len()).unwrap_or_default();
+    value.resize(value.len().next_multiple_of(4), 0);
+    // A node without a name, a property with the name at 0, their ends.
+    let mut nodes: Vec<u8> = [1, 0, 3, length, 0]
+        .iter()
+        .flat_map(|word: &u32| word.to_be_bytes())
+        .collect();
+    nodes.extend(value);
+    nodes.extend([2_u32, 9].iter().flat_map(|word| word.to_be_bytes()));
+    let nodes_bytes = u32::try_from(nodes.len()).unwrap_or_default();
+    let names_at = HEADER + RESERVATIONS + nodes_bytes;
+    let names_bytes = 8;
+    let header = [
+        0xd00d_feed,
+        names_at + names_bytes,
+        HEADER + RESERVATIONS,
+        names_at,
+        HEADER,
+        17,
+        16,
+        0,
+        names_bytes,
+        nodes_bytes,
+    ];
+    let mut bytes: Vec<u8> = header
+        .iter()
+        .flat_map(|word: &u32| word.to_be_bytes())
+        .collect();
+    bytes.extend([0; 16]);
+    bytes.extend(nodes);
+    bytes.extend(NAME);
+    bytes
 }
 
 /// The names in a test's manifest for what takes long to make: guests and Debian's kernels.

@@ -319,6 +319,11 @@ impl Vm {
                 .as_deref()
                 .map(|name| file(bundle, name))
                 .transpose()?,
+            tree: config
+                .dtb
+                .as_deref()
+                .map(|name| file(bundle, name))
+                .transpose()?,
             firmware: match config.firmware {
                 Firmware::Dt => FirmwareKind::DeviceTree,
                 Firmware::Acpi => FirmwareKind::Acpi,

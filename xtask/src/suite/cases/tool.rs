@@ -113,6 +113,22 @@ fn refusals() -> Vec<Case> {
             r"manifest.toml:5:.*none/such",
         ),
         around(
+            "a console device that the board's guests do not get is refused with its line",
+            Around::Manifest(
+                "version = 1\n[[vm]]\nname = \"a\"\nmemory = \"2M\"\nkernel = \"x\"\nconsole = \"hvc\"\n",
+            ),
+            &["run", "--guest", "manifest.toml"],
+            r"manifest.toml:6:11: vm\[0\].console: not supported on this board",
+        ),
+        around(
+            "a device tree for a guest on POWER is refused with its line",
+            Around::Manifest(
+                "version = 1\n[[vm]]\nname = \"a\"\nmemory = \"2M\"\nkernel = \"x\"\ndtb = \"y\"\n",
+            ),
+            &["run", "pseries", "--guest", "manifest.toml"],
+            r"manifest.toml:6:7: vm\[0\].dtb: not supported on this board",
+        ),
+        around(
             "a manifest that is no TOML is refused with its line",
             Around::Manifest("version = 1\n[[vm]\n"),
             &["run", "--guest", "manifest.toml"],

@@ -56,6 +56,17 @@ pub(super) fn cases() -> Vec<Case> {
         serial(),
         costs(),
         starts(),
+        tree(
+            "a VM with a device tree of its own is given that one",
+            "dtb = \"own.dtb\"\n",
+            "a tree of the VM's own",
+        ),
+        // The control: the same guest, and the tree that is made for it.
+        tree(
+            "a VM without a device tree of its own is given one that is made for it",
+            "",
+            "^9000000",
+        ),
         shares(
             "a VM with a slice three times as long has three times the CPU",
             Bundle::Manifest(concat!(
@@ -318,6 +329,19 @@ fn judge_costs(console: &str) -> Result<()> {
 
 fn port_output() -> PathBuf {
     bundles::folder().join("port.out")
+}
+
+/// A guest that prints what its tree has behind the first `@`.
+fn tree(name: &str, key: &str, says: &str) -> Case {
+    let manifest = format!(
+        "[[vm]]\nname = \"reader\"\nmemory = \"32M\"\nkernel = \"tree.bin\"\nkernel_format = \"flat\"\n\
+         restart = \"never\"\n{key}"
+    );
+    case(name, Bundle::Manifest(manifest.leak())).expect(&[
+        "vm reader: 32 MiB, 1 vCPUs",
+        says,
+        "verdict 0: all VMs are off",
+    ])
 }
 
 /// A VM starts when it is told to, or when another has stopped.
