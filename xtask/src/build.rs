@@ -187,8 +187,10 @@ pub(crate) fn cargo(toolchain: &Toolchain, arch: Arch, verb: &str) -> Command {
             "-Zbuild-std=core,alloc,compiler_builtins",
             "-Zbuild-std-features=compiler-builtins-mem,optimize_for_size",
         ]);
-        command.env("RUSTC_BOOTSTRAP", "1");
     }
+    // POWER needs it. With another value for Arm, all that both share would be stale after each build of the other:
+    // build scripts look at it.
+    command.env("RUSTC_BOOTSTRAP", "1");
     command
 }
 
