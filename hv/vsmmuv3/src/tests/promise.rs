@@ -247,7 +247,12 @@ fn named() -> std::vec::Vec<(&'static str, &'static str, &'static str)> {
             "guests",
             include_str!("../../../smmuv3/tests/pair/guests.rs"),
         ),
+        (
+            "groups",
+            include_str!("../../../smmuv3/tests/pair/groups.rs"),
+        ),
         ("storm", include_str!("../../../smmuv3/tests/pair/storm.rs")),
+        ("units", include_str!("../../../smmuv3/tests/pair/units.rs")),
     ];
     let page = include_str!("../../../../docs/vsmmuv3.md");
     let start = page.find("<!-- hostile -->").unwrap();
