@@ -1,22 +1,18 @@
 //! The fuzz target's sequences on the stable toolchain: the stored ones, and random ones from
 //! fixed seeds.
 
-use std::fs;
-use std::path::Path as FilePath;
-
 use super::*;
 use crate::mock::exercise;
 
+fn stored() -> Vec<Vec<u8>> {
+    replay::stored(env!("CARGO_MANIFEST_DIR"), "operations")
+}
+
 #[test]
 fn every_stored_sequence_keeps_the_invariants() {
-    let corpus = FilePath::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus/operations");
-    let mut count = 0;
-    for entry in fs::read_dir(corpus).unwrap() {
-        let sequence = fs::read(entry.unwrap().path()).unwrap();
-        assert!(exercise(&sequence) > 0);
-        count += 1;
-    }
-    assert!(count >= 16, "{count}");
+    let stored = stored();
+    assert!(stored.iter().all(|sequence| exercise(sequence) > 0));
+    assert!(stored.len() >= 16, "{}", stored.len());
 }
 
 /// A small generator, so that the sequences are the same everywhere.
@@ -83,14 +79,7 @@ fn mutate(random: &mut Random, sequence: &mut Vec<u8>, other: &[u8]) {
 
 #[test]
 fn mutants_of_the_stored_sequences_keep_the_invariants() {
-    let corpus = FilePath::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus/operations");
-    let mut paths: Vec<_> = fs::read_dir(corpus)
-        .unwrap()
-        .map(|entry| entry.unwrap().path())
-        .collect();
-    // A folder lists its files in any order; the executions shall be the same everywhere.
-    paths.sort();
-    let stored: Vec<Vec<u8>> = paths.iter().map(|path| fs::read(path).unwrap()).collect();
+    let stored = stored();
     let mut random = Random(0x2545_f491_4f6c_dd1d);
     let mut steps = 0;
     for n in 0..MUTANTS {

@@ -1,18 +1,11 @@
 //! The stored corpus of the fuzz target, and what grows out of it.
 
-use std::fs;
-use std::path::Path;
+use replay::{Random, Steps, mutant};
 
 use crate::exercise::exercise;
 
 fn stored() -> Vec<Vec<u8>> {
-    let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus/records");
-    let mut paths: Vec<_> = fs::read_dir(corpus)
-        .unwrap()
-        .map(|entry| entry.unwrap().path())
-        .collect();
-    paths.sort();
-    paths.iter().map(|path| fs::read(path).unwrap()).collect()
+    replay::stored(env!("CARGO_MANIFEST_DIR"), "records")
 }
 
 #[test]
@@ -28,28 +21,14 @@ const MUTANTS: usize = 50_000;
 #[test]
 fn mutants_are_read_as_they_were_written() {
     let stored = stored();
-    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
-    let mut random = |n: usize| {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        (state >> 11) as usize % n.max(1)
+    let mut random = Random::new(1);
+    let shape = Steps {
+        head: 0,
+        bytes: 1,
+        longest: 1000,
     };
-    let mut bytes = Vec::new();
-    let mut steps = 0;
-    for n in 0..MUTANTS {
-        bytes.clear();
-        if n % 4 == 0 {
-            let len = random(400);
-            bytes.extend((0..len).map(|_| random(256) as u8));
-        } else {
-            bytes.extend(&stored[random(stored.len())]);
-            for _ in 0..=random(6) {
-                let at = random(bytes.len());
-                bytes[at] = random(256) as u8;
-            }
-        }
-        steps += exercise(&bytes);
-    }
+    let steps: usize = (0..MUTANTS)
+        .map(|_| exercise(&mutant(&mut random, &stored, shape)))
+        .sum();
     assert!(steps > 10 * MUTANTS, "{steps}");
 }
