@@ -44,6 +44,10 @@ impl Dma {
                         let place = self.slots.place(wrote, window.page);
                         let expected = place.and_then(|place| {
                             let memory = core.memory(place.memory).ok()?;
+                            // Registers that were taken away for a while show nothing.
+                            if memory.is_revoked() {
+                                return None;
+                            }
                             Some((memory.at(place.offset)?.pa, place.permissions))
                         });
                         if found != expected {

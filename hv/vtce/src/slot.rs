@@ -37,8 +37,9 @@ pub struct Slot {
     /// What devices may do there.
     pub permissions: Permissions,
     /// The largest page that is contiguous in physical memory wherever it starts in the slot at a
-    /// multiple of its size. Only windows with pages up to that are offered to the guest.
-    pub page: PageSize,
+    /// multiple of its size. Only windows with pages up to that are offered to the guest. `None` for
+    /// registers: they are shown in the windows whose pages are not larger than they are.
+    pub page: Option<PageSize>,
 }
 
 /// Where an entry leads.
@@ -94,14 +95,15 @@ impl Slots {
 
     /// The page sizes that every slot of RAM can be shown by.
     pub(crate) fn pages(&self) -> PageSizes {
-        let smallest = self.slots.iter().map(|slot| {
+        let smallest = self.slots.iter().filter_map(|slot| {
+            let page = slot.page?;
             let ends = slot.span.start().bits() | slot.span.last().bits().wrapping_add(1);
             let aligned = ends & ends.wrapping_neg();
-            if aligned == 0 {
-                slot.page.bytes()
+            Some(if aligned == 0 {
+                page.bytes()
             } else {
-                slot.page.bytes().min(aligned)
-            }
+                page.bytes().min(aligned)
+            })
         });
         let largest = smallest.min().unwrap_or(u64::MAX);
         PageSizes::ALL.up_to(largest)

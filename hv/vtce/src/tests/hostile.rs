@@ -84,13 +84,38 @@ fn device_registers_are_for_nobody_unless_granted() {
     let at = 0x2000_0000_0000;
     assert_eq!(rig.put(0, at | 3), Status::PARAMETER, "no slot");
     let page = PageSize::SIZE_4K;
-    let slot = slot(memory, at, 0x1_0000, Permissions::ReadWrite, page);
+    let offered = |rig: &mut Rig| rig.service(Service::Query, &[0, BUID_HIGH, BUID_LOW], 6);
+    let before = offered(&mut rig);
+    let slot = Slot {
+        page: None,
+        ..slot(memory, at, 0x1_0000, Permissions::ReadWrite, page)
+    };
     rig.dma.add_slot(slot).unwrap();
+    assert_eq!(offered(&mut rig), before, "windows are as they were");
+    let answer = rig
+        .other
+        .hypercall(&mut rig.core, &rig.ram, PUT, [OTHER_LIOBN, 0, at | 3, 0]);
+    assert_eq!(answer.unwrap().status, Status::PARAMETER, "another VM's");
     assert_eq!(rig.put(0, at | 3), Status::PARAMETER, "not granted");
     let allow = iommu::PeerToPeer::Enabled;
     rig.core.set_peer_to_peer(rig.ioas, allow).unwrap();
     assert_eq!(rig.put(0, at | 0x1003), Status::SUCCESS);
     assert_eq!(rig.real(0)[&0], bar.bits() | 0x1003);
+    // While the device is reset nothing leads there, and it is again afterwards.
+    rig.core.begin_reset(rig.device).unwrap();
+    assert!(rig.real(0).is_empty());
+    rig.dma.audit(&rig.core, &mut |wrong| panic!("{wrong:?}"));
+    assert_eq!(rig.put(0x9000, at | 0x1003), Status::PARAMETER);
+    rig.core.end_reset(rig.device).unwrap();
+    assert_eq!(rig.real(0)[&0], bar.bits() | 0x1003);
+    // In a list with memory, in part of it, and cut.
+    let list = [0x5003, at | 3, at | 0x1003, at | 0x2003, 0x6003];
+    assert_eq!(rig.indirect(LIOBN, 0x10_0000, &list), Status::SUCCESS);
+    assert_eq!(rig.stuff(0x10_2000, 0, 1), Status::SUCCESS);
+    assert_eq!(rig.real(0).len(), 5);
+    rig.audit();
+    assert_eq!(rig.stuff(0x10_0000, 0, 8), Status::SUCCESS);
+    assert_eq!(rig.real(0).len(), 1);
     // Over a live entry, and back to memory: by way of nothing, as no table has a step for it.
     assert_eq!(rig.put(0, at | 0x2003), Status::SUCCESS);
     assert_eq!(rig.put(0, 0x5003), Status::SUCCESS);

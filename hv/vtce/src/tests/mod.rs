@@ -122,7 +122,7 @@ fn slot(memory: MemoryId, at: u64, bytes: u64, permissions: Permissions, page: P
         memory,
         offset: 0,
         permissions,
-        page,
+        page: Some(page),
     }
 }
 

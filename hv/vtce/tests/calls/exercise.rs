@@ -108,7 +108,7 @@ impl World {
                 memory,
                 offset: 0,
                 permissions,
-                page: PageSize::SIZE_64K,
+                page: Some(PageSize::SIZE_64K),
             })
             .unwrap();
         }
@@ -132,7 +132,7 @@ impl World {
                 memory,
                 offset: 0,
                 permissions: Permissions::ReadWrite,
-                page: PageSize::SIZE_64K,
+                page: Some(PageSize::SIZE_64K),
             })
             .unwrap();
         other.add_bridge(&mut core, options(1, ends[1])).unwrap();

@@ -165,15 +165,12 @@ fn part_of_a_bridge() -> Case {
     .bundle(Bundle::Manifest(concat!(
         "version = 1\n[[vm]]\nname = \"half\"\nmemory = \"64M\"\nkernel = \"debian:6.12\"\n",
         "devices = [ { host = \"0000:00:00.0\" } ]\n",
-        "[[vm]]\nname = \"peers\"\nmemory = \"64M\"\nkernel = \"debian:6.12\"\n",
-        "devices = [ { host = \"phb:800000020000000\", p2p = true } ]\n",
         "[[vm]]\nname = \"none\"\nmemory = \"64M\"\nkernel = \"debian:6.12\"\n",
         "devices = [ { host = \"0000:00:05.0\" } ]\n",
     )))
     .args(&["-device", "edu"])
     .expect(&[
         "ERROR .*vm half: devices behind a host bridge cannot be kept apart: 0000:00:00.0, 0000:00:01.0 belong together",
-        "ERROR .*vm peers: phb:800000020000000: p2p is not supported on POWER",
         "ERROR .*vm none: the machine has no device 0000:00:05.0",
         "verdict 1: no VM of the bundle can be run",
     ])

@@ -37,7 +37,7 @@ macro_rules! vm {
 }
 
 pub(super) fn cases() -> Vec<Case> {
-    vec![sweep(), forge(), flood(), reassigned()]
+    vec![sweep(), forge(), flood(), peers(), reassigned()]
 }
 
 /// The guest as a VM, with devices behind host bridges 1 and 2.
@@ -104,6 +104,48 @@ fn flood() -> Case {
         "dma verdict: watch ok: .* forged=0",
         "verdict 0: all VMs are off",
     ])
+}
+
+/// Registers of devices by DMA of others: two VMs with two devices each, of which one has the grant.
+fn peers() -> Case {
+    let mut case = Case::new(
+        BOARD,
+        "with p2p DMA reaches registers of the VM's own devices, without it and of other VMs' none",
+    )
+    .bundle(Bundle::Manifest(concat!(
+        "[[vm]]\nname = \"granted\"\nmemory = \"32M\"\npin = [0]\nkernel = \"guest:dma\"\n",
+        "kernel_format = \"elf\"\nrestart = \"never\"\n",
+        "append = \"peer phb=1 other=2 foreign=4 granted=1\"\n",
+        "devices = [ { host = \"phb:800000020000001\" }, { host = \"phb:800000020000002\", p2p = true } ]\n",
+        "[[vm]]\nname = \"plain\"\nmemory = \"32M\"\npin = [1]\nkernel = \"guest:dma\"\n",
+        "kernel_format = \"elf\"\nrestart = \"never\"\n",
+        "append = \"peer phb=3 other=4 foreign=2 granted=0\"\n",
+        "devices = [ { host = \"phb:800000020000003\" }, { host = \"phb:800000020000004\" } ]\n",
+    )));
+    for bridge in 1..=4 {
+        case = case.args(&[
+            "-device",
+            &format!("spapr-pci-host-bridge,index={bridge},id=p{bridge}"),
+            "-device",
+            &format!("edu,dma_mask=0xffffffffffffffff,bus=p{bridge}.0"),
+        ]);
+    }
+    case.vary.time = Time::Instructions;
+    case.forbids.push("FAILED|unasked|p2p:".to_owned());
+    case.timeout = Duration::from_secs(300);
+    case.check = Check::Judged(both_peers);
+    case.expect(&["verdict 0: all VMs are off"])
+}
+
+/// In whichever order they end.
+fn both_peers(console: &str) -> Result<()> {
+    for line in [
+        "dma verdict: peer ok: refused=1",
+        "dma verdict: peer ok: read=2 written=1 silent=1 foreign=3",
+    ] {
+        ensure!(console.contains(line), "there is no line `{line}`");
+    }
+    Ok(())
 }
 
 /// How often the host bridge changes hands.

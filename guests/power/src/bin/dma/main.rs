@@ -16,6 +16,7 @@
 //! | `storm` | a pin that is never taken down, for `us` (500000), its interrupts ended at once |
 //! | `plug` | writes entries with a DMA under way until its host bridge is taken away, looks at what is left, waits until it is back, and begins again |
 //! | `error` | injects errors into its own PE, by every way to say so, and looks what is stopped: registers, configuration space, DMA, messages |
+//! | `peer` | registers of the `edu` behind host bridge `other` by DMA, if `granted`; of one behind `foreign`, which another VM has, none |
 //! | `leave` | looks whether an interrupt of an earlier life comes; leaves the pin up until it is stopped |
 #![no_std]
 #![no_main]
@@ -26,6 +27,7 @@ mod error;
 mod forge;
 mod linger;
 mod memory;
+mod peer;
 mod pin;
 mod plug;
 mod sweep;
@@ -40,9 +42,9 @@ use power_guests::{cpu, guest, println, rtas};
 
 guest! { main: main, secondary: secondary }
 
-const NAMES: [&str; 11] = [
+const NAMES: [&str; 12] = [
     "sweep", "watch", "forge", "messages", "flood", "linger", "pin", "storm", "leave", "plug",
-    "error",
+    "error", "peer",
 ];
 
 /// Why a guest fails: what, and up to two numbers that show it.
@@ -90,6 +92,7 @@ fn main(options: Options) -> ! {
             "error" => error::run(edu, bridge),
             "plug" => plug::run(edu, bridge),
             "linger" => linger::run(edu, bridge),
+            "peer" => peer::run(edu, bridge, options),
             _ => Err("there is no such task".into()),
         },
     };

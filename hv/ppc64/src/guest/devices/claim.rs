@@ -13,6 +13,7 @@ use spin::Mutex;
 use types::{Bdf, Ipa, PageSize, Span};
 use vtce::{BridgeOptions, Dma, Policy, Progress, Slot};
 
+use super::peers::withdraw;
 use super::ready::Readiness;
 use super::recovery::Masters;
 use super::registers::{Shown, bars};
@@ -33,8 +34,6 @@ pub(crate) enum Refusal {
     Bar { bdf: Bdf, bar: u8 },
     #[error("the I/O space of phb:{buid:x} has no place of its own")]
     Io { buid: u64 },
-    #[error("{0}: p2p is not supported on POWER")]
-    PeerToPeer(String),
     #[error("phb:{buid:x} is in use by another VM")]
     InUse { buid: u64 },
     #[error("{bdf} cannot be reset, and VM {vm} has used it: it might go on with that VM's work")]
@@ -45,19 +44,23 @@ pub(crate) enum Refusal {
     Windows(#[from] vtce::Refusal),
 }
 
-/// The bridges that a VM asks for, each with all that is behind it.
-fn wanted(hardware: &Hardware, config: &VmConfig) -> Result<Vec<usize>, Refusal> {
+/// Registers that devices may reach, and whose.
+type Granted = Vec<(Bdf, iommu::MemoryId)>;
+/// A device: its bridge, and the function.
+type Place = (usize, Bdf);
+
+/// The bridges that a VM asks for, each with all that is behind it; and the devices whose registers the others
+/// may reach.
+fn wanted(hardware: &Hardware, config: &VmConfig) -> Result<(Vec<usize>, Vec<Place>), Refusal> {
+    let mut peers = Vec::new();
     let mut wanted: Vec<(usize, Vec<Bdf>)> = Vec::new();
     for device in &config.devices {
-        if device.p2p == PeerToPeer::Allowed {
-            return Err(Refusal::PeerToPeer(format!("{}", device.host)));
-        }
         let missing = || Refusal::NoDevice(format!("{}", device.host));
         let place = |matches: &dyn Fn(&Bridge) -> bool| {
             let mut bridges = hardware.bridges.iter();
             bridges.position(matches).ok_or_else(missing)
         };
-        let (at, functions) = match device.host {
+        let (at, functions): (usize, Vec<Bdf>) = match device.host {
             HostDevice::Phb { buid } => {
                 let at = place(&|bridge: &Bridge| bridge.buid == buid)?;
                 let all = hardware.bridges[at].devices.iter();
@@ -71,6 +74,9 @@ fn wanted(hardware: &Hardware, config: &VmConfig) -> Result<Vec<usize>, Refusal>
                 (at, vec![bdf])
             }
         };
+        if device.p2p == PeerToPeer::Allowed {
+            peers.extend(functions.iter().map(|bdf| (at, *bdf)));
+        }
         match wanted.iter_mut().find(|(bridge, _)| *bridge == at) {
             Some((_, known)) => known.extend(functions),
             None => wanted.push((at, functions)),
@@ -89,7 +95,7 @@ fn wanted(hardware: &Hardware, config: &VmConfig) -> Result<Vec<usize>, Refusal>
             return Err(Refusal::Together(all.join(", ")));
         }
     }
-    Ok(wanted.into_iter().map(|(at, _)| at).collect())
+    Ok((wanted.into_iter().map(|(at, _)| at).collect(), peers))
 }
 
 /// What the manifest lets a guest have.
@@ -121,7 +127,7 @@ impl Devices {
         config: &VmConfig,
         memory: &Memory,
     ) -> Result<Option<Self>, Refusal> {
-        let bridges = wanted(hardware, config)?;
+        let (bridges, peers) = wanted(hardware, config)?;
         if bridges.is_empty() {
             return Ok(None);
         }
@@ -157,7 +163,7 @@ impl Devices {
             memory: ram,
             offset: 0,
             permissions: Permissions::ReadWrite,
-            page: contiguous(memory),
+            page: Some(contiguous(memory)),
         })?;
         dmas.push(dma);
         Ok(Some(Self {
@@ -168,6 +174,7 @@ impl Devices {
             server,
             bridges,
             policy: policy(&config.tce),
+            peers,
             held: Mutex::new(Vec::new()),
             has_bridges: AtomicBool::new(false),
             away: Mutex::new(Vec::new()),
@@ -247,7 +254,7 @@ impl Devices {
             });
         }
         let attached = self.attach(core, dmas, at);
-        let (ioas, domain) = match attached {
+        let (ioas, domain, granted) = match attached {
             Ok(attached) => attached,
             Err(error) => {
                 for (_, device) in &bridge.devices {
@@ -269,6 +276,7 @@ impl Devices {
             ioas,
             domain,
             pe: self.errors_of(at, buid),
+            granted,
             functions: functions.collect(),
             io: Shown::Nothing,
             isolated: false,
@@ -294,7 +302,7 @@ impl Devices {
         core: &mut crate::hardware::Core,
         dmas: &mut [Dma],
         at: usize,
-    ) -> Result<(iommu::IoasId, iommu::DomainId), Refusal> {
+    ) -> Result<(iommu::IoasId, iommu::DomainId, Granted), Refusal> {
         let bridge = &self.hardware.bridges[at];
         let ioas = core.create_ioas(self.owner)?;
         let attached = self.attach_to(core, dmas, at, ioas);
@@ -304,7 +312,7 @@ impl Devices {
             }
             let _ = core.destroy_ioas(ioas);
         }
-        attached.map(|domain| (ioas, domain))
+        attached.map(|(domain, granted)| (ioas, domain, granted))
     }
 
     fn attach_to(
@@ -313,7 +321,7 @@ impl Devices {
         dmas: &mut [Dma],
         at: usize,
         ioas: iommu::IoasId,
-    ) -> Result<iommu::DomainId, Refusal> {
+    ) -> Result<(iommu::DomainId, Granted), Refusal> {
         let bridge = &self.hardware.bridges[at];
         let mut attached = Err(Refusal::InUse { buid: bridge.buid });
         for (_, device) in &bridge.devices {
@@ -321,17 +329,22 @@ impl Devices {
         }
         let domain = attached?;
         let dma = dmas.get_mut(self.dma).ok_or(vtce::Refusal::Taken)?;
+        let number = u8::try_from(at).unwrap_or(u8::MAX);
         dma.add_bridge(
             core,
             BridgeOptions {
-                number: u8::try_from(at).unwrap_or(u8::MAX),
+                number,
                 buid: bridge.buid,
                 ioas,
                 domain,
                 policy: self.policy,
             },
         )?;
-        Ok(domain)
+        let granted = self.grant(core, dma, at, ioas);
+        if granted.is_err() {
+            let _ = dma.remove_bridge(number);
+        }
+        Ok((domain, granted?))
     }
 
     /// No device of the VM does anything any more, and nothing of its windows is left: bus mastering
@@ -430,6 +443,7 @@ impl Devices {
         let number = u8::try_from(held.bridge).unwrap_or(u8::MAX);
         if let Some(dma) = dmas.get_mut(self.dma) {
             dma.remove_bridge(number)?;
+            withdraw(core, dma, &held.granted);
         }
         for (_, device) in &bridge.devices {
             core.detach(*device)?;

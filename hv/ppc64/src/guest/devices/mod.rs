@@ -11,6 +11,7 @@ mod claim;
 mod config;
 mod messages;
 mod node;
+mod peers;
 mod pins;
 mod plug;
 mod ready;
@@ -25,7 +26,7 @@ use core::sync::atomic::{AtomicBool, Ordering};
 use boot::Frames;
 use dtoolkit::model::DeviceTreeNode;
 use dtoolkit::{Node as _, Property as _};
-use iommu::{DomainId, IoasId, OwnerId};
+use iommu::{DomainId, IoasId, MemoryId, OwnerId};
 use papr::Served;
 use pci::{Function, Reset};
 use spin::Mutex;
@@ -63,6 +64,8 @@ struct Held {
     ioas: IoasId,
     domain: DomainId,
     pe: eeh::Pe,
+    /// Registers that the VM's devices may reach.
+    granted: Vec<(Bdf, MemoryId)>,
     functions: Vec<FunctionState>,
     /// What the guest finds in the place of its I/O space.
     io: Shown,
@@ -101,6 +104,8 @@ pub(crate) struct Devices {
     /// The CPU that pins interrupt.
     server: u32,
     policy: Policy,
+    /// The devices whose registers the others may reach: bridge and function.
+    peers: Vec<(usize, Bdf)>,
     held: Mutex<Vec<Held>>,
     /// Any are held.
     has_bridges: AtomicBool,

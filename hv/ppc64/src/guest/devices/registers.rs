@@ -103,6 +103,7 @@ impl Devices {
                 }
             }
         }
+        self.show_to_peers(held);
         // The bridge's I/O space is whole, whichever of its devices answer there.
         let wanted = if answers {
             Shown::Registers
