@@ -5,6 +5,7 @@
 
 mod boot;
 mod io;
+mod io_power;
 mod iommu;
 mod reads;
 mod record;
@@ -82,11 +83,16 @@ pub(crate) fn command(options: &BenchOptions) -> Result<u8> {
     if name == Some(boot::NAME) {
         return boot::run(options.board.as_deref().unwrap_or(boot::BOARDS[0].board));
     }
+    if name == Some(io::NAME) && options.board.as_deref() == Some(io_power::BOARD) {
+        return io_power::run();
+    }
     ensure!(
-        options.board.is_none(),
-        "only `{}` and `{}` are measured on several boards",
+        options.board.is_none()
+            || name == Some(io::NAME) && options.board.as_deref() == Some(io::BOARD),
+        "only `{}`, `{}` and `{}` are measured on several boards",
         traps::NAME,
-        boot::NAME
+        boot::NAME,
+        io::NAME
     );
     if name == Some(TCE) {
         return traps::run_measured(&traps::TCE);

@@ -31,7 +31,11 @@ pub enum ExitCause {
     Bar,
     /// A system register.
     SystemRegister,
-    /// A call.
+    /// A call to the interrupt presentation of POWER.
+    Presentation,
+    /// A call for entries of POWER's DMA windows.
+    Translation,
+    /// Any other call.
     Call,
     /// It waits.
     Wait,
@@ -41,7 +45,7 @@ pub enum ExitCause {
 
 impl ExitCause {
     /// All of them.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 18] = [
         Self::Message,
         Self::Timer,
         Self::Kick,
@@ -55,6 +59,8 @@ impl ExitCause {
         Self::Configuration,
         Self::Bar,
         Self::SystemRegister,
+        Self::Presentation,
+        Self::Translation,
         Self::Call,
         Self::Wait,
         Self::Abort,
@@ -77,6 +83,8 @@ impl ExitCause {
             Self::Configuration => "config",
             Self::Bar => "bar",
             Self::SystemRegister => "system-register",
+            Self::Presentation => "xics",
+            Self::Translation => "tce",
             Self::Call => "call",
             Self::Wait => "wait",
             Self::Abort => "abort",

@@ -29,11 +29,11 @@ use crate::{run, say, workspace};
 
 /// Its name on the command line.
 pub(super) const NAME: &str = "io";
-const BOARD: &str = "virt";
+pub(super) const BOARD: &str = "virt";
 /// Reads of each kind: as the manifests say.
 const READS: u64 = 1024;
 /// Steps of the guest's action.
-const STEPS: usize = 5;
+pub(super) const STEPS: usize = 5;
 /// The manifests, and what the guest sees.
 const GROUNDS: [(&str, &str); 2] = [
     ("stage2", "qemu/guests/bench-io.toml"),
@@ -70,7 +70,7 @@ impl Row {
 }
 
 /// Exits by cause, at each step.
-type Counts = Vec<BTreeMap<String, u64>>;
+pub(super) type Counts = Vec<BTreeMap<String, u64>>;
 
 /// Measures. The status is 1 when a figure is over its limit.
 ///
@@ -90,7 +90,7 @@ pub(super) fn run() -> Result<u8> {
         };
         let line = qemu::line(&qemu, &board, &Variation::default(), &files)?;
         let log = folder().join(format!("io-{ground}.log"));
-        let (expects, script) = script()?;
+        let (expects, script) = script("timer")?;
         let outcome = session::run(Plan {
             line: &line,
             watch: Watch::new(expects, vec![bad.clone()]),
@@ -206,8 +206,8 @@ fn taken(console: &str) -> Result<Taking> {
     })
 }
 
-/// At each step the monitor is asked, then the guest is told to go on.
-fn script() -> Result<(Vec<Regex>, VecDeque<Typed>)> {
+/// At each step the monitor is asked, which says at least `row`, then the guest is told to go on.
+pub(super) fn script(row: &str) -> Result<(Vec<Regex>, VecDeque<Typed>)> {
     let (mut expects, mut typed) = (Vec::new(), VecDeque::new());
     for step in 0..STEPS {
         let mut then = |wanted: &str, text: &str| -> Result<()> {
@@ -220,7 +220,7 @@ fn script() -> Result<(Vec<Regex>, VecDeque<Typed>)> {
         };
         then(&format!("action io: step {step}"), "\x1dm")?;
         then("monitor> ", "exits linux\r")?;
-        then("timer +[0-9]", "\r")?;
+        then(&format!("{row} +[0-9]"), "\r")?;
         if step + 1 == STEPS {
             then("monitor> ", "quit\r")?;
         } else {
@@ -232,7 +232,7 @@ fn script() -> Result<(Vec<Regex>, VecDeque<Typed>)> {
 }
 
 /// What `exits` said each time.
-fn counts(console: &str) -> Result<Counts> {
+pub(super) fn counts(console: &str) -> Result<Counts> {
     let mut counts = Counts::new();
     for answer in console.split("exits linux").skip(1) {
         let lines = answer.lines().skip(1).map(str::trim);
@@ -240,7 +240,8 @@ fn counts(console: &str) -> Result<Counts> {
             let (cause, count) = line.split_once(' ')?;
             Some((cause.to_owned(), count.trim().parse().ok()?))
         };
-        // The line is shown again when a VM's line comes in between.
+        // The line is shown again when a VM's line comes in between, which may also come after it.
+        let lines = lines.skip_while(|line| line.starts_with('['));
         let step: BTreeMap<String, u64> = lines.map_while(row).collect();
         if !step.is_empty() {
             counts.push(step);

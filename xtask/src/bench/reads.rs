@@ -169,6 +169,23 @@ fn take_less(least: &mut [u64], values: &[u64]) {
 
 /// One run.
 fn once(line: &Line, name: &str) -> Result<Stretches> {
+    let (console, record) = recorded_run(line, name)?;
+    let failed = || format!("console: reads-{name}.log");
+    stretches(&console, &record).with_context(failed)
+}
+
+/// The least of several runs.
+pub(super) fn least_of_runs(name: &str, once: impl Fn() -> Result<u64>) -> Result<u64> {
+    let mut least = u64::MAX;
+    for number in 1..=RUNS {
+        least = least.min(once().with_context(|| format!("reads, {name}"))?);
+        say!("reads, {name}: run {number} of {RUNS}");
+    }
+    Ok(least)
+}
+
+/// One run: its console and its recording.
+pub(super) fn recorded_run(line: &Line, name: &str) -> Result<(Vec<u8>, Record)> {
     let console = folder().join(format!("reads-{name}.log"));
     let record = folder().join(format!("reads-{name}-{}.rr", std::process::id()));
     workspace::write_whole(&console, b"")?;
@@ -200,7 +217,7 @@ fn once(line: &Line, name: &str) -> Result<Stretches> {
         failed()
     );
     let record = Record::parse(&written.context("QEMU has recorded nothing")?)?;
-    stretches(&fs::read(&console)?, &record).with_context(failed)
+    Ok((fs::read(&console)?, record))
 }
 
 /// The arguments, with a recording, the console in a file, and a disk that answers at once. The clock of a CPU

@@ -126,16 +126,21 @@ pub(super) fn idle(guests: &Guests, core: &Core, thread: &GuestThread, due: Opti
     // A vCPU may have become ready since it was looked for; then its core has been called, and does
     // not sleep.
     nested::sleep(thread, due.map_or(look, |due| due.min(look)));
-    answer(guests, core);
+    let _ = answer(guests, core);
     watch(guests, core);
 }
 
 /// Takes back what called this core, which looks at everything after this.
-fn answer(guests: &Guests, core: &Core) {
+fn answer(guests: &Guests, core: &Core) -> ExitCause {
     let mut typed = false;
+    let mut cause = ExitCause::Kick;
     presentation::acknowledge(|source| {
         let terminals = console::came(source, spr::timebase());
         typed |= terminals.is_some();
+        cause = match terminals {
+            Some(_) => ExitCause::OtherInterrupt,
+            None => ExitCause::Message,
+        };
         terminals.unwrap_or_else(|| deliver(guests, core, source))
     });
     if typed {
@@ -144,6 +149,7 @@ fn answer(guests: &Guests, core: &Core) {
     // Whoever finds this still set has done what this core is to see before.
     core.called.store(false, Ordering::SeqCst);
     fence(Ordering::SeqCst);
+    cause
 }
 
 /// Passes the interrupt of a device on to the VM that owns it.
@@ -322,6 +328,31 @@ const UNCORRECTABLE: u64 = 1 << 15;
 /// SRR1 of a machine check: what was fetched does not answer.
 const BY_FETCH: u64 = 1 << 18;
 
+/// What a hypercall is to the monitor, by a quarter of its number. [LoPAPR §14.5]
+const CALLS: [ExitCause; 256] = {
+    let mut calls = [ExitCause::Call; 256];
+    // H_EOI, H_CPPR, H_IPI, H_IPOLL, H_XIRR, H_XIRR_X.
+    let mut at = 0x64 >> 2;
+    while at <= 0x74 >> 2 {
+        calls[at] = ExitCause::Presentation;
+        at += 1;
+    }
+    calls[0x2fc >> 2] = ExitCause::Presentation;
+    // H_GET_TCE, H_PUT_TCE, H_STUFF_TCE, H_PUT_TCE_INDIRECT.
+    calls[0x1c >> 2] = ExitCause::Translation;
+    calls[0x20 >> 2] = ExitCause::Translation;
+    calls[0x138 >> 2] = ExitCause::Translation;
+    calls[0x13c >> 2] = ExitCause::Translation;
+    // H_CEDE.
+    calls[0xe0 >> 2] = ExitCause::Wait;
+    calls
+};
+
+fn cause_of_call(number: u64) -> ExitCause {
+    let at = usize::try_from(number >> 2).unwrap_or(usize::MAX);
+    CALLS.get(at).copied().unwrap_or(ExitCause::Call)
+}
+
 /// What an exit is to the monitor.
 fn cause(exit: Exit) -> ExitCause {
     match exit {
@@ -424,7 +455,14 @@ impl Residency<'_> {
 
     #[optimize(speed)]
     fn handle(&mut self, exit: Exit) -> Then {
-        self.slot.causes.count(cause(exit));
+        if exit == Exit::Hcall {
+            let [_, _, _, number, ..] = self.loaded.vcpu.registers.gpr;
+            self.slot.causes.count(cause_of_call(number));
+            return self.hypercall();
+        }
+        if exit != Exit::Interrupt {
+            self.slot.causes.count(cause(exit));
+        }
         match exit {
             Exit::Hcall => return self.hypercall(),
             Exit::HcallFromUser => {
@@ -432,7 +470,8 @@ impl Residency<'_> {
             }
             Exit::SliceEnd | Exit::Doorbell => {}
             Exit::Interrupt => {
-                answer(self.guests, self.core);
+                let came = answer(self.guests, self.core);
+                self.slot.causes.count(came);
                 self.show();
             }
             Exit::Emulation | Exit::Facility => self.loaded.vcpu.interrupt(PROGRAM, ILLEGAL),
@@ -542,7 +581,7 @@ impl Residency<'_> {
             }
             let look = spr::timebase() + Vm::ticks(LOOK_US);
             self.loaded.sleep(due.min(look));
-            answer(self.guests, self.core);
+            let _ = answer(self.guests, self.core);
             self.show();
             self.look();
         }

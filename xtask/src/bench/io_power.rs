@@ -1,0 +1,325 @@
+//! `cargo xtask bench io --board pseries`: a guest's reads of its NVMe disk on POWER: exits for each, by cause, and what a
+//! read costs as a ratio to the same kernel on the same machine without the hypervisor, where it has the same kind of
+//! window.
+//!
+//! The method is that on Arm ([`super::io`], [`super::reads`]), with two differences. There is no program of ours in
+//! a POWER guest, so `dd` reads, and a stretch is all that one `dd` does, its start included, on both sides. And what
+//! the platform does for a call, of the hypervisor or of the kernel alone, is no instruction.
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use regex::Regex;
+use serde::Serialize;
+
+use super::io::{Counts, STEPS, counts, script};
+use super::reads::{least_of_runs, recorded_run};
+use super::{folder, io};
+use crate::board::{Board, Smmu};
+use crate::build::{self, Built, Profile};
+use crate::manifest::{Overrides, PayloadName};
+use crate::provide::{self, payload, toolchain};
+use crate::qemu::{self, Files, Line, Time, Variation};
+use crate::session::{self, Input, Output, Plan, Until};
+use crate::watch::Watch;
+use crate::{run, say, workspace};
+
+pub(super) const BOARD: &str = "pseries";
+const SERIES: &str = "6.12";
+/// Reads of a step, and of a stretch.
+const STEP: u64 = 1024;
+const READS: u64 = 4096;
+/// The least that reads may come to, in a thousand.
+const LEAST_PER_MILLE: u64 = 950;
+/// Calls for entries in a thousand reads: memory is mapped once.
+const MOST_CALLS_FOR_ENTRIES: u64 = 5;
+
+/// Exits for each 1,000 reads.
+#[derive(Debug, Serialize, PartialEq, Eq)]
+struct Row {
+    cause: String,
+    in_order: u64,
+    at_random: u64,
+    limit: Option<u64>,
+    command: String,
+}
+
+impl Row {
+    fn is_over(&self) -> bool {
+        self.limit.is_some_and(|limit| self.in_order > limit)
+    }
+}
+
+/// Instructions for a read.
+#[derive(Debug, Serialize, PartialEq, Eq)]
+struct Ratio {
+    value: u64,
+    bare: u64,
+    per_mille: u64,
+    least_per_mille: u64,
+    command: String,
+}
+
+fn command() -> String {
+    format!("cargo xtask bench {} --board {BOARD}", io::NAME)
+}
+
+/// Measures. The status is 1 when a figure is not reached.
+///
+/// # Errors
+/// A failed build or run, or a console without figures.
+pub(super) fn run() -> Result<u8> {
+    let board = Board::load(&workspace::root().join("boards"), BOARD)?;
+    let qemu = provide::qemu::provide(board.arch)?;
+    let built = build::build(&toolchain::provide()?, board.arch, Profile::Release)?;
+    let rows = rows(&exits(&board, &qemu, &built)?)?;
+    let ours = least_of_runs("pseries", || {
+        once(&guest(&board, &qemu, &built)?, "pseries")
+    })?;
+    let name = "pseries-without";
+    let bare = least_of_runs(name, || once(&alone(&board, &qemu, &built)?, name))?;
+    let ratio = ratio(ours, bare)?;
+    let mut json =
+        serde_json::to_string_pretty(&(&rows, &ratio)).context("cannot write the figures")?;
+    json.push('\n');
+    let path = folder().join("io-pseries.json");
+    workspace::write_whole(&path, json.as_bytes())?;
+    print!("{}{}", table(&rows), ratio_table(&ratio));
+    say!("the figures are in {} too", path.display());
+    let missed = ratio.per_mille < ratio.least_per_mille;
+    Ok(u8::from(missed || rows.iter().any(Row::is_over)))
+}
+
+fn exits(board: &Board, qemu: &Path, built: &Built) -> Result<Counts> {
+    let manifest = workspace::root().join("qemu/guests/bench-io-pseries.toml");
+    let files = Files {
+        bundle: Some(run::make_bundle(board, &manifest, &Overrides::default())?),
+        ..run::files(board, built)?
+    };
+    let line = qemu::line(qemu, board, &Variation::default(), &files)?;
+    let log = folder().join("io-pseries.log");
+    let (expects, script) = script("wait")?;
+    let outcome = session::run(Plan {
+        line: &line,
+        watch: Watch::new(expects, vec![Regex::new("FAILED|PANIC|EXCEPTION")?]),
+        until: Until::Verdict(0),
+        timeout: Some(Duration::from_secs(600)),
+        input: Input::Script(script),
+        output: Output::Nothing,
+        log: Some(&log),
+    })?;
+    ensure!(
+        outcome.status == 0,
+        "exits: {} (console: {})",
+        outcome.reason,
+        log.display()
+    );
+    let console = fs::read(&log).with_context(|| format!("cannot read {}", log.display()))?;
+    counts(&String::from_utf8_lossy(&console))
+}
+
+fn rows(counts: &Counts) -> Result<Vec<Row>> {
+    let [start, few, many, few_at_random, many_at_random] = counts.as_slice() else {
+        anyhow::bail!("{} steps were counted, not {STEPS}", counts.len());
+    };
+    let rows = many_at_random.keys().map(|cause| {
+        let of =
+            |step: &std::collections::BTreeMap<String, u64>| step.get(cause).copied().unwrap_or(0);
+        // What the second of a pair took beyond the first.
+        let beyond = |before: u64, between: u64, after: u64| {
+            let second = after.saturating_sub(between);
+            let first = between.saturating_sub(before);
+            (second.saturating_sub(first) * 1000).div_ceil(STEP)
+        };
+        Row {
+            cause: cause.clone(),
+            in_order: beyond(of(start), of(few), of(many)),
+            at_random: beyond(of(many), of(few_at_random), of(many_at_random)),
+            limit: (cause == "tce").then_some(MOST_CALLS_FOR_ENTRIES),
+            command: command(),
+        }
+    });
+    let rows: Vec<Row> = rows.collect();
+    // Each read ends with an interrupt, which the kernel takes by a call and ends by another.
+    let calls = rows.iter().find(|row| row.cause == "xics");
+    ensure!(
+        calls.is_some_and(|row| row.in_order >= 500 && row.at_random >= 500),
+        "there were hardly any interrupts: the disk was not read"
+    );
+    Ok(rows)
+}
+
+fn append() -> String {
+    format!("console=hvc0 quiet do=reads:{READS},off")
+}
+
+/// The guest under the hypervisor.
+fn guest(board: &Board, qemu: &Path, built: &Built) -> Result<Line> {
+    let manifest = folder().join("reads-pseries.toml");
+    let text = format!(
+        "version = 1\n[[vm]]\nname = \"linux\"\nmemory = \"512M\"\npin = [0]\nkernel = \"debian:{SERIES}\"\n\
+         initrd = \"initramfs\"\nrestart = \"never\"\nappend = \"{}\"\n\
+         devices = [ {{ host = \"phb:800000020000000\" }} ]\n",
+        append()
+    );
+    workspace::write_whole(&manifest, text.as_bytes())?;
+    let files = Files {
+        bundle: Some(run::make_bundle(board, &manifest, &Overrides::default())?),
+        ..run::files(board, built)?
+    };
+    qemu::line(qemu, board, &vary(None, Vec::new()), &files)
+}
+
+/// The kernel alone, with as much memory.
+fn alone(board: &Board, qemu: &Path, built: &Built) -> Result<Line> {
+    let mut bare = board.bare(Smmu::Gone);
+    bare.disks.clone_from(&board.disks);
+    let kernel = payload::file(board.arch, &PayloadName::DebianKernel(SERIES), &[SERIES])?;
+    let initrd = payload::file(board.arch, &PayloadName::Initramfs, &[SERIES])?;
+    let path = |path: &Path| path.display().to_string();
+    let args = [
+        "-initrd".to_owned(),
+        path(&initrd),
+        "-append".to_owned(),
+        append(),
+    ];
+    let files = Files {
+        hypervisor: kernel,
+        bundle: None,
+        ..run::files(board, built)?
+    };
+    qemu::line(qemu, &bare, &vary(Some("512M"), args.into()), &files)
+}
+
+fn vary(memory: Option<&str>, args: Vec<String>) -> Variation {
+    Variation {
+        time: Time::Instructions,
+        smp: Some(1),
+        memory: memory.map(str::to_owned),
+        args,
+        ..Variation::default()
+    }
+}
+
+/// What a `dd` takes, the least of a run.
+fn once(line: &Line, name: &str) -> Result<u64> {
+    let (console, record) = recorded_run(line, name)?;
+    let text = String::from_utf8_lossy(&console);
+    ensure!(
+        text.contains("windows: direct64-ddr-window-info"),
+        "{name}: the kernel has no direct window"
+    );
+    let pair =
+        regex::bytes::Regex::new(r"reads in-order: 4096 begin\r?\n(reads in-order: 4096 end)")?;
+    let mut taken = Vec::new();
+    for found in pair.captures_iter(&console) {
+        let between = found.get(1).context("no end")?;
+        let begin = record.at(between.start());
+        let end = record.at(between.start() + 1);
+        let (begin, end) = begin
+            .zip(end)
+            .context("the recording ends before the console does")?;
+        taken.push(end.saturating_sub(begin));
+    }
+    ensure!(
+        taken.len() >= 4,
+        "{name}: {} stretches are told",
+        taken.len()
+    );
+    taken.into_iter().min().context("nothing was read")
+}
+
+fn ratio(ours: u64, bare: u64) -> Result<Ratio> {
+    let per_mille = (bare * 1000 + ours / 2).checked_div(ours);
+    Ok(Ratio {
+        value: ours.div_ceil(READS),
+        bare: bare.div_ceil(READS),
+        per_mille: per_mille.context("reads that took nothing")?,
+        least_per_mille: LEAST_PER_MILLE,
+        command: command(),
+    })
+}
+
+fn ratio_table(ratio: &Ratio) -> String {
+    let as_ratio = |per_mille: u64| format!("{}.{:03}", per_mille / 1000, per_mille % 1000);
+    let mark = if ratio.per_mille < ratio.least_per_mille {
+        "  MISSED"
+    } else {
+        ""
+    };
+    format!(
+        "{:32} {:>10} {:>10} {:>8} {:>8}\n{:32} {:>10} {:>10} {:>8} {:>8}{mark}\n",
+        "reads, instructions for each",
+        "as a guest",
+        "without",
+        "ratio",
+        "at least",
+        "64-bit window, in order",
+        ratio.value,
+        ratio.bare,
+        as_ratio(ratio.per_mille),
+        as_ratio(ratio.least_per_mille)
+    )
+}
+
+fn table(rows: &[Row]) -> String {
+    let mut text = format!(
+        "{:24} {:>10} {:>10} {:>8}  for each 1,000 reads of 4 KiB\n",
+        "io, exits by cause", "in order", "at random", "limit"
+    );
+    for row in rows {
+        let limit = row
+            .limit
+            .map_or_else(|| "-".to_owned(), |limit| limit.to_string());
+        let mark = if row.is_over() { "  OVER" } else { "" };
+        text.push_str(&format!(
+            "{:24} {:>10} {:>10} {limit:>8}{mark}\n",
+            row.cause, row.in_order, row.at_random
+        ));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn console(xics: [u64; STEPS], tce: [u64; STEPS]) -> String {
+        let step = |(xics, tce): (u64, u64)| {
+            format!("monitor> exits linux\r\nxics   {xics}\r\ntce  {tce}\r\nwait  9\r\nmonitor> ")
+        };
+        xics.into_iter().zip(tce).map(step).collect()
+    }
+
+    /// 64 reads, 1088, 64, 1088, two calls each.
+    const XICS: [u64; STEPS] = [20, 148, 2324, 2452, 4628];
+
+    #[test]
+    fn a_pair_of_steps_gives_the_reads_alone() {
+        let counts = counts(&console(XICS, [7, 8, 9, 9, 9])).unwrap();
+        let rows = rows(&counts).unwrap();
+        let of = |cause: &str| rows.iter().find(|row| row.cause == cause).unwrap();
+        assert_eq!((of("xics").in_order, of("xics").at_random), (2000, 2000));
+        assert_eq!(of("tce").in_order, 0);
+        assert!(!rows.iter().any(Row::is_over) && !table(&rows).contains("OVER"));
+    }
+
+    #[test]
+    fn entries_for_each_read_are_over_the_limit_and_no_interrupts_are_no_figure() {
+        let counts = counts(&console(XICS, [0, 64, 1152, 1152, 1152])).unwrap();
+        assert!(table(&rows(&counts).unwrap()).contains("OVER"));
+        let counts = super::counts(&console([5; STEPS], [0; STEPS])).unwrap();
+        assert!(rows(&counts).is_err());
+    }
+
+    #[test]
+    fn a_ratio_is_held_against_the_least() {
+        let good = ratio(1000 * READS, 950 * READS).unwrap();
+        assert_eq!((good.value, good.bare, good.per_mille), (1000, 950, 950));
+        assert!(!ratio_table(&good).contains("MISSED"));
+        assert!(ratio_table(&ratio(1000, 949).unwrap()).contains("MISSED"));
+        assert!(ratio(0, 1).is_err());
+    }
+}
