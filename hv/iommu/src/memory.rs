@@ -329,6 +329,14 @@ impl<B: Backend> Iommu<B> {
         Ok(id)
     }
 
+    /// Where a BAR is mapped: the first of its areas.
+    #[must_use]
+    pub fn shown_at(&self, memory: MemoryId) -> Option<(IoasId, Span<types::Iova>)> {
+        let (ioas, start) = self.memory.get(memory)?.shown().first().copied()?;
+        let area = self.ioas.get(ioas)?.areas.find(start)?;
+        Some((ioas, area.span()))
+    }
+
     /// A memory object.
     ///
     /// # Errors

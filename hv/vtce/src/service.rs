@@ -320,6 +320,39 @@ impl Dma {
     }
 }
 
+impl Dma {
+    /// Takes registers away from the guest's entries, also from those that are live.
+    ///
+    /// # Errors
+    /// [`Refusal::Core`]: the hardware did not confirm. [`Refusal::Taken`]: they are shown by somebody else.
+    pub fn withdraw<B: Backend>(
+        &mut self,
+        core: &mut Iommu<B>,
+        memory: iommu::MemoryId,
+    ) -> Result<(), Refusal> {
+        self.slots.remove(memory);
+        let mut before = None;
+        while let Some(shown) = core.shown_at(memory) {
+            let (ioas, span) = shown;
+            // Each turn takes an area away.
+            if before.replace(shown) == Some(shown) {
+                return Err(Refusal::Taken);
+            }
+            let bridges = self.bridges.iter_mut().chain(&mut self.shut);
+            let mut windows = bridges
+                .filter(|bridge| bridge.options.ioas == ioas)
+                .flat_map(|bridge| &mut bridge.windows);
+            let window = windows.find(|window| window.span.contains_span(span));
+            let window = window.ok_or(Refusal::Taken)?;
+            let count = span.len().unwrap_or(0) >> window.page.shift();
+            let index = window.index(span.start().bits(), count);
+            let cleared = window.clear(core, ioas, index.ok_or(Refusal::Taken)?, count);
+            cleared.map_err(|_| Refusal::Core(Error::Backend(BackendError::Timeout)))?;
+        }
+        Ok(())
+    }
+}
+
 impl GuestWindow {
     /// Empties the window, as far as the budget of entries goes.
     fn empty<B: Backend>(

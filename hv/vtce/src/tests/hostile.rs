@@ -114,6 +114,15 @@ fn device_registers_are_for_nobody_unless_granted() {
     assert_eq!(rig.stuff(0x10_2000, 0, 1), Status::SUCCESS);
     assert_eq!(rig.real(0).len(), 5);
     rig.audit();
+    // Taken away for good, whatever leads there; memory beside it stays.
+    rig.dma.withdraw(&mut rig.core, memory).unwrap();
+    rig.audit();
+    assert_eq!(rig.real(0).len(), 2);
+    assert_eq!((rig.get(0), rig.get(0x10_1000)), (Some(0), Some(0)));
+    assert_eq!(rig.put(0, at | 3), Status::PARAMETER);
+    rig.dma.withdraw(&mut rig.core, memory).unwrap();
+    rig.dma.add_slot(slot).unwrap();
+    assert_eq!(rig.put(0, at | 0x1003), Status::SUCCESS);
     assert_eq!(rig.stuff(0x10_0000, 0, 8), Status::SUCCESS);
     assert_eq!(rig.real(0).len(), 1);
     // Over a live entry, and back to memory: by way of nothing, as no table has a step for it.

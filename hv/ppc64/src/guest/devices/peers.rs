@@ -95,10 +95,12 @@ impl Devices {
     }
 }
 
-/// Takes registers away from the VM's devices. Nothing shows them.
+/// Takes registers away from the VM's devices, also where entries lead there.
 pub(super) fn withdraw(core: &mut Core, dma: &mut Dma, granted: &[(Bdf, MemoryId)]) {
     for (bdf, memory) in granted {
-        dma.remove_slots(*memory);
+        if let Err(error) = dma.withdraw(core, *memory) {
+            log::error!("{bdf}: p2p: {error}");
+        }
         if let Err(error) = core.destroy_memory(*memory) {
             log::error!("{bdf}: p2p: {error}");
         }
