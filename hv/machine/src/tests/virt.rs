@@ -159,6 +159,17 @@ fn what_is_absent_is_a_fact() {
 }
 
 #[test]
+fn a_tree_without_pci_is_said_so_and_all_else_is_as_it_was() {
+    const LINE: &str = "pci: no host bridge described";
+    let machine = read(virt(1).without("pcie@10000000"));
+    assert!(machine.to_string().lines().any(|line| line == LINE));
+    assert!(machine.iommu_of(0, Bdf::new(0, 1, 0).unwrap()).is_none());
+    assert_eq!((machine.cpus.len(), machine.smmus.len()), (1, 1));
+    // The control: with it there is no such line.
+    assert!(!read(virt(1)).to_string().lines().any(|line| line == LINE));
+}
+
+#[test]
 fn no_memory_is_an_error() {
     assert_eq!(refuse(virt(1).without("memory@40000000")), Error::NoMemory);
     let empty = virt(1).edit(&["memory@40000000"], |n| n.cells("reg", &[0, 0, 0, 0]));
