@@ -283,7 +283,7 @@ pub(super) fn of_board(board: &str, extent: Extent) -> Vec<Case> {
     let mut cases = match board {
         "virt" => [
             vec![
-                image("virt", 680),
+                image("virt", 672),
                 figures("virt", &["boot-report"]),
                 figures("virt", &["traps"]),
                 figures("virt", &["smmu"]),
@@ -304,7 +304,7 @@ pub(super) fn of_board(board: &str, extent: Extent) -> Vec<Case> {
         .concat(),
         "pseries" => [
             vec![
-                image("pseries", 640),
+                image("pseries", 630),
                 figures("pseries", &["boot-report-pseries"]),
                 figures("pseries", &["traps", "--board", "pseries"]),
             ],
