@@ -307,6 +307,7 @@ pub(super) fn of_board(board: &str, extent: Extent) -> Vec<Case> {
                 image("pseries", 630),
                 figures("pseries", &["boot-report-pseries"]),
                 figures("pseries", &["traps", "--board", "pseries"]),
+                figures("pseries", &["tce"]),
             ],
             bring_up("pseries"),
             pseries::cases(),
