@@ -31,8 +31,9 @@ const SERIES: &str = "6.12";
 /// Reads of a step, and of a stretch.
 const STEP: u64 = 1024;
 const READS: u64 = 4096;
-/// What the guest's run is called.
-const GUEST: &str = "pseries";
+/// Memory of the kernel alone. Without room for more, QEMU's tree does not say how much a window has to hold, and the
+/// kernel makes none.
+const ALONE: &str = "512M,slots=1,maxmem=1G";
 /// The least that reads may come to, in a thousand.
 const LEAST_PER_MILLE: u64 = 950;
 /// Calls for entries in a thousand reads: memory is mapped once.
@@ -192,7 +193,7 @@ fn alone(board: &Board, qemu: &Path, built: &Built) -> Result<Line> {
         bundle: None,
         ..run::files(board, built)?
     };
-    qemu::line(qemu, &bare, &vary(Some("512M"), args.into()), &files)
+    qemu::line(qemu, &bare, &vary(Some(ALONE), args.into()), &files)
 }
 
 fn vary(memory: Option<&str>, args: Vec<String>) -> Variation {
@@ -213,10 +214,9 @@ fn once(line: &Line, name: &str) -> Result<u64> {
     let windows = windows
         .captures(&text)
         .map(|found| found[1].trim().to_owned());
-    // The kernel alone takes what it takes; a guest has all of its memory in one window of its own.
     let windows = windows.with_context(|| format!("{name}: the kernel tells of no windows"))?;
     ensure!(
-        name != GUEST || windows.contains("direct64-ddr-window-info"),
+        windows.contains("direct64-ddr-window-info"),
         "{name}: the kernel has no direct window: {windows}"
     );
     say!("reads, {name}: windows: {windows}");
