@@ -46,7 +46,7 @@ fn messages_to(guest: &mut Guest, address: u64) {
 fn on() -> Guest {
     let mut guest = Guest::with_messages();
     guest.bring_up();
-    guest.ram.put(L1 + 8, &[super::L2 + 0x4000 | 9]);
+    guest.ram.put(L1 + 8, &[(super::L2 + 0x4000) | 9]);
     guest.send(&[cfgi_ste(0x100), SYNC]);
     guest.take_pulses();
     guest
