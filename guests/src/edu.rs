@@ -227,10 +227,11 @@ impl Edu {
         Ok(())
     }
 
-    /// A DMA from start to end, without an interrupt.
+    /// A DMA from start to end, without an interrupt. One that a guest before this one started may still run: it
+    /// is waited for, because the device ignores what is asked of it meanwhile.
     ///
     /// # Errors
-    /// It does not end.
+    /// It does not end, or the one before does not.
     pub fn transfer(
         self,
         direction: Direction,
@@ -238,6 +239,9 @@ impl Edu {
         offset: u64,
         bytes: u64,
     ) -> Result<(), Timeout> {
+        if self.is_busy() {
+            self.wait()?;
+        }
         self.start(direction, address, offset, bytes, AtTheEnd::Silence);
         // Nothing can be seen before.
         cpu::sleep_us(DMA_US);

@@ -104,6 +104,12 @@ pub(crate) fn messages(edu: Edu, options: Options) -> Result<(), Failure> {
     Ok(())
 }
 
+/// So many in a row that do not come: the device is muted.
+const UNHEARD: u64 = 64;
+/// Many times what a flood sends in its time.
+const MOST_SENT: u64 = 20_000_000;
+
+/// Sends messages without end, and counts what comes of them.
 pub(crate) fn flood(edu: Edu, options: Options) -> Result<(), Failure> {
     let us = options.number("us").unwrap_or(200_000);
     let most = options.number("most").unwrap_or(6_000);
@@ -112,18 +118,29 @@ pub(crate) fn flood(edu: Edu, options: Options) -> Result<(), Failure> {
     };
     let end = cpu::now() + cpu::ticks(us);
     let mut sent = 0_u64;
-    while cpu::now() < end {
+    let mut came = 0;
+    let mut unheard = 0_u64;
+    // The end is in a period that was full of them already, and not in one that has just begun.
+    while cpu::now() < end || unheard < UNHEARD {
         edu.raise();
         wait::take();
         sent += 1;
+        let heard = wait::came(own);
+        unheard = if heard == came { unheard + 1 } else { 0 };
+        came = heard;
+        if sent > MOST_SENT {
+            return fail(
+                "a flood is not muted: so many came of so many",
+                [came, sent],
+            );
+        }
     }
-    let came = wait::came(own);
     wait::until(cpu::now() + cpu::ticks(50_000));
     let late = wait::came(own) - came;
     if came > most || came < most / 4 {
         return fail("so many messages came of so many sent", [came, sent]);
     }
-    // The last period was full of them: one of them is kept, no more.
+    // The last period was full of them: one of the others is kept, no more.
     if late != 1 {
         return fail("so many messages came after their period", [late, sent]);
     }
