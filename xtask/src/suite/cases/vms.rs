@@ -100,7 +100,6 @@ fn two_linux() -> Case {
         "two Linux VMs on one terminal are typed to, stopped and started",
         Bundle::Manifest(LINUX),
     )
-    .one_thread()
     .expect(&[&one])
     .types("echo o-$((6*7))\r")
     .expect(&[r"\[one\] o-42", &one])
