@@ -4,6 +4,7 @@
 //! counts instructions. The IOMMU core is measured on the host: ratios of one run.
 
 mod boot;
+mod exits;
 mod io;
 mod io_power;
 mod iommu;

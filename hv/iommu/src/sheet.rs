@@ -442,8 +442,8 @@ fn check_window<B: Backend>(
 
 impl<B: Backend> Iommu<B> {
     /// Makes `span` a sheet of pages of one size, none of which is shown. It goes with the window that it
-    /// is (if it is less, whenever windows change and it is empty), or by [`Iommu::close_sheet`]. It takes 16 bytes for 512 pages now, and 4 KiB for those 512
-    /// as long as one of them is shown.
+    /// is (if it is less, whenever windows change and it is empty), or by [`Iommu::close_sheet`]. It takes
+    /// 16 bytes for 512 pages now, and 4 KiB for those 512 as long as one of them is shown.
     ///
     /// # Errors
     /// [`Error::NoSuchObject`], [`Error::Misaligned`] (also where a window has no pages of that size),
@@ -782,9 +782,9 @@ impl<B: Backend> Iommu<B> {
             return Err(not_mapped);
         }
         let all = sheet.range(range);
-        let Some(first) = sheet.pages.live_in(all.first, all.count) else {
+        if sheet.pages.live_in(all.first, all.count).is_none() {
             return Ok(0);
-        };
+        }
         let mut outcome = Ok(());
         for shown in &*domains {
             self.backend.unmap(shown.table, range);
@@ -792,14 +792,10 @@ impl<B: Backend> Iommu<B> {
         for shown in &*domains {
             outcome = outcome.and(self.backend.invalidate(shown.table, range));
         }
-        let what = Pages {
-            first,
-            count: all.first.saturating_add(all.count).saturating_sub(first),
-        };
         if let Err(error) = outcome {
             sheet
                 .pages
-                .change(what.first, what.count, |page| Page(page.0 | Page::STALE));
+                .change(all.first, all.count, |page| Page(page.0 | Page::STALE));
             return Err(error.into());
         }
         Ok(sheet.forget(all, &mut self.memory))

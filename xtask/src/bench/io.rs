@@ -1,14 +1,8 @@
 //! `cargo xtask bench io`: how often a guest leaves for the hypervisor for each read of its NVMe disk, by cause,
 //! and what a read costs as a ratio ([`reads`]).
 //!
-//! Exits are counted by the hypervisor (`exits` at the monitor) between steps that the guest takes when it is
-//! told to. Two steps of a kind differ in how many blocks they read and in nothing else, so their difference
-//! is the reads alone. What a message costs is in `cargo xtask bench smmu`.
-//!
-//! Exits are not counted under `--icount`: completions of QEMU's disks are not deterministic under it, and counts are wanted,
-//! not times.
+//! How exits are counted: [`super::exits`]. What a message costs is in `cargo xtask bench smmu`.
 
-use std::collections::{BTreeMap, VecDeque};
 use std::fs;
 use std::path::Path;
 use std::time::Duration;
@@ -17,23 +11,20 @@ use anyhow::{Context as _, Result, ensure};
 use regex::Regex;
 use serde::Serialize;
 
+use super::exits::{Ground, Row, table};
 use super::{folder, reads};
 use crate::board::Board;
 use crate::build::{self, Built, Profile};
 use crate::manifest::Overrides;
 use crate::provide::{self, toolchain};
 use crate::qemu::{self, Files, Time, Variation};
-use crate::session::{self, Input, Output, Plan, Typed, Until};
+use crate::session::{self, Input, Output, Plan, Until};
 use crate::watch::Watch;
 use crate::{run, say, workspace};
 
 /// Its name on the command line.
 pub(super) const NAME: &str = "io";
 pub(super) const BOARD: &str = "virt";
-/// Reads of each kind: as the manifests say.
-const READS: u64 = 1024;
-/// Steps of the guest's action.
-pub(super) const STEPS: usize = 5;
 /// The manifests, and what the guest sees.
 const GROUNDS: [(&str, &str); 2] = [
     ("stage2", "qemu/guests/bench-io.toml"),
@@ -50,27 +41,25 @@ const MESSAGES_PER_MILLE: u64 = 1_100;
 /// The most instructions that taking four devices may cost.
 const MOST_FOR_TAKING: u64 = 3_000_000;
 
-/// One row of the table, and of `target/bench/io.json`: exits for each 1,000 reads.
-#[derive(Debug, Serialize, PartialEq, Eq)]
-struct Row {
-    /// What the guest sees.
-    ground: &'static str,
-    cause: String,
-    in_order: u64,
-    at_random: u64,
-    limit: Option<u64>,
-    command: String,
-}
-
-impl Row {
-    fn is_over(&self) -> bool {
-        // Each read at random is a program of its own, with a life of its own.
-        self.limit.is_some_and(|limit| self.in_order > limit)
+fn ground(name: &'static str, manifest: &'static str) -> Ground {
+    Ground {
+        name,
+        manifest,
+        told: "timer",
+        each_read: "message",
+        command: format!("cargo xtask bench {NAME}"),
     }
 }
 
-/// Exits by cause, at each step.
-pub(super) type Counts = Vec<BTreeMap<String, u64>>;
+/// What a cause may come to for 1,000 reads.
+fn limit(ground: &str) -> impl Fn(&str) -> Option<u64> {
+    let is_without_smmu = ground == "stage2";
+    move |cause| match cause {
+        "message" => Some(MESSAGES_PER_MILLE),
+        cause if is_without_smmu && DATA_PATH.contains(&cause) => Some(STRAY_PER_MILLE),
+        _ => None,
+    }
+}
 
 /// Measures. The status is 1 when a figure is over its limit.
 ///
@@ -81,34 +70,9 @@ pub(super) fn run() -> Result<u8> {
     let qemu = provide::qemu::provide(board.arch)?;
     let built = build::build(&toolchain::provide()?, board.arch, Profile::Release)?;
     let mut rows = Vec::new();
-    let bad = Regex::new("FAILED|PANIC|EXCEPTION")?;
-    for (ground, manifest) in GROUNDS {
-        let manifest = workspace::root().join(manifest);
-        let files = Files {
-            bundle: Some(run::make_bundle(&board, &manifest, &Overrides::default())?),
-            ..run::files(&board, &built)?
-        };
-        let line = qemu::line(&qemu, &board, &Variation::default(), &files)?;
-        let log = folder().join(format!("io-{ground}.log"));
-        let (expects, script) = script("timer")?;
-        let outcome = session::run(Plan {
-            line: &line,
-            watch: Watch::new(expects, vec![bad.clone()]),
-            until: Until::Verdict(0),
-            timeout: Some(Duration::from_secs(600)),
-            input: Input::Script(script),
-            output: Output::Nothing,
-            log: Some(&log),
-        })?;
-        ensure!(
-            outcome.status == 0,
-            "{ground}: {} (console: {})",
-            outcome.reason,
-            log.display()
-        );
-        let console = fs::read(&log).with_context(|| format!("cannot read {}", log.display()))?;
-        let counts = counts(&String::from_utf8_lossy(&console))?;
-        rows.extend(self::rows(ground, &counts)?);
+    for (name, manifest) in GROUNDS {
+        let ground = ground(name, manifest);
+        rows.extend(ground.rows(&ground.count(&board, &qemu, &built)?, limit(name))?);
     }
     let start = start(&board, &qemu, &built)?;
     let reads = reads::measure(&board, &qemu, &built)?;
@@ -206,113 +170,14 @@ fn taken(console: &str) -> Result<Taking> {
     })
 }
 
-/// At each step the monitor is asked, which says at least `row`, then the guest is told to go on.
-pub(super) fn script(row: &str) -> Result<(Vec<Regex>, VecDeque<Typed>)> {
-    let (mut expects, mut typed) = (Vec::new(), VecDeque::new());
-    for step in 0..STEPS {
-        let mut then = |wanted: &str, text: &str| -> Result<()> {
-            expects.push(Regex::new(wanted)?);
-            typed.push_back(Typed {
-                after: expects.len(),
-                text: text.to_owned(),
-            });
-            Ok(())
-        };
-        then(&format!("action io: step {step}"), "\x1dm")?;
-        then("monitor> ", "exits linux\r")?;
-        then(&format!("{row} +[0-9]"), "\r")?;
-        if step + 1 == STEPS {
-            then("monitor> ", "quit\r")?;
-        } else {
-            then("monitor> ", "focus linux\r")?;
-            then("has the keyboard", "\r")?;
-        }
-    }
-    Ok((expects, typed))
-}
-
-/// What `exits` said each time.
-pub(super) fn counts(console: &str) -> Result<Counts> {
-    let mut counts = Counts::new();
-    for answer in console.split("exits linux").skip(1) {
-        let lines = answer.lines().skip(1).map(str::trim);
-        let row = |line: &str| {
-            let (cause, count) = line.split_once(' ')?;
-            Some((cause.to_owned(), count.trim().parse().ok()?))
-        };
-        // The line is shown again when a VM's line comes in between, which may also come after it.
-        let lines = lines.skip_while(|line| line.starts_with('['));
-        let step: BTreeMap<String, u64> = lines.map_while(row).collect();
-        if !step.is_empty() {
-            counts.push(step);
-        }
-    }
-    ensure!(
-        counts.len() == STEPS,
-        "the monitor told of exits {} times, not {STEPS}",
-        counts.len()
-    );
-    Ok(counts)
-}
-
-fn rows(ground: &'static str, counts: &Counts) -> Result<Vec<Row>> {
-    let [start, few, many, few_at_random, many_at_random] = counts.as_slice() else {
-        anyhow::bail!("{} steps were counted, not {STEPS}", counts.len());
-    };
-    let of = |step: &BTreeMap<String, u64>, cause: &str| step.get(cause).copied().unwrap_or(0);
-    // What the second of a pair took beyond the first.
-    let beyond = |cause: &str, [before, between, after]: [&BTreeMap<String, u64>; 3]| {
-        let second = of(after, cause).saturating_sub(of(between, cause));
-        let first = of(between, cause).saturating_sub(of(before, cause));
-        second
-            .saturating_sub(first)
-            .saturating_mul(1000)
-            .div_ceil(READS)
-    };
-    let rows = many_at_random.keys().map(|cause| Row {
-        ground,
-        cause: cause.clone(),
-        in_order: beyond(cause, [start, few, many]),
-        at_random: beyond(cause, [many, few_at_random, many_at_random]),
-        limit: match cause.as_str() {
-            "message" => Some(MESSAGES_PER_MILLE),
-            cause if ground == "stage2" && DATA_PATH.contains(&cause) => Some(STRAY_PER_MILLE),
-            _ => None,
-        },
-        command: format!("cargo xtask bench {NAME}"),
-    });
-    let rows: Vec<Row> = rows.collect();
-    // Without messages nothing was read, and every other figure means nothing.
-    let messages = rows.iter().find(|row| row.cause == "message");
-    ensure!(
-        messages.is_some_and(|row| row.in_order >= 500 && row.at_random >= 500),
-        "{ground}: there were hardly any messages: the disk was not read"
-    );
-    Ok(rows)
-}
-
-fn table(rows: &[Row]) -> String {
-    let mut text = format!(
-        "{:24} {:>10} {:>10} {:>8}  for each 1,000 reads of 4 KiB\n",
-        "io, exits by cause", "in order", "at random", "limit"
-    );
-    for row in rows {
-        let limit = row
-            .limit
-            .map_or_else(|| "-".to_owned(), |limit| limit.to_string());
-        let mark = if row.is_over() { "  OVER" } else { "" };
-        let name = format!("{} {}", row.ground, row.cause);
-        text.push_str(&format!(
-            "{name:24} {:>10} {:>10} {limit:>8}{mark}\n",
-            row.in_order, row.at_random
-        ));
-    }
-    text
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bench::exits::{Counts, STEPS, counts};
+
+    fn rows(name: &'static str, counts: &Counts) -> Result<Vec<Row>> {
+        ground(name, "").rows(counts, limit(name))
+    }
 
     fn console(messages: [u64; STEPS], its: [u64; STEPS]) -> String {
         let step = |(messages, its): (u64, u64)| {
@@ -328,23 +193,23 @@ mod tests {
 
     #[test]
     fn a_pair_of_steps_gives_the_reads_alone() {
-        let counts = counts(&console(MESSAGES, [7, 8, 9, 9, 9])).unwrap();
-        let rows = rows("stage2", &counts).unwrap();
-        let of = |cause: &str| rows.iter().find(|row| row.cause == cause).unwrap();
+        let told = counts(&console(MESSAGES, [7, 8, 9, 9, 9])).unwrap();
+        let all = rows("stage2", &told).unwrap();
+        let of = |cause: &str| all.iter().find(|row| row.cause == cause).unwrap();
         assert_eq!(
             (of("message").in_order, of("message").at_random),
             (1000, 1000)
         );
         assert_eq!((of("its").in_order, of("its").at_random), (0, 0));
-        assert!(!rows.iter().any(Row::is_over));
+        assert!(!all.iter().any(Row::is_over));
     }
 
     #[test]
     fn an_exit_on_the_data_path_is_over_the_limit() {
-        let counts = counts(&console(MESSAGES, [0, 64, 1152, 1152, 1152])).unwrap();
-        let over = |ground| rows(ground, &counts).unwrap().iter().any(Row::is_over);
+        let told = counts(&console(MESSAGES, [0, 64, 1152, 1152, 1152])).unwrap();
+        let over = |ground| rows(ground, &told).unwrap().iter().any(Row::is_over);
         assert!(over("stage2") && !over("nested"));
-        assert!(table(&rows("stage2", &counts).unwrap()).contains("OVER"));
+        assert!(table(&rows("stage2", &told).unwrap()).contains("OVER"));
     }
 
     #[test]
@@ -359,8 +224,8 @@ mod tests {
 
     #[test]
     fn a_disk_that_was_not_read_is_no_figure() {
-        let counts = counts(&console([10; STEPS], [0; STEPS])).unwrap();
-        assert!(rows("stage2", &counts).is_err());
-        assert!(self::counts("monitor> exits linux\r\ntimer 1\r\n").is_err());
+        let told = counts(&console([10; STEPS], [0; STEPS])).unwrap();
+        assert!(rows("stage2", &told).is_err());
+        assert!(counts("monitor> exits linux\r\ntimer 1\r\n").is_err());
     }
 }

@@ -6,15 +6,13 @@
 //! a POWER guest, so `dd` reads, and a stretch is all that one `dd` does, its start included, on both sides. And what
 //! the platform does for a call, of the hypervisor or of the kernel alone, is no instruction.
 
-use std::fs;
 use std::path::Path;
-use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use regex::Regex;
 use serde::Serialize;
 
-use super::io::{Counts, STEPS, counts, script};
+use super::exits::{Ground, Row, table};
 use super::reads::{least_of_runs, recorded_run};
 use super::{folder, io};
 use crate::board::{Board, Smmu};
@@ -22,14 +20,11 @@ use crate::build::{self, Built, Profile};
 use crate::manifest::{Overrides, PayloadName};
 use crate::provide::{self, payload, toolchain};
 use crate::qemu::{self, Files, Line, Time, Variation};
-use crate::session::{self, Input, Output, Plan, Until};
-use crate::watch::Watch;
 use crate::{run, say, workspace};
 
 pub(super) const BOARD: &str = "pseries";
 const SERIES: &str = "6.12";
-/// Reads of a step, and of a stretch.
-const STEP: u64 = 1024;
+/// Reads of a stretch.
 const READS: u64 = 4096;
 /// Memory of the kernel alone. Without room for more, QEMU's tree does not say how much a window has to hold, and the
 /// kernel makes none.
@@ -38,22 +33,6 @@ const ALONE: &str = "512M,slots=1,maxmem=1G";
 const LEAST_PER_MILLE: u64 = 950;
 /// Calls for entries in a thousand reads: memory is mapped once.
 const MOST_CALLS_FOR_ENTRIES: u64 = 5;
-
-/// Exits for each 1,000 reads.
-#[derive(Debug, Serialize, PartialEq, Eq)]
-struct Row {
-    cause: String,
-    in_order: u64,
-    at_random: u64,
-    limit: Option<u64>,
-    command: String,
-}
-
-impl Row {
-    fn is_over(&self) -> bool {
-        self.limit.is_some_and(|limit| self.in_order > limit)
-    }
-}
 
 /// Instructions for a read.
 #[derive(Debug, Serialize, PartialEq, Eq)]
@@ -69,6 +48,22 @@ fn command() -> String {
     format!("cargo xtask bench {} --board {BOARD}", io::NAME)
 }
 
+fn ground() -> Ground {
+    Ground {
+        name: BOARD,
+        manifest: "qemu/guests/bench-io-pseries.toml",
+        told: "wait",
+        // Each read ends with an interrupt, which the kernel takes by a call and ends by another.
+        each_read: "xics",
+        command: command(),
+    }
+}
+
+/// What a cause may come to for 1,000 reads.
+fn limit(cause: &str) -> Option<u64> {
+    (cause == "tce").then_some(MOST_CALLS_FOR_ENTRIES)
+}
+
 /// Measures. The status is 1 when a figure is not reached.
 ///
 /// # Errors
@@ -77,7 +72,8 @@ pub(super) fn run() -> Result<u8> {
     let board = Board::load(&workspace::root().join("boards"), BOARD)?;
     let qemu = provide::qemu::provide(board.arch)?;
     let built = build::build(&toolchain::provide()?, board.arch, Profile::Release)?;
-    let rows = rows(&exits(&board, &qemu, &built)?)?;
+    let ground = ground();
+    let rows = ground.rows(&ground.count(&board, &qemu, &built)?, limit)?;
     let ours = least_of_runs("pseries", || {
         once(&guest(&board, &qemu, &built)?, "pseries")
     })?;
@@ -93,65 +89,6 @@ pub(super) fn run() -> Result<u8> {
     say!("the figures are in {} too", path.display());
     let missed = ratio.per_mille < ratio.least_per_mille;
     Ok(u8::from(missed || rows.iter().any(Row::is_over)))
-}
-
-fn exits(board: &Board, qemu: &Path, built: &Built) -> Result<Counts> {
-    let manifest = workspace::root().join("qemu/guests/bench-io-pseries.toml");
-    let files = Files {
-        bundle: Some(run::make_bundle(board, &manifest, &Overrides::default())?),
-        ..run::files(board, built)?
-    };
-    let line = qemu::line(qemu, board, &Variation::default(), &files)?;
-    let log = folder().join("io-pseries.log");
-    let (expects, script) = script("wait")?;
-    let outcome = session::run(Plan {
-        line: &line,
-        watch: Watch::new(expects, vec![Regex::new("FAILED|PANIC|EXCEPTION")?]),
-        until: Until::Verdict(0),
-        timeout: Some(Duration::from_secs(600)),
-        input: Input::Script(script),
-        output: Output::Nothing,
-        log: Some(&log),
-    })?;
-    ensure!(
-        outcome.status == 0,
-        "exits: {} (console: {})",
-        outcome.reason,
-        log.display()
-    );
-    let console = fs::read(&log).with_context(|| format!("cannot read {}", log.display()))?;
-    counts(&String::from_utf8_lossy(&console))
-}
-
-fn rows(counts: &Counts) -> Result<Vec<Row>> {
-    let [start, few, many, few_at_random, many_at_random] = counts.as_slice() else {
-        anyhow::bail!("{} steps were counted, not {STEPS}", counts.len());
-    };
-    let rows = many_at_random.keys().map(|cause| {
-        let of =
-            |step: &std::collections::BTreeMap<String, u64>| step.get(cause).copied().unwrap_or(0);
-        // What the second of a pair took beyond the first.
-        let beyond = |before: u64, between: u64, after: u64| {
-            let second = after.saturating_sub(between);
-            let first = between.saturating_sub(before);
-            (second.saturating_sub(first) * 1000).div_ceil(STEP)
-        };
-        Row {
-            cause: cause.clone(),
-            in_order: beyond(of(start), of(few), of(many)),
-            at_random: beyond(of(many), of(few_at_random), of(many_at_random)),
-            limit: (cause == "tce").then_some(MOST_CALLS_FOR_ENTRIES),
-            command: command(),
-        }
-    });
-    let rows: Vec<Row> = rows.collect();
-    // Each read ends with an interrupt, which the kernel takes by a call and ends by another.
-    let calls = rows.iter().find(|row| row.cause == "xics");
-    ensure!(
-        calls.is_some_and(|row| row.in_order >= 500 && row.at_random >= 500),
-        "there were hardly any interrupts: the disk was not read"
-    );
-    Ok(rows)
 }
 
 fn append() -> String {
@@ -273,27 +210,14 @@ fn ratio_table(ratio: &Ratio) -> String {
     )
 }
 
-fn table(rows: &[Row]) -> String {
-    let mut text = format!(
-        "{:24} {:>10} {:>10} {:>8}  for each 1,000 reads of 4 KiB\n",
-        "io, exits by cause", "in order", "at random", "limit"
-    );
-    for row in rows {
-        let limit = row
-            .limit
-            .map_or_else(|| "-".to_owned(), |limit| limit.to_string());
-        let mark = if row.is_over() { "  OVER" } else { "" };
-        text.push_str(&format!(
-            "{:24} {:>10} {:>10} {limit:>8}{mark}\n",
-            row.cause, row.in_order, row.at_random
-        ));
-    }
-    text
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bench::exits::{Counts, STEPS, counts};
+
+    fn rows(counts: &Counts) -> Result<Vec<Row>> {
+        ground().rows(counts, limit)
+    }
 
     fn console(xics: [u64; STEPS], tce: [u64; STEPS]) -> String {
         let step = |(xics, tce): (u64, u64)| {
@@ -307,20 +231,20 @@ mod tests {
 
     #[test]
     fn a_pair_of_steps_gives_the_reads_alone() {
-        let counts = counts(&console(XICS, [7, 8, 9, 9, 9])).unwrap();
-        let rows = rows(&counts).unwrap();
-        let of = |cause: &str| rows.iter().find(|row| row.cause == cause).unwrap();
+        let told = counts(&console(XICS, [7, 8, 9, 9, 9])).unwrap();
+        let all = rows(&told).unwrap();
+        let of = |cause: &str| all.iter().find(|row| row.cause == cause).unwrap();
         assert_eq!((of("xics").in_order, of("xics").at_random), (2000, 2000));
         assert_eq!(of("tce").in_order, 0);
-        assert!(!rows.iter().any(Row::is_over) && !table(&rows).contains("OVER"));
+        assert!(!all.iter().any(Row::is_over) && !table(&all).contains("OVER"));
     }
 
     #[test]
     fn entries_for_each_read_are_over_the_limit_and_no_interrupts_are_no_figure() {
-        let counts = counts(&console(XICS, [0, 64, 1152, 1152, 1152])).unwrap();
-        assert!(table(&rows(&counts).unwrap()).contains("OVER"));
-        let counts = super::counts(&console([5; STEPS], [0; STEPS])).unwrap();
-        assert!(rows(&counts).is_err());
+        let told = counts(&console(XICS, [0, 64, 1152, 1152, 1152])).unwrap();
+        assert!(table(&rows(&told).unwrap()).contains("OVER"));
+        let told = counts(&console([5; STEPS], [0; STEPS])).unwrap();
+        assert!(rows(&told).is_err());
     }
 
     #[test]

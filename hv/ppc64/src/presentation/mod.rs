@@ -64,8 +64,8 @@ pub(crate) enum Afterwards {
     Held,
 }
 
-#[optimize(speed)]
 /// Takes back what made this CPU leave its guest or wake. `came` is called with each device's source.
+#[optimize(speed)]
 pub(crate) fn acknowledge(mut came: impl FnMut(u32) -> Afterwards) {
     let this = cpu::this();
     match XIVE.get() {
@@ -114,7 +114,8 @@ impl Sources {
         }
     }
 
-    /// Lets a source through again that was held or silenced, to the CPU it was directed to, with what came meanwhile. False when it cannot.
+    /// Lets a source through again that was held or silenced, to the CPU it was directed to, with what came
+    /// meanwhile. False when it cannot.
     pub(crate) fn release(self, source: u32, server: u32) -> bool {
         match XIVE.get() {
             Some(xive) => xive.end(source),

@@ -309,8 +309,8 @@ fn trigger(number: u32, source: Source) {
     }
 }
 
-#[inline]
 /// What is before it in the program is done before what is behind it. [Power ISA 3.1B Book II §4.6.3]
+#[inline]
 fn in_order() {
     // SAFETY: a barrier.
     unsafe { asm!("sync", options(nostack)) };

@@ -25,7 +25,7 @@ use std::time::Duration;
 use super::Extent;
 use super::pairwise;
 use crate::board::Smmu;
-use crate::qemu::{Threads, Variation};
+use crate::qemu::{Threads, Time, Variation};
 use crate::session::Typed;
 
 /// One board test.
@@ -255,6 +255,21 @@ impl Case {
 
     fn bundle(mut self, bundle: Bundle) -> Self {
         self.bundle = bundle;
+        self
+    }
+
+    /// An `edu` behind each of so many host bridges besides the board's first, on POWER; time is counted in
+    /// instructions.
+    fn edus_on_bridges(mut self, count: usize) -> Self {
+        for bridge in 1..=count {
+            self = self.args(&[
+                "-device",
+                &format!("spapr-pci-host-bridge,index={bridge},id=p{bridge}"),
+                "-device",
+                &format!("edu,dma_mask=0xffffffffffffffff,bus=p{bridge}.0"),
+            ]);
+        }
+        self.vary.time = Time::Instructions;
         self
     }
 

@@ -10,7 +10,6 @@ use regex::Regex;
 
 use super::vms::MONITOR;
 use super::{Bundle, Case, Check};
-use crate::qemu::Time;
 
 const BOARD: &str = "pseries";
 
@@ -42,16 +41,7 @@ pub(super) fn cases() -> Vec<Case> {
 
 /// The guest as a VM, with devices behind host bridges 1 and 2.
 fn case(name: &str, bundle: Bundle) -> Case {
-    let mut case = Case::new(BOARD, name).bundle(bundle);
-    for bridge in 1..=2 {
-        case = case.args(&[
-            "-device",
-            &format!("spapr-pci-host-bridge,index={bridge},id=p{bridge}"),
-            "-device",
-            &format!("edu,dma_mask=0xffffffffffffffff,bus=p{bridge}.0"),
-        ]);
-    }
-    case.vary.time = Time::Instructions;
+    let mut case = Case::new(BOARD, name).bundle(bundle).edus_on_bridges(2);
     case.forbids.push("FAILED|unasked".to_owned());
     case.timeout = Duration::from_secs(600);
     case
@@ -121,16 +111,8 @@ fn peers() -> Case {
         "kernel_format = \"elf\"\nrestart = \"never\"\n",
         "append = \"peer phb=3 other=4 foreign=2 granted=0\"\n",
         "devices = [ { host = \"phb:800000020000003\" }, { host = \"phb:800000020000004\" } ]\n",
-    )));
-    for bridge in 1..=4 {
-        case = case.args(&[
-            "-device",
-            &format!("spapr-pci-host-bridge,index={bridge},id=p{bridge}"),
-            "-device",
-            &format!("edu,dma_mask=0xffffffffffffffff,bus=p{bridge}.0"),
-        ]);
-    }
-    case.vary.time = Time::Instructions;
+    )))
+    .edus_on_bridges(4);
     case.forbids.push("FAILED|unasked|p2p:".to_owned());
     case.timeout = Duration::from_secs(300);
     case.check = Check::Judged(both_peers);

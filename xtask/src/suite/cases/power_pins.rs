@@ -7,7 +7,6 @@ use regex::Regex;
 
 use super::vms::MONITOR;
 use super::{Bundle, Case, Check, Disks};
-use crate::qemu::Time;
 
 const BOARD: &str = "pseries";
 
@@ -148,16 +147,7 @@ macro_rules! edu {
 
 /// The guests of our own, with an `edu` behind each of two host bridges.
 fn case(name: &str, bundle: Bundle) -> Case {
-    let mut case = Case::new(BOARD, name).bundle(bundle);
-    for bridge in 1..=2 {
-        case = case.args(&[
-            "-device",
-            &format!("spapr-pci-host-bridge,index={bridge},id=p{bridge}"),
-            "-device",
-            &format!("edu,dma_mask=0xffffffffffffffff,bus=p{bridge}.0"),
-        ]);
-    }
-    case.vary.time = Time::Instructions;
+    let mut case = Case::new(BOARD, name).bundle(bundle).edus_on_bridges(2);
     forbidden(&mut case);
     case.timeout = Duration::from_secs(120);
     case

@@ -6,7 +6,6 @@ use anyhow::{Result, ensure};
 
 use super::vms::MONITOR;
 use super::{Bundle, Case, Check};
-use crate::qemu::Time;
 
 const BOARD: &str = "pseries";
 
@@ -146,16 +145,8 @@ fn injected() -> Case {
         "dma verdict: error ok: errors=5",
         "dma verdict: watch ok: beats=80 .* forged=0",
         "verdict 0: all VMs are off",
-    ]);
-    for bridge in 1..=2 {
-        case = case.args(&[
-            "-device",
-            &format!("spapr-pci-host-bridge,index={bridge},id=p{bridge}"),
-            "-device",
-            &format!("edu,dma_mask=0xffffffffffffffff,bus=p{bridge}.0"),
-        ]);
-    }
-    case.vary.time = Time::Instructions;
+    ])
+    .edus_on_bridges(2);
     case.forbids = vec![r"\] (ERROR|WARN)  |PANIC|EXCEPTION|FAILED".to_owned()];
     case.timeout = Duration::from_secs(120);
     case

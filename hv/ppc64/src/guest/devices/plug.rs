@@ -123,19 +123,14 @@ impl Devices {
             bridge: held.bridge,
             pe,
         });
-        let mut sure = self.silence(held);
+        let silent = self.silence(held);
         for bar in bridge.topology.functions().iter().flat_map(bars) {
             let _ = self.show_bar(bar, Shown::Ones, view);
         }
         if let Some(io) = bridge.io {
             let _ = self.show_at(io, Shown::Ones, view);
         }
-        let done = sure && {
-            sure = self.empty(held);
-            sure
-        };
-        let released = done.then(|| self.release(held));
-        if let Some(Ok(())) = released {
+        if silent && self.empty(held) && self.release(held).is_ok() {
             log::info!("vm {}: phb:{:x} is taken away", self.vm, bridge.buid);
             all.swap_remove(at);
             return Ok(());
