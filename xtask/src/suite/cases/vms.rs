@@ -134,9 +134,13 @@ fn two_linux() -> Case {
     .types("poweroff -f\r")
     .expect(&["vm one: powered off"]);
     case.timeout = Duration::from_secs(600);
-    // What is typed to one appears at no other, and what does not begin with a prefix is ours.
-    case.forbids
-        .extend([r"\[one\].*t-42".to_owned(), r"\[two\].*o-42".to_owned()]);
+    // What is typed to one appears at no other, and what does not begin with a prefix is ours. A core that does not
+    // show a vCPU within 100 ms, as one may on a single thread of a busy host, ends the test at once.
+    case.forbids.extend([
+        r"\[one\].*t-42".to_owned(),
+        r"\[two\].*o-42".to_owned(),
+        "did not leave their cores in time".to_owned(),
+    ]);
     case
 }
 
