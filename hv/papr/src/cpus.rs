@@ -2,8 +2,8 @@
 
 use alloc::vec::Vec;
 
-use crate::Servers;
 use crate::area::Areas;
+use crate::{After, Servers};
 
 /// A vCPU that was stopped and is to run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,6 +78,24 @@ impl Cpus {
         let (vcpu, cpu) = self.server(server)?;
         cpu.prodded = true;
         Some(Servers::one(vcpu))
+    }
+
+    /// Whether there was a prod for a vCPU that is about to wait; it is used up.
+    pub(crate) fn take_prod(&mut self, vcpu: usize) -> bool {
+        self.get_mut(vcpu)
+            .is_some_and(|cpu| core::mem::take(&mut cpu.prodded))
+    }
+
+    /// A vCPU waits for a prod, unless there was one.
+    pub(crate) fn join(&mut self, vcpu: usize) -> After {
+        let prodded = self.take_prod(vcpu);
+        match self.get_mut(vcpu) {
+            Some(cpu) if !prodded => {
+                cpu.joined = true;
+                After::Join
+            }
+            _ => After::Resume,
+        }
     }
 
     /// Whether all that run, other than this one, have joined.

@@ -47,6 +47,8 @@ const MSR_EE: u64 = 1 << 15;
 pub enum After {
     /// It goes on.
     Resume,
+    /// It goes on, with interrupts let through.
+    Unmask,
     /// It waits for an interrupt, its decrementer or a prod, with interrupts let through.
     Cede,
     /// It waits for a prod.
@@ -143,7 +145,7 @@ impl Platform {
                 let told = self.cpus.lock().prod(a);
                 kick(told, env)
             }
-            n::CONFER => return self.confer(gpr, a, b, env),
+            n::CONFER => return self.confer((vcpu, msr), gpr, [a, b], env),
             n::REGISTER_VPA => self.register_vpa(arguments, env),
             n::SET_SPRG0 => {
                 answer(gpr, Status::SUCCESS);
@@ -228,14 +230,15 @@ impl Platform {
         }
     }
 
-    /// `H_CEDE`. A prod that came before is what it waits for.
+    /// `H_CEDE`. A prod that came before is what it waits for. Interrupts are let through either way: Linux counts
+    /// on it, and would go on without any.
     fn cede(&self, vcpu: usize, gpr: &mut Gpr) -> After {
         answer(gpr, Status::SUCCESS);
-        let mut cpus = self.cpus.lock();
-        let prodded = cpus
-            .get_mut(vcpu)
-            .is_some_and(|cpu| core::mem::take(&mut cpu.prodded));
-        if prodded { After::Resume } else { After::Cede }
+        if self.cpus.lock().take_prod(vcpu) {
+            After::Unmask
+        } else {
+            After::Cede
+        }
     }
 
     /// `H_JOIN`. [LoPAPR §14.11.5]
@@ -249,23 +252,35 @@ impl Platform {
             Status::SUCCESS
         };
         answer(gpr, status);
-        match cpus.get_mut(vcpu) {
-            Some(cpu) if status == Status::SUCCESS => {
-                if core::mem::take(&mut cpu.prodded) {
-                    return After::Resume;
-                }
-                cpu.joined = true;
-                After::Join
-            }
-            _ => After::Resume,
+        if status == Status::SUCCESS {
+            cpus.join(vcpu)
+        } else {
+            After::Resume
         }
     }
 
-    /// `H_CONFER`: to one vCPU, unless it has been dispatched since the caller looked, or to all.
-    fn confer(&self, gpr: &mut Gpr, server: u64, count: u64, env: &dyn Environment) -> After {
+    /// `H_CONFER`: to one vCPU, unless it has been dispatched since the caller looked, or to all. Who confers to
+    /// itself waits for a prod, or for an interrupt that it lets through.
+    fn confer(
+        &self,
+        (vcpu, msr): (usize, u64),
+        gpr: &mut Gpr,
+        [server, count]: [u64; 2],
+        env: &dyn Environment,
+    ) -> After {
         let areas = {
             let mut cpus = self.cpus.lock();
             match cpus.server(server) {
+                Some((target, _)) if target == vcpu => {
+                    answer(gpr, Status::SUCCESS);
+                    return if msr & MSR_EE == 0 {
+                        cpus.join(vcpu)
+                    } else if cpus.take_prod(vcpu) {
+                        After::Resume
+                    } else {
+                        After::Cede
+                    };
+                }
                 Some((_, cpu)) => cpu.areas,
                 None if server == u64::MAX || server == u64::from(u32::MAX) => {
                     answer(gpr, Status::SUCCESS);
@@ -285,9 +300,12 @@ impl Platform {
     }
 
     fn register_vpa(&self, [flags, server, at, _]: [u64; 4], env: &dyn Environment) -> Status {
-        /// The function is three bits of the flags.
+        /// The function is three bits of the flags; the others are reserved.
         const SHIFT: u32 = 63 - 18;
         let function = flags >> SHIFT & 7;
+        if function << SHIFT != flags {
+            return Status::PARAMETER;
+        }
         // A copy, because judging an area reads memory, which the lock need not wait for.
         let found = self
             .cpus

@@ -258,8 +258,39 @@ fn a_prod_ends_a_wait_that_comes_after_it() {
     platform.woken(1);
     assert_eq!(cede(), After::Cede, "a prod is used up");
     assert_eq!(status(&platform, &env, n::PROD, &[1]), 0);
-    assert_eq!(cede(), After::Resume);
+    assert_eq!(
+        cede(),
+        After::Unmask,
+        "interrupts are let through all the same"
+    );
     assert_eq!(status(&platform, &env, n::PROD, &[2]), -4);
+}
+
+#[test]
+fn who_confers_to_itself_waits_for_a_prod() {
+    let (platform, env) = (platform(2), Fake::new());
+    let confer = |msr| {
+        let mut gpr = [0; 32];
+        gpr[3] = n::CONFER;
+        let after = platform.hypercall(0, &mut gpr, msr, &env);
+        (gpr[3], after)
+    };
+    // With interrupts off none of them wakes it, as after `H_JOIN`.
+    assert_eq!(confer(0), (0, After::Join));
+    call(&platform, &env, 0, n::CPPR, &[0xff]);
+    call(&platform, &env, 1, n::IPI, &[0, 4]);
+    assert_eq!(platform.wake(0), Wake::Stay);
+    assert_eq!(status(&platform, &env, n::PROD, &[0]), 0);
+    assert_eq!(platform.wake(0), Wake::Due);
+    platform.woken(0);
+    // With interrupts on they do.
+    assert_eq!(confer(1 << 15), (0, After::Cede));
+    assert_eq!(platform.wake(0), Wake::Due);
+    for msr in [0, 1 << 15] {
+        assert_eq!(status(&platform, &env, n::PROD, &[0]), 0);
+        assert_eq!(confer(msr), (0, After::Resume));
+    }
+    assert!(!platform.has_joined(0));
 }
 
 #[test]

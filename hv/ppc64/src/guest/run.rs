@@ -518,6 +518,10 @@ impl Residency<'_> {
         let platform = &self.vm.platform;
         match platform.hypercall(self.index, &mut registers.gpr, msr, self.surroundings) {
             After::Resume => Then::Resume,
+            After::Unmask => {
+                registers.msr |= MSR_EE;
+                Then::Resume
+            }
             After::Cede => {
                 registers.msr |= MSR_EE;
                 Then::Wait

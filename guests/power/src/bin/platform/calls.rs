@@ -267,6 +267,15 @@ fn cede_and_prod() -> Result<(), Wrong> {
     // Or it would wait for ever.
     let left = cage::run(cede, 0, 0);
     holds("it comes back at once", left == cage::Left::Completed)?;
+    // With interrupts let through, as after every wait: one that is there comes.
+    is("to oneself", 0, status(0x6c, [0, 4, 0, 0]))?;
+    is("prod oneself", 0, status(0xe8, [0; 4]))?;
+    let left = cage::run(cede, 0, 0);
+    holds(
+        "a wait that a prod has ended lets interrupts through",
+        left == cage::Left::Exception(0x500),
+    )?;
+    is("none any more", 0, status(0x6c, [0, 0xff, 0, 0]))?;
     let before = cpu::now();
     cede_for(3000)?;
     holds(
@@ -293,7 +302,18 @@ extern "C" fn joins_unmasked(_: u64, _: u64) {
 fn confer() -> Result<(), Wrong> {
     is("to all", 0, status(0xe4, [u64::MAX, 0, 0, 0]))?;
     is("to nobody", PARAMETER, status(0xe4, [77, 0, 0, 0]))?;
-    is("to one", 0, status(0xe4, [0, 1, 0, 0]))
+    is("prod oneself", 0, status(0xe8, [0; 4]))?;
+    is("to oneself after a prod", 0, status(0xe4, [0; 4]))?;
+    // Without one, an interrupt that is let through ends it.
+    is("an interrupt", 0, status(0x6c, [0, 4, 0, 0]))?;
+    let left = cage::run(confers_to_itself, 0, 0);
+    holds("to oneself", left == cage::Left::Exception(0x500))?;
+    is("none any more", 0, status(0x6c, [0, 0xff, 0, 0]))
+}
+
+extern "C" fn confers_to_itself(_: u64, _: u64) {
+    cpu::unmask();
+    status(0xe4, [0; 4]);
 }
 
 fn home_node() -> Result<(), Wrong> {
