@@ -1,98 +1,29 @@
 //! SMMUs as the hardware of the IOMMU core.
 
+mod caches;
+mod lend;
+mod table;
+
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 
 use hal::{Clock, FrameAllocator, Mmio, SharedMemory};
 use iommu::{
     Ats, Backend, BackendError, Binding, Capabilities, ContextFormat, DirtyRead, DirtyTracking,
-    Endpoint, MemoryType, PageSizes, Partial, Permissions, Run, StageOne, StageOneInvalidation,
-    TableId, TableOptions, UnitId, Window, WindowLimits,
+    Endpoint, PageSizes, Partial, Run, StageOne, StageOneInvalidation, TableId, TableOptions,
+    UnitId, Window, WindowLimits,
 };
-use pagetable::{
-    Fault, Geometry, Invalidate, Leaf, OutputSize, PageTable, Stage2Access, Stage2Attributes, Stale,
-};
-use types::{Address, Iova, Ipa, Pa, PageSize, Span, StreamId, Vmid};
+use pagetable::{Fault, Geometry, Leaf, OutputSize, PageTable};
+use types::{Iova, Pa, PageSize, Span, StreamId, Vmid};
 
+use self::caches::{Caches, MOST};
+use self::table::{Table, attributes};
 use crate::Error;
 use crate::frames::{Kept, TableFrames};
-use crate::invalidation::{Ranges, StageOneCommands};
+use crate::invalidation::StageOneCommands;
 use crate::shared::Shared;
 use crate::smmu::Smmu;
-use crate::spec::{Command, Depth, Range, Stage1, Stage2, Ste, Walks};
-
-/// The most commands of one invalidation; where more were needed, everything of the VMID goes.
-const MOST: usize = 32;
-
-type Tree<P, F> = PageTable<pagetable::Stage2<Iova>, Shared<P>, TableFrames<P, F>>;
-
-/// A stage-2 table for devices.
-#[derive(Debug)]
-pub(crate) struct Table<P, F> {
-    tree: Tree<P, F>,
-    vmid: Vmid,
-    window: [Window; 1],
-    /// Where the tree uses the tables of a VM's CPUs.
-    lent: Vec<Span<Iova>>,
-    /// What was unmapped last, and is in no cache any more.
-    forgotten: Option<Span<Iova>>,
-    /// What was lent was to be unmapped: nothing may use the table any more.
-    closed: bool,
-}
-
-impl<P: SharedMemory, F: FrameAllocator> Table<P, F> {
-    /// The stage 2 of a stream.
-    fn stage2(&self, walks: Walks) -> Stage2 {
-        let geometry = self.tree.geometry();
-        Stage2 {
-            vmid: self.vmid,
-            t0sz: geometry.t0sz(),
-            sl0: geometry.sl0(),
-            ps: geometry.output().encoding(),
-            root: self.tree.root(),
-            walks,
-        }
-    }
-
-    fn is_lent(&self, span: Span<Iova>) -> bool {
-        self.lent.iter().any(|lent| lent.contains_span(span))
-    }
-
-    /// Whether the tree already translates a run as it says.
-    fn shows(&self, run: &Run) -> bool {
-        let mut at = run.iova.bits();
-        let end = at.saturating_add(run.bytes);
-        while at < end {
-            let Ok(leaf) = self.tree.walk(Iova::truncated(at)) else {
-                return false;
-            };
-            let into = at - run.iova.bits();
-            if leaf.pa.bits() != run.pa.bits().saturating_add(into)
-                || leaf.attributes != attributes(run)
-            {
-                return false;
-            }
-            at = (at | leaf.size.mask()).saturating_add(1);
-        }
-        true
-    }
-}
-
-/// How a run is accessed.
-fn attributes(run: &Run) -> Stage2Attributes {
-    let attributes = match run.memory {
-        MemoryType::Normal => Stage2Attributes::RAM,
-        MemoryType::Device => Stage2Attributes::DEVICE,
-    };
-    Stage2Attributes {
-        access: match run.permissions {
-            Permissions::Read => Stage2Access::Read,
-            Permissions::Write => Stage2Access::Write,
-            Permissions::ReadWrite => Stage2Access::ReadWrite,
-        },
-        ..attributes
-    }
-}
+use crate::spec::{Command, Depth, Stage1, Ste, Walks};
 
 /// An endpoint that goes through a table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -127,150 +58,6 @@ pub struct SmmuBackend<M, P, F, C> {
     kept: Kept,
     /// Where the commands of one change are put together: too large to be made anew for each.
     list: Box<[Command; MOST]>,
-}
-
-/// The translation caches of the SMMUs, for one VMID.
-struct Caches<'a, M, P, F, C> {
-    units: &'a mut [Smmu<M, P, F, C>],
-    kept: &'a Kept,
-    vmid: Vmid,
-    /// A guest's stage 1 sits on the table: its combined translations go, too, and what the SMMU
-    /// keeps of its context descriptors.
-    nested: bool,
-    commands: &'a mut [Command; MOST],
-    count: usize,
-}
-
-impl<'a, M: Mmio, P: SharedMemory, F: FrameAllocator, C: Clock> Caches<'a, M, P, F, C> {
-    fn new(
-        units: &'a mut [Smmu<M, P, F, C>],
-        kept: &'a Kept,
-        commands: &'a mut [Command; MOST],
-        vmid: Vmid,
-        nested: bool,
-    ) -> Self {
-        Self {
-            units,
-            kept,
-            vmid,
-            nested,
-            commands,
-            count: 0,
-        }
-    }
-
-    fn push(&mut self, command: Command) {
-        match self.commands.get_mut(self.count) {
-            Some(slot) => {
-                *slot = command;
-                self.count += 1;
-            }
-            None => self.everything(),
-        }
-    }
-
-    /// One command that covers whatever was asked for.
-    fn everything(&mut self) {
-        self.commands[0] = Command::TlbiS12Vmall(self.vmid);
-        self.count = 1;
-    }
-
-    /// Invalidates the stage-2 translations of a span: by ranges where every unit has them, page by
-    /// page where few pages are concerned, else all of the VMID.
-    fn span(&mut self, span: Span<Iova>, stride: PageSize, level: u8, depth: Depth) {
-        let ranges = self.units.iter().all(|unit| unit.identity().idr3.ril());
-        let vmid = self.vmid;
-        if ranges {
-            for (ipa, range) in Ranges::new(span, level) {
-                self.push(Command::TlbiS2Ipa {
-                    vmid,
-                    ipa,
-                    range,
-                    depth,
-                });
-            }
-            return;
-        }
-        let shift = stride.shift();
-        let first = span.start().bits() >> shift;
-        let last = span.last().bits() >> shift;
-        if last - first >= MOST as u64 - 2 {
-            self.everything();
-            return;
-        }
-        for page in first..=last {
-            self.push(Command::TlbiS2Ipa {
-                vmid,
-                ipa: page << shift,
-                range: Range::LEAF,
-                depth,
-            });
-        }
-    }
-
-    /// Carries the invalidations out. An SMMU that does not is turned off, so that nothing gets
-    /// through it by what it may have kept.
-    fn finish(&mut self) {
-        if self.count == 0 {
-            return;
-        }
-        if self.nested {
-            // Stage-1 translations are cached together with the stage 2 they went through, and with
-            // context descriptors the place they were read from.
-            self.push(Command::TlbiNhAll(self.vmid));
-            self.push(Command::CFGI_ALL);
-        }
-        let commands = self.commands.get(..self.count).unwrap_or_default();
-        for unit in &mut *self.units {
-            if matches!(unit.send(commands), Err(Error::Refused(_))) {
-                let all = [Command::TlbiS12Vmall(self.vmid), Command::CFGI_ALL];
-                if unit.send(&all).is_err() {
-                    unit.disable();
-                }
-            }
-            if unit.is_lost() {
-                self.kept.set();
-            }
-        }
-        self.count = 0;
-    }
-}
-
-impl<A, M, P, F, C> Invalidate<A> for Caches<'_, M, P, F, C>
-where
-    A: Address,
-    M: Mmio,
-    P: SharedMemory,
-    F: FrameAllocator,
-    C: Clock,
-{
-    fn publish(&mut self) {
-        for unit in &mut *self.units {
-            unit.publish();
-        }
-    }
-
-    fn invalidate(&mut self, stale: &Stale<A>) {
-        let depth = match stale.scope {
-            pagetable::Scope::Leaves => Depth::Leaf,
-            pagetable::Scope::Walks => Depth::All,
-        };
-        // The level helps with leaves alone: the tables above them are at others.
-        let level = stale.level.filter(|_| depth == Depth::Leaf).unwrap_or(0);
-        let (start, last) = (stale.span.start().bits(), stale.span.last().bits());
-        match Span::new(Iova::truncated(start), Iova::truncated(last)) {
-            Some(span) => self.span(span, stale.stride, level, depth),
-            None => self.everything(),
-        }
-    }
-
-    fn invalidate_all(&mut self) {
-        self.everything();
-    }
-
-    fn sync(&mut self) {
-        self.finish();
-    }
 }
 
 /// Whether a guest's stage 1 may run on it.
@@ -351,126 +138,6 @@ where
         at: Iova,
     ) -> Option<Result<Leaf<pagetable::Stage2<Iova>>, Fault>> {
         Some(self.table(table)?.tree.walk(at))
-    }
-
-    /// Lets a table use the tables that map a VM's memory for its CPUs, in units of 1 GiB in which
-    /// the table maps nothing. A run that the core then maps there is compared with what the CPUs'
-    /// tables say, and refused as incompatible where the two differ.
-    ///
-    /// Only where every SMMU snoops: the CPUs' tables are not written for one that does not.
-    ///
-    /// # Errors
-    /// [`BackendError::Unsupported`] where one does not snoop; [`BackendError::OutOfMemory`];
-    /// [`BackendError::Incompatible`] for any other refusal of the tables. Nothing has changed.
-    pub fn lend<N, G, J>(
-        &mut self,
-        table: TableId,
-        owner: &mut PageTable<pagetable::Stage2<Ipa>, N, G>,
-        span: Span<Iova>,
-        owner_caches: &mut J,
-    ) -> Result<(), BackendError>
-    where
-        N: hal::PhysMemory,
-        G: FrameAllocator,
-        J: Invalidate<Ipa>,
-    {
-        if self.memory.walks() != Walks::Coherent {
-            return Err(BackendError::Unsupported);
-        }
-        let nested = self.is_nested(table);
-        let Self {
-            units,
-            tables,
-            kept,
-            list,
-            ..
-        } = self;
-        let table = usize::try_from(table.bits())
-            .ok()
-            .and_then(|at| tables.get_mut(at)?.as_mut())
-            .ok_or(BackendError::Incompatible)?;
-        if table.lent.try_reserve(1).is_err() {
-            return Err(BackendError::OutOfMemory);
-        }
-        let mut caches = Caches::new(units, kept, list, table.vmid, nested);
-        match table
-            .tree
-            .share_subtree(owner, span, &mut caches, owner_caches)
-        {
-            Ok(()) => {
-                table.lent.push(span);
-                Ok(())
-            }
-            Err(pagetable::Error::OutOfFrames(_)) => Err(BackendError::OutOfMemory),
-            Err(_) => Err(BackendError::Incompatible),
-        }
-    }
-
-    /// Ends what [`SmmuBackend::lend`] began, for all that the table has of `owner`. Nothing is
-    /// translated there any more when this returns, and the tables are the owner's alone. To be called
-    /// before the table is destroyed, and before the owner's tree is.
-    ///
-    /// # Errors
-    /// [`BackendError::Incompatible`] when the tables are not those of `owner`; nothing has changed.
-    /// [`BackendError::Timeout`] when an SMMU is lost ([`Smmu::is_lost`]): the owner's tables must then
-    /// never be freed.
-    pub fn take_back<N, G>(
-        &mut self,
-        table: TableId,
-        owner: &mut PageTable<pagetable::Stage2<Ipa>, N, G>,
-    ) -> Result<(), BackendError>
-    where
-        N: hal::PhysMemory,
-        G: FrameAllocator,
-    {
-        let nested = self.is_nested(table);
-        let Self {
-            units,
-            tables,
-            kept,
-            list,
-            ..
-        } = self;
-        let table = usize::try_from(table.bits())
-            .ok()
-            .and_then(|at| tables.get_mut(at)?.as_mut())
-            .ok_or(BackendError::Incompatible)?;
-        let mut caches = Caches::new(units, kept, list, table.vmid, nested);
-        while let Some(span) = table.lent.last().copied() {
-            table
-                .tree
-                .unshare_subtree(owner, span, &mut caches)
-                .map_err(|_| BackendError::Incompatible)?;
-            table.lent.pop();
-        }
-        table.forgotten = None;
-        if self.kept.get() {
-            return Err(BackendError::Timeout);
-        }
-        Ok(())
-    }
-
-    /// The translation caches of a table, for whoever changes tables that it was lent: the owner's
-    /// changes are complete when both the CPUs' caches and these have forgotten the old state. `None`
-    /// when there is no such table.
-    ///
-    /// After [`Invalidate::sync`], [`SmmuBackend::is_sure`] says whether every SMMU answered or is off.
-    pub fn caches(&mut self, table: TableId) -> Option<impl Invalidate<Ipa>> {
-        let nested = self.is_nested(table);
-        let vmid = self.table(table)?.vmid;
-        Some(Caches::new(
-            &mut self.units,
-            &self.kept,
-            &mut self.list,
-            vmid,
-            nested,
-        ))
-    }
-
-    /// Whether every SMMU did what it was told or confirmed that it is off. When not, memory that a
-    /// device could reach must never get another owner.
-    pub fn is_sure(&self) -> bool {
-        !self.kept.get() && !self.units.iter().any(Smmu::is_lost)
     }
 
     /// Whether a guest's stage 1 sits on a table.
