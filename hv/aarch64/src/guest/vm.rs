@@ -1,32 +1,32 @@
 //! A VM: its memory, its devices, its vCPUs.
 
+mod devices;
+mod memory;
+
 use alloc::collections::VecDeque;
-use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use armv8::{Psci, Shown};
 use boot::Frames;
-use bundle::{Bundle, Firmware, IommuMode, KernelFormat, MsiPolicy, VmConfig};
-use firmware::{
-    FirmwareError, FirmwareKind, GuestPlatform, Payload, PlatformError, Remapping, Rmr,
-};
-use hal::{Clock, FrameAllocator, OutOfFrames, PhysMemory};
-use iommu::UnitId;
-use pagetable::{Geometry, Invalidate, NotLive, PageTable, Stage2, Stage2Attributes, Stale};
+use bundle::{Bundle, Firmware, KernelFormat, VmConfig};
+use firmware::{FirmwareError, FirmwareKind, GuestPlatform, Payload, PlatformError};
+use hal::{Clock, OutOfFrames, PhysMemory};
+use pagetable::{PageTable, Stage2};
 use spin::Mutex;
-use types::{Address, Iova, Ipa, Pa, PageSize, Span};
+use types::{Ipa, Pa, PageSize, Span};
 use vdev::{Pl011, Pl031};
 use vgic::{Affinity, Vgic};
 
-use super::devices::{self, Bus};
+pub(crate) use self::devices::Devices;
+pub(super) use self::devices::msi_policy;
+use self::memory::build_memory;
+use super::devices::{Bus, seconds};
 use super::irq::Interface;
-use super::pci::{Assigned, GuestPci};
-use super::smmu::GuestSmmu;
+use super::pci::GuestPci;
 use super::vcpu::Vcpu;
 use crate::console::SystemCounter;
-use crate::hardware::{Backend, Function, Hardware};
 use crate::memory::Ram;
 use crate::serial::Port;
 
@@ -36,10 +36,6 @@ const HARDWARE_PPIS: u32 = 1 << 27 | 1 << 30;
 const SPIS: usize = 224;
 /// Bits of a guest physical address: RAM from 1 GiB up and the PCI windows of the `virt` layout.
 const IPA_BITS: u8 = 40;
-/// The largest piece of RAM that is taken at once: 1 GiB.
-const LARGEST_ORDER: u8 = 18;
-/// The smallest: 2 MiB, so that stage 2 never needs page-sized entries for RAM.
-const SMALLEST_ORDER: u8 = 9;
 
 type Frame = &'static Frames<Ram>;
 type Tree = PageTable<Stage2<Ipa>, Ram, Frame>;
@@ -116,137 +112,6 @@ pub(crate) struct Vm {
     pub(crate) has_input: AtomicBool,
     /// It has its devices: from before it runs until after it is off.
     has_devices: AtomicBool,
-}
-
-/// Where a VM's devices come from.
-#[derive(Clone, Copy)]
-pub(crate) struct Devices<'a> {
-    pub(crate) hardware: &'static Hardware,
-    pub(crate) assigned: &'a [Assigned],
-}
-
-impl Devices<'_> {
-    /// Gives the platform the SMMUs that the guest is to see, one for each of the machine's that its devices are
-    /// behind, and for each ITS that those write to; none where it is to see none.
-    fn add_smmus(
-        &self,
-        config: &VmConfig,
-        platform: &mut GuestPlatform,
-    ) -> Result<Vec<GuestSmmu>, BuildError> {
-        let units = match (config.iommu, self.nesting_units()) {
-            (IommuMode::Nested, units) => units.map_err(|why| {
-                BuildError::Device(format!("iommu = \"nested\" is not to be had: {why}"))
-            })?,
-            (IommuMode::Auto, Ok(units)) => units,
-            (IommuMode::Auto, Err(why)) => {
-                log::info!("vm {}: its guest sees no SMMU: {why}", config.name);
-                return Ok(Vec::new());
-            }
-            _ => return Ok(Vec::new()),
-        };
-        let behind = self.seats().filter_map(|(seat, function)| {
-            let behind = function.smmu?;
-            Some((seat.guest, seat.seen_behind(function, behind.unit)))
-        });
-        platform
-            .add_virt_smmus(behind)
-            .map_err(BuildError::Platform)?;
-        if msi_policy(config) == MsiPolicy::Rmr {
-            let default = iommu::MsiWindow::DEFAULT.span();
-            let start = config
-                .msi_window
-                .map_or(default.start().bits(), |w| w.start);
-            let bytes = config.msi_window.map(|window| window.bytes);
-            let bytes = bytes.or(default.len()).unwrap_or(0);
-            let window = Ipa::new(start)
-                .ok()
-                .and_then(|start| Span::from_len(start, bytes))
-                .ok_or(BuildError::Geometry)?;
-            platform.rmrs.push(Rmr {
-                window,
-                remapping: Remapping::Permitted,
-                devices: super::pci::paths(self.assigned).map_err(BuildError::Device)?,
-            });
-        }
-        let smmus = units
-            .into_iter()
-            .enumerate()
-            .map(|(place, unit)| GuestSmmu::new(self.hardware, unit, platform, place, IPA_BITS));
-        smmus.collect::<Result<_, _>>().map_err(BuildError::Device)
-    }
-
-    /// Whether one of them is behind no SMMU.
-    fn has_unconfined(&self) -> bool {
-        let mut functions = self.assigned.iter();
-        functions.any(|seat| {
-            let function = self.hardware.functions.get(seat.function);
-            function.is_some_and(|function| function.smmu.is_none())
-        })
-    }
-
-    /// The devices, with the machine's functions that they are.
-    fn seats(&self) -> impl Iterator<Item = (&Assigned, &'static Function)> {
-        let functions = &self.hardware.functions;
-        let seats = self.assigned.iter();
-        seats.filter_map(|seat| Some((seat, functions.get(seat.function)?)))
-    }
-
-    /// Each function of an isolation group has an entry of its own in the guest's stream table, which says nothing of what
-    /// they reach of each other past the SMMU. The guest knows of that, and gives all to one of its own users, when it
-    /// sees them as functions of one device.
-    fn check_mates(&self, seat: &Assigned, function: &Function) -> Result<(), String> {
-        let named = |function: &Function| format!("{:04x}:{}", function.segment, function.bdf);
-        for (place, shares) in self.hardware.mates(function) {
-            let other = self.hardware.functions.get(place).map(named);
-            let other = other.unwrap_or_default();
-            if shares {
-                return Err(format!("{} has the stream ID of {other}", named(function)));
-            }
-            let mut seats = self.assigned.iter();
-            let known = seats.find(|known| known.function == place);
-            if known.is_none_or(|known| known.guest.bits() >> 3 != seat.guest.bits() >> 3) {
-                return Err(format!(
-                    "{} shares its isolation group with {other}: the guest has to see functions of one device (guest = …)",
-                    named(function)
-                ));
-            }
-        }
-        Ok(())
-    }
-
-    /// The machine's SMMU below each of the guest's, in the order of the devices, all of which nest; or why there are
-    /// none.
-    fn nesting_units(&self) -> Result<Vec<UnitId>, String> {
-        let mut keys = Vec::new();
-        for (seat, function) in self.seats() {
-            let Some(behind) = function.smmu else {
-                return Err("a device of it is behind no SMMU".into());
-            };
-            let key = seat.seen_behind(function, behind.unit);
-            if !keys.contains(&key) {
-                keys.push(key);
-            }
-            self.check_mates(seat, function)?;
-        }
-        if keys.is_empty() {
-            return Err("it has no device".into());
-        }
-        for (unit, ..) in &keys {
-            GuestSmmu::features(self.hardware, *unit, IPA_BITS, vsmmuv3::Messages::Off)?;
-        }
-        Ok(keys.into_iter().map(|(unit, ..)| unit).collect())
-    }
-}
-
-/// How a VM's messages are addressed, when its guest has an SMMU.
-///
-/// With a device tree and `iommu = "auto"` by the guest's own mapping, which every kernel makes: one before
-/// Linux 6.3 would take no notice of a reserved window, and silently have no messages.
-pub(super) fn msi_policy(config: &VmConfig) -> MsiPolicy {
-    match (config.iommu, config.firmware) {
-        (IommuMode::Auto, Firmware::Dt) => MsiPolicy::Vits,
-        _ => config.msi,
-    }
 }
 
 /// The highest bus of a guest's PCI segment: 16 MiB of configuration space.
@@ -480,7 +345,7 @@ impl Vm {
             pci.vits.reset();
         }
         *self.uart.lock() = Pl011::new();
-        self.rtc.lock().reset(devices::seconds());
+        self.rtc.lock().reset(seconds());
         self.input.lock().clear();
         self.has_input.store(false, Ordering::Release);
         let affinities: Vec<u64> = self
@@ -495,150 +360,6 @@ impl Vm {
             *slot.beside.lock() = None;
         }
         Ok(())
-    }
-
-    /// Copies into guest memory; `None` when some of it is none, and what came before is written.
-    pub(crate) fn copy_in(&self, at: Ipa, bytes: &[u8]) -> Option<()> {
-        let mut at = at;
-        let mut rest = bytes;
-        while !rest.is_empty() {
-            let (pa, room) = self.translate(at)?;
-            let now = rest.len().min(usize::try_from(room).unwrap_or(usize::MAX));
-            let (head, tail) = rest.split_at(now);
-            self.memory.write(pa, head).ok()?;
-            rest = tail;
-            at = at.checked_add(now as u64)?;
-        }
-        Some(())
-    }
-
-    /// Copies out of guest memory; `None` when some of it is none.
-    pub(crate) fn copy_out(&self, at: Ipa, into: &mut [u8]) -> Option<()> {
-        let mut at = at;
-        let mut rest = into;
-        while !rest.is_empty() {
-            let (pa, room) = self.translate(at)?;
-            let now = rest.len().min(usize::try_from(room).unwrap_or(usize::MAX));
-            let (head, tail) = rest.split_at_mut(now);
-            self.memory.read(pa, head).ok()?;
-            rest = tail;
-            at = at.checked_add(now as u64)?;
-        }
-        Some(())
-    }
-
-    /// Copies words out of guest memory, each in one access; `None` when some of it is none, or `at` is
-    /// between words.
-    pub(crate) fn copy_words(&self, at: Ipa, words: &mut [u64]) -> Option<()> {
-        let (pa, room) = self.translate(at)?;
-        if room >= size_of_val(words) as u64 {
-            return self.memory.read_words(pa, words).ok();
-        }
-        let mut at = at;
-        for word in words {
-            let (pa, _) = self.translate(at)?;
-            self.memory
-                .read_words(pa, core::slice::from_mut(word))
-                .ok()?;
-            at = at.checked_add(8)?;
-        }
-        Some(())
-    }
-
-    /// Writes a word of 32 bits in one access, after all that was written before; `None` when it is none of guest
-    /// memory, or `at` is between words.
-    #[inline]
-    pub(crate) fn store_word(&self, at: Ipa, word: u32) -> Option<()> {
-        let (pa, room) = self.translate(at)?;
-        if room < 4 {
-            return None;
-        }
-        self.memory.write_word(pa, word).ok()
-    }
-
-    /// Whether so many bytes from an address on are its memory.
-    pub(crate) fn is_memory_span(&self, at: Ipa, bytes: usize) -> bool {
-        let mut at = at;
-        let mut left = bytes as u64;
-        while left > 0 {
-            let Some((_, room)) = self.translate(at) else {
-                return false;
-            };
-            left = left.saturating_sub(room);
-            match at.checked_add(room) {
-                Some(next) => at = next,
-                None => return left == 0,
-            }
-        }
-        true
-    }
-
-    /// Reads an instruction of the guest.
-    pub(crate) fn fetch(&self, at: Ipa) -> Option<u32> {
-        let (pa, _) = self.translate(at)?;
-        let mut word = [0; 4];
-        self.memory.read(pa, &mut word).ok()?;
-        Some(u32::from_le_bytes(word))
-    }
-
-    /// Where a guest physical address is, and how many bytes from there on are next to it.
-    fn translate(&self, at: Ipa) -> Option<(Pa, u64)> {
-        self.ram
-            .iter()
-            .find(|(span, _)| span.contains(at))
-            .and_then(|(span, pa)| {
-                let offset = at.offset_from(span.start())?;
-                Some((pa.checked_add(offset)?, span.len()?.checked_sub(offset)?))
-            })
-    }
-
-    /// Its memory: where the guest sees it, and where it is.
-    pub(crate) fn ram(&self) -> &[(Span<Ipa>, Pa)] {
-        &self.ram
-    }
-
-    /// Shows a part of a device's BAR; false where something is already.
-    pub(crate) fn map_device(&self, span: Span<Ipa>, pa: Pa) -> bool {
-        let mut tlb = Tlb::of(self.vttbr);
-        let mut tree = self.stage2.lock();
-        match tree.map(span, pa, Stage2Attributes::DEVICE, &mut tlb) {
-            Ok(()) => true,
-            Err(error) => {
-                // The guest chooses where, as often as it likes.
-                log::debug!("vm {}: a BAR at {span}: {error}", self.name);
-                false
-            }
-        }
-    }
-
-    /// Takes it back: no vCPU reaches it when this returns.
-    pub(crate) fn unmap_device(&self, span: Span<Ipa>) {
-        let mut tlb = Tlb::of(self.vttbr);
-        if let Err(error) = self.stage2.lock().unmap(span, &mut tlb) {
-            log::error!("vm {}: a BAR at {span}: {error}", self.name);
-        }
-    }
-
-    /// Lets a table for the VM's devices use the tables of its vCPUs, where it can.
-    pub(crate) fn lend(&self, backend: &mut Backend, table: iommu::TableId) {
-        const GIBIBYTE: u64 = 1 << 30;
-        let mut tree = self.stage2.lock();
-        for span in &self.platform.memory {
-            let first = span.start().bits() & !(GIBIBYTE - 1);
-            let last = span.last().bits() | (GIBIBYTE - 1);
-            let units = Span::new(Iova::truncated(first), Iova::truncated(last));
-            // Where it is refused, the table gets entries of its own.
-            if let Some(units) = units
-                && let Err(error) = backend.lend(table, &mut tree, units, &mut Tlb::of(self.vttbr))
-            {
-                log::debug!("vm {}: tables are not shared: {error}", self.name);
-            }
-        }
-    }
-
-    /// Whether a guest physical address is its memory.
-    pub(crate) fn is_memory(&self, ipa: u64) -> bool {
-        Ipa::new(ipa).is_ok_and(|ipa| self.translate(ipa).is_some())
     }
 
     pub(crate) fn vttbr(&self) -> u64 {
@@ -662,76 +383,6 @@ impl Vm {
     pub(crate) fn shown(&self) -> Shown {
         Shown { ipa_bits: IPA_BITS }
     }
-
-    /// Where stage 2 takes a guest physical address.
-    pub(crate) fn walk(&self, at: Ipa) -> vm::Walk {
-        match self.stage2.lock().walk(at) {
-            Ok(leaf) => vm::Walk::Mapped {
-                pa: leaf.pa.bits(),
-                bytes: leaf.size.bytes(),
-                level: leaf.level,
-                descriptor: leaf.descriptor,
-            },
-            Err(fault) => vm::Walk::Unmapped { level: fault.level },
-        }
-    }
-}
-
-impl vgic::its::GuestMemory for Vm {
-    fn read(&self, at: Ipa, into: &mut [u8]) -> Result<(), vgic::its::NotRam> {
-        self.copy_out(at, into).ok_or(vgic::its::NotRam { at })
-    }
-}
-
-/// The TLBs of the CPUs, for one VM's translations.
-struct Tlb {
-    vttbr: u64,
-    stale: bool,
-}
-
-impl Tlb {
-    const fn of(vttbr: u64) -> Self {
-        Self {
-            vttbr,
-            stale: false,
-        }
-    }
-}
-
-impl Invalidate<Ipa> for Tlb {
-    fn publish(&mut self) {
-        // SAFETY: orders memory accesses.
-        unsafe { core::arch::asm!("dsb ishst", "isb", options(nostack)) };
-    }
-
-    fn invalidate(&mut self, _: &Stale<Ipa>) {
-        self.stale = true;
-    }
-
-    fn invalidate_all(&mut self) {
-        self.stale = true;
-    }
-
-    fn sync(&mut self) {
-        if !core::mem::take(&mut self.stale) {
-            return;
-        }
-        let resident = super::read_register!("vttbr_el2");
-        super::write_register!("vttbr_el2", self.vttbr);
-        // SAFETY: drops translations of the VM, which are walked anew. Nothing runs at EL1 meanwhile.
-        unsafe {
-            core::arch::asm!(
-                "isb",
-                "dsb ishst",
-                "tlbi vmalls12e1is",
-                "dsb ish",
-                "isb",
-                options(nostack)
-            );
-        };
-        super::write_register!("vttbr_el2", resident);
-        aarch64_cpu::asm::barrier::isb(aarch64_cpu::asm::barrier::SY);
-    }
 }
 
 fn new_gic(affinities: &[u64]) -> Result<Vgic, BuildError> {
@@ -748,53 +399,6 @@ fn new_gic(affinities: &[u64]) -> Result<Vgic, BuildError> {
         a3v: interface.a3v,
     })
     .map_err(BuildError::Gic)
-}
-
-/// Takes memory for a platform and maps it.
-fn build_memory(
-    platform: &GuestPlatform,
-    placed: Option<Pa>,
-    memory: Ram,
-    frames: Frame,
-) -> Result<(Tree, Pieces), BuildError> {
-    let pa_range = super::read_register!("id_aa64mmfr0_el1") & 0xf;
-    let output = pagetable::OutputSize::from_encoding(pa_range);
-    let geometry = Geometry::new::<Stage2<Ipa>>(IPA_BITS.min(output.bits()), output)
-        .map_err(|_| BuildError::Geometry)?;
-    let mut tree = PageTable::new(geometry, memory, frames).map_err(BuildError::Memory)?;
-    let mut ram = Vec::new();
-    if let (Some(pa), [span]) = (placed, platform.memory.as_slice()) {
-        tree.map(*span, pa, Stage2Attributes::RAM, &mut NotLive)
-            .map_err(BuildError::Stage2)?;
-        return Ok((tree, Vec::from([(*span, pa)])));
-    }
-    for span in &platform.memory {
-        let mut at = span.start();
-        let mut order = LARGEST_ORDER;
-        while at <= span.last() {
-            let left = span.last().bits() - at.bits() + 1;
-            let bytes = PageSize::SIZE_4K.bytes() << order;
-            if order > SMALLEST_ORDER && (bytes > left || at.bits() & (bytes - 1) != 0) {
-                order -= 1;
-                continue;
-            }
-            match frames.alloc_zeroed(order) {
-                Ok(pa) => {
-                    let piece = Span::from_len(at, bytes.min(left)).ok_or(BuildError::Geometry)?;
-                    tree.map(piece, pa, Stage2Attributes::RAM, &mut NotLive)
-                        .map_err(BuildError::Stage2)?;
-                    ram.push((piece, pa));
-                    at = match at.checked_add(bytes) {
-                        Some(next) => next,
-                        None => break,
-                    };
-                }
-                Err(_) if order > SMALLEST_ORDER => order -= 1,
-                Err(error) => return Err(BuildError::Memory(error)),
-            }
-        }
-    }
-    Ok((tree, ram))
 }
 
 /// New code is in memory: no core may use old instructions.
