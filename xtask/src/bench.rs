@@ -28,7 +28,7 @@ use crate::provide::{self, toolchain};
 use crate::qemu::{self, Line, Time, Variation};
 use crate::session::{self, Input, Output, Plan, Until};
 use crate::watch::Watch;
-use crate::{run, say, workspace};
+use crate::{output, run, say, workspace};
 
 /// A bench.
 struct Bench {
@@ -161,7 +161,7 @@ pub(crate) fn command(options: &BenchOptions) -> Result<u8> {
         workspace::write_whole(&path, json.as_bytes())?;
         figures.push(figure);
     }
-    print!("{}", table(&figures));
+    output::text(&table(&figures));
     say!("the figures are in {} too", folder().display());
     let over = u8::from(figures.iter().any(|figure| figure.value > figure.limit));
     match name {

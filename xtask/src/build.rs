@@ -9,8 +9,9 @@ use serde::Deserialize;
 
 use crate::board::{Arch, Board};
 use crate::cli::BuildOptions;
+use crate::provide::disk::{self, Work};
 use crate::provide::toolchain::{self, Toolchain};
-use crate::{child, image, say, timings, workspace};
+use crate::{child, image, say, show, timings, workspace};
 
 /// How the compiler is asked to work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -89,11 +90,12 @@ pub(crate) fn command(options: &BuildOptions) -> Result<u8> {
         Some(name) => vec![Board::load(&workspace::root().join("boards"), name)?.arch],
         None => Arch::ALL.to_vec(),
     };
+    disk::ensure_room(Work::Build)?;
     let toolchain = toolchain::provide()?;
     for arch in arches {
         let start = Instant::now();
         let built = build_with(&toolchain, arch, options.profile(), options.contents())?;
-        println!(
+        show!(
             "{arch}: {} ({} KiB loaded, {:.1} s)",
             built.load.display(),
             built.size.div_ceil(1024),

@@ -4,6 +4,7 @@
     reason = "the tie to the parent is made between fork and exec"
 )]
 
+use std::fs;
 use std::io::{self, Read as _};
 use std::os::unix::process::CommandExt as _;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -12,6 +13,7 @@ use std::time::Duration;
 use rustix::process::{Pid, WaitId, WaitIdOptions};
 
 use crate::qemu::Line;
+use crate::workspace;
 
 /// Processor time of a process that has ended and was not waited for yet, and of its children that it waited
 /// for: what it cost, whatever else the host was doing meanwhile. Waits for its end. [proc_pid_stat(5)]
@@ -81,8 +83,12 @@ impl Qemu {
     /// The program cannot be started.
     pub(crate) fn start(line: &Line) -> io::Result<Self> {
         let mut command = Command::new(&line.program);
+        // What is written to its disks is kept while it runs in files without names.
+        let overlays = workspace::target_dir().join("overlays");
+        fs::create_dir_all(&overlays)?;
         command
             .args(&line.args)
+            .env("TMPDIR", overlays)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())

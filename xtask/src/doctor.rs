@@ -3,7 +3,7 @@
 use anyhow::Result;
 
 use crate::board::{self, Arch, Board};
-use crate::{provide, workspace};
+use crate::{provide, show, workspace};
 
 /// Lists every need, what was found and the cure. The status is 1 when something is missing.
 ///
@@ -11,6 +11,7 @@ use crate::{provide, workspace};
 /// A faulty board.
 pub(crate) fn doctor() -> Result<u8> {
     let needs = [
+        provide::disk::need(),
         provide::toolchain::need(),
         provide::qemu::need(Arch::Aarch64),
         provide::qemu::need(Arch::Ppc64),
@@ -20,20 +21,21 @@ pub(crate) fn doctor() -> Result<u8> {
     let mut status = 0;
     for need in needs {
         match need.cure {
-            None => println!("ok       {}: {}", need.what, need.found),
+            None => show!("ok       {}: {}", need.what, need.found),
             Some(cure) => {
                 status = 1;
-                println!(
+                show!(
                     "missing  {}: {}\n         cure: {cure}",
-                    need.what, need.found
+                    need.what,
+                    need.found
                 );
             }
         }
     }
-    println!("\nboards:");
+    show!("\nboards:");
     let boards = workspace::root().join("boards");
     for name in board::names(&boards)? {
-        println!("{name:8} {}", Board::load(&boards, &name)?.summary);
+        show!("{name:8} {}", Board::load(&boards, &name)?.summary);
     }
     Ok(status)
 }

@@ -4,6 +4,12 @@
 //! `cargo xtask --help` is the user's page. The commands, their options and exit statuses are a
 //! contract that scripts rely on.
 
+#![deny(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "`output` writes, and knows what to do when that fails"
+)]
+
 mod bench;
 mod board;
 mod build;
@@ -15,6 +21,7 @@ mod image;
 mod initramfs;
 mod lint;
 mod manifest;
+mod output;
 mod provide;
 mod qemu;
 mod run;
@@ -30,11 +37,7 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 
-/// Says what the tool does, on standard error: standard output belongs to the guest's console.
-macro_rules! say {
-    ($($arg:tt)*) => { eprintln!("xtask: {}", format_args!($($arg)*)) };
-}
-pub(crate) use say;
+pub(crate) use output::{say, show};
 
 fn main() -> ExitCode {
     let cli = cli::Cli::parse();
@@ -43,7 +46,7 @@ fn main() -> ExitCode {
         cli::Command::Build(options) => build::command(&options),
         cli::Command::Test(options) => suite::command(&options),
         cli::Command::Bundle { file } => manifest::list_bundle(&file).map(|text| {
-            print!("{text}");
+            output::text(&text);
             0
         }),
         cli::Command::Bench(options) => bench::command(&options),
@@ -53,7 +56,7 @@ fn main() -> ExitCode {
     match result {
         Ok(status) => ExitCode::from(status),
         Err(error) => {
-            eprintln!("xtask: error: {error:#}");
+            say!("error: {error:#}");
             ExitCode::from(1)
         }
     }

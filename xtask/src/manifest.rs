@@ -102,9 +102,7 @@ pub(crate) fn build_bundle(
     overrides: &Overrides,
     payloads: &dyn Fn(&PayloadName, &[&'static str]) -> Result<PathBuf>,
 ) -> Result<Vec<u8>> {
-    let text = std::fs::read_to_string(manifest)
-        .with_context(|| format!("cannot read the manifest {}", manifest.display()))?;
-    let read = Reader::new(manifest, &text).read(overrides)?;
+    let read = read(manifest, overrides)?;
     let series: Vec<&'static str> = read
         .files
         .iter()
@@ -129,6 +127,27 @@ pub(crate) fn build_bundle(
             .with_context(|| asks("cannot put it into the bundle"))?;
     }
     builder.finish().context("the bundle does not read back")
+}
+
+/// Refuses what [`build_bundle`] would refuse without asking for payloads: a faulty manifest, and files that are not
+/// there.
+///
+/// # Errors
+/// Those of [`build_bundle`].
+pub(crate) fn check(manifest: &Path, overrides: &Overrides) -> Result<()> {
+    for file in read(manifest, overrides)?.files {
+        if let Source::Path(path) = &file.source {
+            path.metadata()
+                .with_context(|| format!("{}: cannot read {}", file.asked_by, path.display()))?;
+        }
+    }
+    Ok(())
+}
+
+fn read(manifest: &Path, overrides: &Overrides) -> Result<Read> {
+    let text = std::fs::read_to_string(manifest)
+        .with_context(|| format!("cannot read the manifest {}", manifest.display()))?;
+    Reader::new(manifest, &text).read(overrides)
 }
 
 /// What is in a bundle: its files, and its manifest as device tree source.

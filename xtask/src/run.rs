@@ -8,12 +8,14 @@ use crate::board::Board;
 use crate::build::{self, Built};
 use crate::cli::RunOptions;
 use crate::manifest::{self, Overrides};
+use crate::provide::disk::{self, Work};
 use crate::provide::{self, toolchain};
 use crate::qemu::{self, Files, Line, Start, Threads, Time, Variation};
 use crate::session::{self, Input, Output, Plan, Until};
 use crate::terminal::Raw;
 use crate::watch::Watch;
-use crate::{say, workspace};
+
+use crate::{output, say, show, workspace};
 
 /// Provides, builds and runs a board.
 ///
@@ -32,16 +34,23 @@ pub(crate) fn run(options: &RunOptions) -> Result<u8> {
             bail!("there is no file {}", file.display());
         }
     }
+    let manifest = manifest(options, &board);
+    if let Some((file, overrides)) = &manifest {
+        manifest::check(file, overrides)?;
+    }
+    disk::ensure_room(Work::Run)?;
     let qemu = provide::qemu::provide(board.arch)?;
     let toolchain = toolchain::provide()?;
     let (profile, contents) = (options.profile(), options.contents());
     let built = build::build_with(&toolchain, board.arch, profile, contents)?;
     build::report(board.arch, &built);
     let mut files = files(&board, &built)?;
-    files.bundle = bundle(options, &board)?;
+    files.bundle = manifest
+        .map(|(file, overrides)| make_bundle(&board, &file, &overrides))
+        .transpose()?;
     let line = qemu::line(&qemu, &board, &vary, &files)?;
     if options.dry_run {
-        println!("{line}");
+        show!("{line}");
         return Ok(0);
     }
     if options.gdb {
@@ -67,7 +76,7 @@ fn start(options: &RunOptions, line: &Line) -> Result<u8> {
         })?
     };
     // The guest may have left the cursor inside a line.
-    eprintln!();
+    output::message(format_args!(""));
     say!("{}", outcome.reason);
     Ok(outcome.status)
 }
@@ -94,22 +103,19 @@ fn variation(options: &RunOptions) -> Variation {
     }
 }
 
-/// The boot bundle of the manifest that the options or the board name.
-fn bundle(options: &RunOptions, board: &Board) -> Result<Option<PathBuf>> {
+/// The manifest that the options or the board name, and what the options change of it.
+fn manifest(options: &RunOptions, board: &Board) -> Option<(PathBuf, Overrides)> {
     let default = board
         .guest
         .as_ref()
         .map(|path| workspace::root().join(path));
-    let Some(manifest) = options.guest.clone().or(default) else {
-        return Ok(None);
-    };
     let overrides = Overrides {
         kernel: options.kernel.clone(),
         initrd: options.initrd.clone(),
         append: options.append.clone(),
-        console: None,
+        console: Some(board.arch.console()),
     };
-    make_bundle(board, &manifest, &overrides).map(Some)
+    Some((options.guest.clone().or(default)?, overrides))
 }
 
 /// Makes the boot bundle of a manifest, under the board's name in the build directory.

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, anyhow};
 
 use crate::child::Qemu;
+use crate::output;
 use crate::qemu::Line;
 use crate::terminal::{Key, Keys};
 use crate::watch::{Seen, Watch};
@@ -386,7 +387,7 @@ fn collect_messages(stderr: impl Read, echo: Output) -> String {
     let mut kept = String::new();
     for line in io::BufRead::lines(io::BufReader::new(stderr)).map_while(Result::ok) {
         if echo == Output::Standard {
-            eprintln!("{line}");
+            output::message(format_args!("{line}"));
         }
         if kept.len() < MESSAGES_LIMIT {
             kept.push_str(&line);

@@ -57,9 +57,12 @@ pub(crate) fn write_whole(path: &Path, contents: &[u8]) -> Result<()> {
     static WRITES: AtomicU64 = AtomicU64::new(0);
     let write = WRITES.fetch_add(1, Ordering::Relaxed);
     partial.push(format!(".{}.{write}.part", std::process::id()));
-    std::fs::write(&partial, contents)
-        .and_then(|()| std::fs::rename(&partial, path))
-        .with_context(|| format!("cannot write {}", path.display()))
+    let written = std::fs::write(&partial, contents).and_then(|()| std::fs::rename(&partial, path));
+    if written.is_err() {
+        // It may be what fills the disk. Its own failure would say nothing new.
+        let _ = std::fs::remove_file(&partial);
+    }
+    written.with_context(|| format!("cannot write {}", path.display()))
 }
 
 /// The path of a program, if `PATH` has it.
@@ -81,6 +84,22 @@ mod tests {
     fn the_root_holds_the_workspace_manifest() {
         assert!(root().join("Cargo.toml").is_file());
         assert!(root().join("boards").is_dir());
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_written_leaves_nothing_behind() {
+        let dir = env::temp_dir().join(format!("xtask-whole-{}", std::process::id()));
+        // A folder of that name cannot be replaced by a file.
+        std::fs::create_dir_all(dir.join("file/in-the-way")).unwrap();
+        let error = write_whole(&dir.join("file"), b"text").unwrap_err();
+        assert!(error.to_string().contains("cannot write"), "{error}");
+        let left: Vec<_> = std::fs::read_dir(&dir).unwrap().collect();
+        assert_eq!(left.len(), 1);
+        assert!(
+            write_whole(&dir.join("other"), b"text").is_ok(),
+            "the control"
+        );
+        std::fs::remove_dir_all(dir).unwrap();
     }
 
     #[test]

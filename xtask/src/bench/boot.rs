@@ -30,7 +30,7 @@ use crate::manifest::{Overrides, PayloadName};
 use crate::provide::{self, toolchain};
 use crate::qemu::{self, Line, Time, Variation};
 use crate::suite::host;
-use crate::{run, say, workspace};
+use crate::{output, run, say, workspace};
 
 /// Its name on the command line.
 pub(super) const NAME: &str = "boot";
@@ -151,7 +151,7 @@ pub(super) fn run(name: &str) -> Result<u8> {
     json.push('\n');
     let path = folder().join(measured.file);
     workspace::write_whole(&path, json.as_bytes())?;
-    print!("{}", table(&figure));
+    output::text(&table(&figure));
     say!("the figures are in {} too", path.display());
     Ok(u8::from(figure.is_over()))
 }

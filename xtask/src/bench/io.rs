@@ -20,7 +20,7 @@ use crate::provide::{self, toolchain};
 use crate::qemu::{self, Files, Time, Variation};
 use crate::session::{self, Input, Output, Plan, Until};
 use crate::watch::Watch;
-use crate::{run, say, workspace};
+use crate::{output, run, say, show, workspace};
 
 /// Its name on the command line.
 pub(super) const NAME: &str = "io";
@@ -81,15 +81,15 @@ pub(super) fn run() -> Result<u8> {
     json.push('\n');
     let path = folder().join("io.json");
     workspace::write_whole(&path, json.as_bytes())?;
-    print!("{}", table(&rows));
-    println!(
+    output::text(&table(&rows));
+    show!(
         "taking {} devices at a VM's start: {} instructions, limit {}{}",
         start.devices,
         start.instructions,
         start.limit,
         if start.is_over() { "  OVER" } else { "" }
     );
-    print!("{}", reads::table(&reads));
+    output::text(&reads::table(&reads));
     say!("the figures are in {} too", path.display());
     let over = rows.iter().any(Row::is_over) || start.is_over();
     Ok(u8::from(over || reads.iter().any(reads::Row::is_missed)))

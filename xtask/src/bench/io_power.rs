@@ -20,7 +20,7 @@ use crate::build::{self, Built, Profile};
 use crate::manifest::{Overrides, PayloadName};
 use crate::provide::{self, payload, toolchain};
 use crate::qemu::{self, Files, Line, Time, Variation};
-use crate::{run, say, workspace};
+use crate::{output, run, say, workspace};
 
 pub(super) const BOARD: &str = "pseries";
 const SERIES: &str = "6.12";
@@ -85,7 +85,7 @@ pub(super) fn run() -> Result<u8> {
     json.push('\n');
     let path = folder().join("io-pseries.json");
     workspace::write_whole(&path, json.as_bytes())?;
-    print!("{}{}", table(&rows), ratio_table(&ratio));
+    output::text(&(table(&rows) + &ratio_table(&ratio)));
     say!("the figures are in {} too", path.display());
     let missed = ratio.per_mille < ratio.least_per_mille;
     Ok(u8::from(missed || rows.iter().any(Row::is_over)))

@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use super::folder;
 use crate::suite::host::cargo;
-use crate::{say, workspace};
+use crate::{output, say, show, workspace};
 
 /// Its name on the command line.
 pub(super) const NAME: &str = "iommu";
@@ -52,9 +52,9 @@ pub(super) fn run() -> Result<u8> {
     let text = String::from_utf8_lossy(&output.stdout);
     let figures = figures(&text)?;
     for line in text.lines().filter(|line| line.contains(", ns")) {
-        println!("{line}");
+        show!("{line}");
     }
-    print!("{}", table(&figures));
+    output::text(&table(&figures));
     let mut json = serde_json::to_string_pretty(&figures).context("cannot write the figures")?;
     json.push('\n');
     let path = folder().join("iommu.json");

@@ -20,7 +20,7 @@ use crate::provide::{self, toolchain};
 use crate::qemu::{self, Files, Line, Time, Variation};
 use crate::session::{self, Input, Output, Plan, Until};
 use crate::watch::Watch;
-use crate::{guest, run, say, workspace};
+use crate::{guest, output, run, say, workspace};
 
 /// Its name on the command line.
 pub(super) const NAME: &str = "smmu";
@@ -202,7 +202,7 @@ pub(super) fn run() -> Result<u8> {
     json.push('\n');
     let path = folder().join("smmu.json");
     workspace::write_whole(&path, json.as_bytes())?;
-    print!("{}", table(&rows));
+    output::text(&table(&rows));
     say!("the figures are in {} too", path.display());
     Ok(u8::from(rows.iter().any(Row::is_over)))
 }

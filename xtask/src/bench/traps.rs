@@ -20,7 +20,7 @@ use crate::provide::{self, toolchain};
 use crate::qemu::{self, Files, Line, Time, Variation};
 use crate::session::{self, Input, Output, Plan, Until};
 use crate::watch::Watch;
-use crate::{guest, run, say, workspace};
+use crate::{guest, output, run, say, workspace};
 
 /// Its name on the command line.
 pub(super) const NAME: &str = "traps";
@@ -237,7 +237,7 @@ pub(super) fn run_measured(measured: &Measured) -> Result<u8> {
     json.push('\n');
     let path = folder().join(format!("{}.json", measured.file));
     workspace::write_whole(&path, json.as_bytes())?;
-    print!("{}", table(&rows));
+    output::text(&table(&rows));
     say!("the figures are in {} too", path.display());
     Ok(u8::from(rows.iter().any(Row::is_over)))
 }

@@ -2,6 +2,7 @@
 //! get itself; a need that is met costs no network and changes nothing.
 
 pub(crate) mod apt;
+pub(crate) mod disk;
 pub(crate) mod payload;
 pub(crate) mod programs;
 pub(crate) mod qemu;

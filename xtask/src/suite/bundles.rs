@@ -1,5 +1,6 @@
 //! Boot bundles for the tests, good ones and damaged ones.
 
+use std::io::ErrorKind;
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
@@ -107,7 +108,7 @@ pub(super) fn file(board: &Board, bundle: Bundle, name: &str) -> Result<Option<P
         Bundle::None => return Ok(None),
         Bundle::Manifest(text) => {
             let manifest = with_files(name, text)?;
-            return run::make_bundle(board, &manifest, &Overrides::default()).map(Some);
+            run::bundle_of(board, &manifest, &Overrides::default())?
         }
         Bundle::Unchecked(text) => {
             let manifest = with_files(name, text)?;
@@ -144,9 +145,27 @@ pub(super) fn file(board: &Board, bundle: Bundle, name: &str) -> Result<Option<P
         }
         Bundle::Garbage => b"no archive at all ".repeat(500),
     };
-    let path = folder().join(format!("{}-{name}.bundle", board.name));
+    let path = path(&board.name, name);
     workspace::write_whole(&path, &bytes)?;
     Ok(Some(path))
+}
+
+fn path(board: &str, name: &str) -> PathBuf {
+    folder().join(format!("{board}-{name}.bundle"))
+}
+
+/// Removes the bundle of a test that passed, if it had one: all together are larger than all else that tests write.
+///
+/// # Errors
+/// It is there and cannot be removed.
+pub(super) fn discard(board: &str, name: &str) -> Result<()> {
+    let path = path(board, name);
+    match std::fs::remove_file(&path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("cannot remove {}", path.display()))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Writes a test's manifest, and beside it what it may name.
@@ -271,6 +290,17 @@ fn kernel_header(bytes: &[u8]) -> Result<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_bundle_is_there_until_it_is_discarded() {
+        let board = Board::load(&workspace::root().join("boards"), "virt").unwrap();
+        let name = format!("discarded-{}", std::process::id());
+        let path = file(&board, Bundle::Garbage, &name).unwrap().unwrap();
+        assert!(path.is_file());
+        discard("virt", &name).unwrap();
+        assert!(!path.exists());
+        assert!(discard("virt", &name).is_ok(), "a test without one");
+    }
 
     #[test]
     fn the_damage_is_done_where_it_is_meant() {

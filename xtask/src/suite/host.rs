@@ -12,7 +12,8 @@ use serde::Deserialize;
 
 use super::Tally;
 use crate::board::Arch;
-use crate::{build, child, guest, say, timings, workspace};
+
+use crate::{build, child, guest, output, say, show, timings, workspace};
 
 /// The packages whose tests run on the host: all but the two binaries and the guests.
 ///
@@ -160,7 +161,7 @@ fn run_all(programs: Vec<Program>, filter: Option<&str>) -> Tally {
 /// Runs one as cargo would, and shows what is worth reading of what it says, all of it together.
 fn run_one(program: &Program, filter: Option<&str>) -> Tally {
     let failed = |why: &str| {
-        println!("FAILED  host: {}: {why}", program.label);
+        show!("FAILED  host: {}: {why}", program.label);
         Tally {
             failed: 1,
             ..Tally::default()
@@ -184,7 +185,10 @@ fn run_one(program: &Program, filter: Option<&str>) -> Tally {
     });
     if tally != Tally::default() {
         let took = spent.as_secs_f64();
-        print!("host    {} ({took:.1} s of CPU)\n{text}", program.label);
+        output::text(&format!(
+            "host    {} ({took:.1} s of CPU)\n{text}",
+            program.label
+        ));
     }
     if !status.success() && tally.failed == 0 {
         return failed(&format!("it ended with {status} before it could count"));
@@ -209,7 +213,7 @@ fn documentation(members: &[(String, PathBuf)], filter: Option<&str>) -> Result<
     let (status, output, spent) =
         child::output(command.arg("--").args(filter)).context("cannot start cargo")?;
     timings::add("host: examples in documentation", spent);
-    let mut tally = read(output.as_slice(), |line| println!("{line}"));
+    let mut tally = read(output.as_slice(), |line| show!("{line}"));
     if !status.success() && tally.failed == 0 {
         say!("the examples in documentation ended with {status} before they could be counted");
         tally.failed = 1;

@@ -22,7 +22,8 @@ use anyhow::{Result, anyhow, bail};
 use self::cases::Smmus;
 use crate::board::{self, Board};
 use crate::cli::TestOptions;
-use crate::{provide, say, timings, workspace};
+use crate::provide::disk::{self, Work};
+use crate::{provide, say, show, timings, workspace};
 
 /// How many tests came to what.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -117,6 +118,7 @@ pub(crate) fn command(options: &TestOptions) -> Result<u8> {
         Extent::Pairs
     };
 
+    disk::ensure_room(Work::Test)?;
     let mut tally = Tally::default();
     let mut chosen = Vec::new();
     let mut boards = BTreeMap::new();
@@ -170,7 +172,7 @@ pub(crate) fn command(options: &TestOptions) -> Result<u8> {
         );
     }
     say!("{}", timings::report(options.timings));
-    println!("{tally}");
+    show!("{tally}");
     Ok(u8::from(tally.failed > 0))
 }
 

@@ -21,7 +21,7 @@ use crate::provide::{self, toolchain};
 use crate::qemu::{self, Line};
 use crate::session::{self, Input, Outcome, Output, Plan, Until};
 use crate::watch::Watch;
-use crate::{guest, run, say, shell, timings, workspace};
+use crate::{guest, run, say, shell, show, timings, workspace};
 
 /// Machines at a time beside one for each processor: they wait for a device's clock, a disk or a network.
 const MORE_WORKERS: usize = 1;
@@ -168,7 +168,10 @@ impl Bench<'_> {
                         let Some(case) = next else { break };
                         let start = Instant::now();
                         let processor = Cell::default();
-                        let result = self.run_one(&case, &processor);
+                        // Of one that failed it is kept, to look at.
+                        let result = self
+                            .run_one(&case, &processor)
+                            .and_then(|()| bundles::discard(case.board, &file_name(&case)));
                         let took = Took {
                             clock: start.elapsed(),
                             processor: processor.get(),
@@ -406,15 +409,16 @@ fn log_path(case: &Case, suffix: &str) -> PathBuf {
 fn report(case: &Case, took: Took, result: &Result<()>) {
     let seconds = seconds(took);
     match result {
-        Ok(()) => println!("ok      {}: {} ({seconds})", case.board, case.name),
+        Ok(()) => show!("ok      {}: {} ({seconds})", case.board, case.name),
         Err(error) => {
-            println!(
+            show!(
                 "FAILED  {}: {} ({seconds})\n    {error:#}",
-                case.board, case.name
+                case.board,
+                case.name
             );
             let words = ["cargo", "xtask", "test", case.board, &case.name];
             let full = if case.only_full { " --full" } else { "" };
-            println!("    again: {}{full}", shell::line(words));
+            show!("    again: {}{full}", shell::line(words));
         }
     }
 }

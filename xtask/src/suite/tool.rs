@@ -26,7 +26,11 @@ fn own() -> Result<PathBuf> {
 pub(super) fn refused(args: &[String], around: Around, message: &str, dir: &Path) -> Result<()> {
     let mut command = Command::new(own()?);
     fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
-    command.args(args).stdin(Stdio::null()).current_dir(dir);
+    command
+        .args(args)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .current_dir(dir);
     match around {
         Around::Usual => {}
         Around::OldQemu(version) => {
@@ -34,11 +38,22 @@ pub(super) fn refused(args: &[String], around: Around, message: &str, dir: &Path
             // Nothing else in PATH, apt least of all: it must not cure what we want to see.
             command.env("PATH", dir);
         }
+        Around::DiskOf(mib) => {
+            command.env("BULKHEAD_DISK_MIB", mib);
+        }
+        Around::FullOutput => {
+            let full = fs::OpenOptions::new().write(true).open("/dev/full");
+            command.stdout(full.context("cannot open /dev/full")?);
+        }
         Around::Manifest(text) => {
             workspace::write_whole(&dir.join("manifest.toml"), text.as_bytes())?;
         }
     }
-    let output = command.output().context("cannot start this program")?;
+    command.stderr(Stdio::piped());
+    let child = command.spawn().context("cannot start this program")?;
+    let output = child
+        .wait_with_output()
+        .context("cannot wait for this program")?;
     let text = String::from_utf8_lossy(&output.stderr);
     let code = output.status.code();
     ensure!(

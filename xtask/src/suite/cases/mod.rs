@@ -181,6 +181,10 @@ pub(super) enum Around {
     Usual,
     /// The only programs in `PATH` are QEMUs of this version.
     OldQemu(&'static str),
+    /// So many MiB are to be free on the disk.
+    DiskOf(&'static str),
+    /// Standard output goes to a full disk.
+    FullOutput,
     /// A file `manifest.toml` in the working directory with these contents.
     Manifest(&'static str),
 }

@@ -97,6 +97,36 @@ fn refusals() -> Vec<Case> {
             "9.2 or newer.*7.2.0",
         ),
         around(
+            "a build without room on disk is refused",
+            Around::DiskOf("1000000000"),
+            &["build"],
+            "[0-9]+ MiB free, and `cargo xtask build` needs 1000000000 MiB there; .*CARGO_TARGET_DIR",
+        ),
+        around(
+            "a run without room on disk is refused",
+            Around::DiskOf("1000000000"),
+            &["run"],
+            "[0-9]+ MiB free, and `cargo xtask run` needs 1000000000 MiB there; .*CARGO_TARGET_DIR",
+        ),
+        around(
+            "a test without room on disk is refused",
+            Around::DiskOf("1000000000"),
+            &["test", "host", "no such test"],
+            "[0-9]+ MiB free, and `cargo xtask test` needs 1000000000 MiB there; .*CARGO_TARGET_DIR",
+        ),
+        around(
+            "a size of the disk that is no number is refused",
+            Around::DiskOf("much"),
+            &["build"],
+            "BULKHEAD_DISK_MIB is `much`",
+        ),
+        around(
+            "an output on a full disk ends the tool with an error",
+            Around::FullOutput,
+            &["doctor"],
+            "error: cannot write the output: No space left on device",
+        ),
+        around(
             "a manifest with an unknown key is refused with its line",
             Around::Manifest(
                 "version = 1\n[[vm]]\nname = \"a\"\nmemroy = \"2M\"\nkernel = \"x\"\n",
