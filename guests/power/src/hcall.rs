@@ -22,6 +22,8 @@ pub const XIRR: u64 = 0x74;
 pub const PUT_TERM_CHAR: u64 = 0x58;
 /// Waits.
 pub const CEDE: u64 = 0xe0;
+/// Gives the thread to others.
+pub const CONFER: u64 = 0xe4;
 /// Ends the wait of a CPU.
 pub const PROD: u64 = 0xe8;
 /// Waits for a prod.

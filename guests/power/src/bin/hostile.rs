@@ -380,6 +380,8 @@ fn call(random: &mut Random, end: u64, count: &mut Count) -> Left {
         hcall::PUT_TERM_CHAR => arguments[1] = 17 + random.below(1000),
         // With interrupts off it would wait for ever, unless nobody else runs.
         hcall::JOIN if !rtas::second_is_stopped() => open = 1,
+        // To itself it would, too.
+        hcall::CONFER if arguments[0] == 0 => open = 1,
         // Big-endian interrupts would be the guest's end.
         hcall::SET_MODE => arguments[2] |= 1,
         _ => {}
@@ -499,7 +501,9 @@ extern "C" fn life(argument: u64, _: u64) {
         let mut all = [0; 4].map(|_| argument_of_second(&mut random));
         match number {
             0x2c | 0x3c | 0x40 => all[1] = address(&mut random, END_OF_SECOND),
-            0x6c | 0xe8 | 0x70 | 0xe4 => all[0] = random.below(3),
+            0x6c | 0xe8 | 0x70 => all[0] = random.below(3),
+            // Not to itself, which would wait.
+            0xe4 => all[0] = 2 * random.below(2),
             0xf000 => all[0] = SCRATCH | 1,
             _ => {}
         }

@@ -19,9 +19,6 @@ use power_guests::{cpu, guest, hcall, println, rtas};
 
 guest! { main: main, secondary: secondary }
 
-/// The call that gives the thread to others.
-const CONFER: u64 = 0xe4;
-
 /// What was read last.
 static VALUE: AtomicU64 = AtomicU64::new(0);
 
@@ -115,7 +112,7 @@ fn main(options: Options) -> ! {
     let taken = plant(seed);
     let mut lost = 0;
     for _ in 0..rounds {
-        hcall::call(CONFER, [u64::MAX, 0, 0, 0]);
+        hcall::call(hcall::CONFER, [u64::MAX, 0, 0, 0]);
         cpu::set_decrementer(cpu::ticks(2_000).cast_signed());
         // The decrementer's interrupt, or what comes before it, ends the wait.
         let _ = cage::run(wait, 0, 0);
