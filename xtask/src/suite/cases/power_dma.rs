@@ -36,7 +36,7 @@ macro_rules! vm {
 }
 
 pub(super) fn cases() -> Vec<Case> {
-    vec![sweep(), forge(), flood(), peers(), reassigned()]
+    vec![sweep(), forge(), flood(), peers(), raced(), reassigned()]
 }
 
 /// The guest as a VM, with devices behind host bridges 1 and 2.
@@ -130,6 +130,61 @@ fn both_peers(console: &str) -> Result<()> {
     Ok(())
 }
 
+/// How often the VM of the race is stopped in the middle of its lists.
+const STOPS: usize = 8;
+
+/// Windows go while another CPU writes lists to them and a DMA to them is under way; and the VM goes while it does that.
+fn raced() -> Case {
+    let mut case = Case::new(
+        BOARD,
+        "windows go, and a VM goes, in the middle of lists of another CPU and with a DMA under way, and nothing is left",
+    )
+    .bundle(Bundle::Manifest(concat!(
+        "[[vm]]\nname = \"race\"\nmemory = \"32M\"\ncpus = 2\npin = [0, 1]\n",
+        "kernel = \"guest:dma\"\nkernel_format = \"elf\"\nrestart = \"never\"\n",
+        "append = \"race phb=1 bus=1 slot=1\"\n",
+        "devices = [ { host = \"phb:800000020000001\" } ]\n",
+        "[[vm]]\nname = \"next\"\nmemory = \"32M\"\npin = [1]\nkernel = \"guest:dma\"\n",
+        "kernel_format = \"elf\"\nrestart = \"never\"\nappend = \"linger phb=1 bus=1 slot=1\"\n",
+        "devices = [ { host = \"phb:800000020000001\" } ]\nstart = \"manual\"\n",
+    )))
+    // Behind a bridge, whose bus is reset: the device has no reset of its own.
+    .args(&["-device", "spapr-pci-host-bridge,index=1,id=p1"])
+    .args(&["-device", "pci-bridge,id=b1,chassis_nr=1,shpc=off,bus=p1.0"])
+    .args(&["-device", "edu,dma_mask=0xffffffffffffffff,bus=b1,addr=1"])
+    .expect(&[r"dma race: [1-9]\d* windows went before their DMA, [1-9]\d{2,} lists in time"])
+    .types(MONITOR)
+    .asks("log warn", &[]);
+    for stop in 0..STOPS {
+        case = case
+            .asks("devices race", &[r"audit: \d+ entries looked at, 0 wrong"])
+            .asks("stop race", &["race: stopped"])
+            .asks("frames", &["frames of 4 KiB free"])
+            .asks("devices race", &["audit: 0 entries looked at, 0 wrong"]);
+        if stop % 4 == 1 {
+            // The next one reads every entry back, and looks whether anything arrives.
+            case = case
+                .asks(
+                    "start next",
+                    &["dma linger: nothing is left of before, a DMA is under way"],
+                )
+                .asks("stop next", &["next: stopped"]);
+        }
+        case = case.asks(
+            "start race",
+            &[r"dma race: [1-9]\d* windows went before their DMA, [1-9]\d{2,} lists in time"],
+        );
+    }
+    case = case.asks("quit", &["verdict 0"]);
+    case.forbids = vec![
+        r"\] WARN  |PANIC|EXCEPTION|FAILED".to_owned(),
+        "[1-9][0-9]* wrong".to_owned(),
+    ];
+    case.check = Check::Judged(same_frames_of_race);
+    case.timeout = Duration::from_secs(200);
+    case
+}
+
 /// How often the host bridge changes hands.
 const TURNS: usize = 100;
 
@@ -190,10 +245,19 @@ fn reassigned() -> Case {
 
 /// From when each VM has had the bridge once, the same is free whenever nobody has it.
 fn same_frames(console: &str) -> Result<()> {
+    same_frames_from(console, 1)
+}
+
+/// From when the second VM has had the bridge, which is after the second stop.
+fn same_frames_of_race(console: &str) -> Result<()> {
+    same_frames_from(console, 2)
+}
+
+fn same_frames_from(console: &str, settled: usize) -> Result<()> {
     let frames = Regex::new(r"(\d+) of \d+ frames of 4 KiB free, heap: (\d+) of")?;
     let all = frames.captures_iter(console);
     let mut all = all.map(|found| (found[1].to_owned(), found[2].to_owned()));
-    let first = all.nth(1);
+    let first = all.nth(settled);
     let last = all.last();
     ensure!(
         first.is_some() && first == last,

@@ -17,6 +17,7 @@
 //! | `plug` | writes entries with a DMA under way until its host bridge is taken away, looks at what is left, waits until it is back, and begins again |
 //! | `error` | injects errors into its own PE, by every way to say so, and looks what is stopped: registers, configuration space, DMA, messages |
 //! | `peer` | registers of the `edu` behind host bridge `other` by DMA, if `granted`; of one behind `foreign`, which another VM has, none |
+//! | `race` | with two CPUs: lists of entries by the second while the first removes the window that they go to, with a DMA to it under way |
 //! | `leave` | looks whether an interrupt of an earlier life comes; leaves the pin up until it is stopped |
 #![no_std]
 #![no_main]
@@ -30,6 +31,7 @@ mod memory;
 mod peer;
 mod pin;
 mod plug;
+mod race;
 mod sweep;
 mod watch;
 
@@ -42,9 +44,9 @@ use power_guests::{cpu, guest, println, rtas};
 
 guest! { main: main, secondary: secondary }
 
-const NAMES: [&str; 12] = [
+const NAMES: [&str; 13] = [
     "sweep", "watch", "forge", "messages", "flood", "linger", "pin", "storm", "leave", "plug",
-    "error", "peer",
+    "error", "peer", "race",
 ];
 
 /// Why a guest fails: what, and up to two numbers that show it.
@@ -93,6 +95,7 @@ fn main(options: Options) -> ! {
             "plug" => plug::run(edu, bridge),
             "linger" => linger::run(edu, bridge),
             "peer" => peer::run(edu, bridge, options),
+            "race" => race::run(edu, bridge),
             _ => Err("there is no such task".into()),
         },
     };
@@ -103,5 +106,5 @@ fn main(options: Options) -> ! {
 }
 
 fn secondary(_: usize) -> ! {
-    panic!("this guest has one CPU")
+    race::lists()
 }
