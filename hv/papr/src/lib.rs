@@ -31,6 +31,7 @@ extern crate std;
 
 mod area;
 mod clock;
+mod connector;
 mod cpus;
 mod environment;
 mod event;
@@ -46,6 +47,9 @@ mod tests;
 mod xics;
 
 pub use clock::Date;
+pub use connector::{
+    CONFIGURE_CONNECTOR, ConnectorNodes, NOT_CONFIGURABLE, NodeBuilder, WORK_AREA,
+};
 pub use environment::{Environment, NotGuestMemory, Served};
 pub use event::{Action, HOT_PLUG_SOURCE, HotPlug};
 pub use hcall::{After, End, Text};

@@ -1,6 +1,7 @@
 //! The platform as a guest sees it.
 
 mod calls;
+mod connector;
 mod hostile;
 mod interrupts;
 mod services;

@@ -58,8 +58,11 @@ pub(crate) fn build(machine: &DeviceTreeNode, facts: &Facts<'_>) -> Vec<u8> {
     root.add_child(rtas_node(facts));
     root.add_child(vdevice(facts));
     root.add_child(random());
-    if facts.devices.is_some() {
+    if let Some(devices) = facts.devices {
         root.add_child(event_sources());
+        for (name, value) in devices.root_lists() {
+            root.add_property(property(name, value));
+        }
     }
     root.add_child(presentation(facts.cpus));
     for node in facts

@@ -11,7 +11,7 @@ use super::{Bundle, Case, Check};
 const BOARD: &str = "pseries";
 
 pub(super) fn cases() -> Vec<Case> {
-    vec![a_hundred_times(), linux()]
+    vec![a_hundred_times(), linux(), linux_with_its_own_window()]
 }
 
 /// How often the host bridge goes and comes.
@@ -45,7 +45,10 @@ fn a_hundred_times() -> Case {
     .args(&["-device", "edu,dma_mask=0xffffffffffffffff,bus=b1,addr=1"])
     .args(&["-device", "spapr-pci-host-bridge,index=2,id=p2"])
     .args(&["-device", "edu,dma_mask=0xffffffffffffffff,bus=p2.0"])
-    .expect(&[back])
+    .expect(&[
+        r"\[a\] dma plug: connectors do what they should, and nothing else",
+        back,
+    ])
     .types(MONITOR)
     .asks("log warn", &[])
     // What is not its, and what is there.
@@ -123,7 +126,7 @@ fn same_frames(console: &str) -> Result<()> {
     Ok(())
 }
 
-/// Linux in the default window (of one that it made itself it believes that it stays: docs/tce.md) lets go of its disk, hears by an event that it is taken away, and has it again with what was written before.
+/// Linux in the default window (of one that it made itself it believes that it stays unless it gives the node up: docs/tce.md) lets go of its disk, hears by an event that it is taken away, and has it again with what was written before.
 /// Last it is taken away by surprise: to Linux, an error that nothing recovers.
 fn linux() -> Case {
     /// What it heard last: of a slot (3) something was done to the connector (by index, 2).
@@ -178,6 +181,62 @@ fn linux() -> Case {
         .expect(&["EEH: Unable to recover from failure"])
         .types("while [ -e /dev/nvme0n1 ]; do usleep 100000; done; echo lost-$((6*7))\r")
         .expect(&["lost-42"])
+        .types("poweroff -f\r")
+        .expect(&["vm linux: powered off", "verdict 0"]);
+    case.forbids = vec![
+        r"\] (ERROR|WARN)  ".to_owned(),
+        "PANIC|EXCEPTION|FAILED".to_owned(),
+        "[1-9][0-9]* wrong".to_owned(),
+    ];
+    case.timeout = Duration::from_secs(120);
+    case
+}
+
+/// Linux with a 64-bit window of its own gives its host bridge up, node and all, by its own means (`/sys/kernel/dlpar`,
+/// `rpadlpar_io`), and asks for the node again by `ibm,configure-connector`.
+fn linux_with_its_own_window() -> Case {
+    const GIVE_UP: &str = "echo 0 > /sys/bus/pci/slots/PHB0/power; echo -n 'PHB 0' > /sys/bus/pci/slots/control/remove_slot; echo 'dt remove index 0x20000000' > /sys/kernel/dlpar; ls /proc/device-tree | grep -c ^pci; echo gone-$((6*7))\r";
+    const TAKE: &str = "until echo 'dt add index 0x20000000' > /sys/kernel/dlpar; do usleep 200000; done; echo -n 'PHB 0' > /sys/bus/pci/slots/control/add_slot; until [ -e /dev/nvme0n1 ]; do usleep 100000; done; echo back-$((6*7))\r";
+    const READ: &str = "dd if=/dev/nvme0n1 bs=64k count=32 iflag=direct 2>/dev/null | md5sum | cmp - /s && echo same-$((6*7))\r";
+    let mut case = Case::new(
+        BOARD,
+        "Linux with a 64-bit window gives up a host bridge and its node, and has both again",
+    )
+    .bundle(Bundle::Manifest(concat!(
+        "[[vm]]\nname = \"linux\"\nmemory = \"512M\"\ncpus = 2\npin = [0, 1]\nkernel = \"debian:6.12\"\n",
+        "initrd = \"initramfs\"\nappend = \"console=hvc0 do=irqs\"\n",
+        "devices = [ { host = \"phb:800000020000000\" } ]\n",
+    )))
+    .expect(&["action irqs: ok", "/ # "])
+    .types("modprobe rpadlpar_io; ls /sys/bus/pci/slots\r")
+    .expect(&["PHB0", "/ # "])
+    .types("head -c 2097152 /dev/urandom > /f; dd if=/f of=/dev/nvme0n1 bs=64k oflag=direct; md5sum < /f > /s; echo written-$((6*7))\r")
+    .expect(&["written-42"])
+    .types(MONITOR)
+    .asks(
+        "devices linux",
+        &["window 0x800000000000000-", " 0 wrong"],
+    )
+    .asks("focus linux", &["has the keyboard"]);
+    for _ in 0..2 {
+        case = case
+            .types(GIVE_UP)
+            .expect(&["^0\r?$", "gone-42"])
+            .types(MONITOR)
+            // Its own window went with the node.
+            .asks("devices linux", &["audit: 0 entries looked at, 0 wrong"])
+            .asks("unplug linux 800000020000000", &["taken away"])
+            .asks("plug linux 800000020000000", &["given back"])
+            .asks("focus linux", &["has the keyboard"])
+            .types(TAKE)
+            .expect(&["back-42"])
+            .types(READ)
+            .expect(&["same-42"])
+            .types(MONITOR)
+            .asks("devices linux", &["window 0x800000000000000-", " 0 wrong"])
+            .asks("focus linux", &["has the keyboard"]);
+    }
+    case = case
         .types("poweroff -f\r")
         .expect(&["vm linux: powered off", "verdict 0"]);
     case.forbids = vec![

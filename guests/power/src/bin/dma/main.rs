@@ -24,6 +24,7 @@
 #![expect(unsafe_code, reason = "the guest has its memory to itself")]
 #![expect(clippy::cast_possible_truncation, reason = "small numbers")]
 
+mod connector;
 mod error;
 mod forge;
 mod linger;

@@ -4,6 +4,7 @@ use power_guests::edu::{BUFFER, Direction, Edu};
 use power_guests::pci::{MASTER, MEMORY};
 use power_guests::{cpu, hcall, println, rtas, tce};
 
+use crate::connector;
 use crate::linger::{COUNT, FROM, LISTS, RIGHTS, TO};
 use crate::memory::{self, LIST, SOURCE, TARGET};
 use crate::{Failure, fail};
@@ -90,6 +91,8 @@ pub(crate) fn run(edu: Edu, bridge: u64) -> Result<(), Failure> {
     {
         return fail("connectors are not as they should be", [status as u64, 0]);
     }
+    connector::run(edu, bridge)?;
+    println!("dma plug: connectors do what they should, and nothing else");
     hcall::call(hcall::CPPR, [0xff, 0, 0, 0]);
     let mut turn = 0_u64;
     loop {

@@ -68,7 +68,7 @@ pub(crate) fn run(edu: Edu, bridge: u64) -> Result<(), Failure> {
 
 /// Makes a window, has a DMA go there and lists written, and removes it; whether that was before the DMA.
 fn one(edu: Edu, turn: u64) -> Result<bool, Failure> {
-    let stays = turn % STAYS == 0;
+    let stays = turn.is_multiple_of(STAYS);
     let (liobn, base) = match tce::create_window(edu.function, 12, 12 + ENTRIES) {
         Ok(made) => made,
         Err(status) => return fail("no window", [turn, status as u64]),
@@ -118,7 +118,7 @@ fn one(edu: Edu, turn: u64) -> Result<bool, Failure> {
     // With the CPUs busy elsewhere the DMA may have been faster: then it has arrived.
     let before = !stays && edu.is_busy();
     if before {
-        if turn % 2 == 0 {
+        if turn.is_multiple_of(2) {
             // A window in the same place: the DMA finds it, and no entry.
             let made = tce::create_window(edu.function, 12, 12 + ENTRIES);
             if made != Ok((liobn, base)) {
@@ -132,7 +132,7 @@ fn one(edu: Edu, turn: u64) -> Result<bool, Failure> {
         if let Some(at) = arrived {
             return fail("DMA arrives through a window that went", [at, turn]);
         }
-        if turn % 2 == 0 && tce::remove_window(liobn) != 0 {
+        if turn.is_multiple_of(2) && tce::remove_window(liobn) != 0 {
             return fail("the second window does not go", [turn, 0]);
         }
     }

@@ -179,6 +179,8 @@ impl Devices {
             has_bridges: AtomicBool::new(false),
             away: Mutex::new(Vec::new()),
             returning: AtomicBool::new(false),
+            released: Mutex::new(Vec::new()),
+            trees: Mutex::new(Vec::new()),
             injection: Mutex::new(eeh::Injection::default()),
             past: Mutex::new(Vec::new()),
             dma: dmas.len() - 1,
@@ -216,6 +218,7 @@ impl Devices {
         if taken.is_ok() {
             all.iter().for_each(|held| self.connect_pins(held));
             self.away.lock().clear();
+            self.released.lock().clear();
             *self.injection.lock() = eeh::Injection::default();
         } else {
             self.give_back_all(&mut all, memory);

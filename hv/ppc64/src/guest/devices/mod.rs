@@ -9,6 +9,7 @@
 
 mod claim;
 mod config;
+mod connectors;
 mod messages;
 mod node;
 mod peers;
@@ -27,7 +28,7 @@ use boot::Frames;
 use dtoolkit::model::DeviceTreeNode;
 use dtoolkit::{Node as _, Property as _};
 use iommu::{DomainId, IoasId, MemoryId, OwnerId};
-use papr::Served;
+use papr::{ConnectorNodes, Served};
 use pci::{Function, Reset};
 use spin::Mutex;
 use types::{Bdf, Ipa};
@@ -113,6 +114,10 @@ pub(crate) struct Devices {
     away: Mutex<Vec<plug::Away>>,
     /// Any are on their way back.
     returning: AtomicBool,
+    /// Bridges that the guest has given up the use of.
+    released: Mutex<Vec<usize>>,
+    /// What the guest is told of its bridges' nodes when it asks for them again.
+    trees: Mutex<Vec<(usize, ConnectorNodes)>>,
     /// Whether its guest injects errors.
     injection: Mutex<eeh::Injection>,
     /// Its errors, while it does not have the bridge: a VM that restarts is no better than before.
@@ -296,7 +301,7 @@ impl Devices {
         if let Some(service) = errors.find(|service| service.token() == token) {
             return Some(self.inject_error(view, service, arguments, results));
         }
-        if plug::TOKENS.contains(&token) {
+        if connectors::SERVICES.iter().any(|(_, its)| *its == token) {
             return Some(self.connector_service(view, token, arguments, results));
         }
         let mut functions = FunctionService::ALL.into_iter();
@@ -346,7 +351,10 @@ impl Devices {
             };
             let pin = |bdf| Some((tree::PRESENTATION, self.pin(*at, bdf)?));
             let mut node = node::node(pattern, bridge, &properties, &pin);
-            plug::describe(&mut node, *at);
+            connectors::describe(&mut node, *at);
+            let mut trees = self.trees.lock();
+            trees.retain(|(bridge, _)| bridge != at);
+            trees.push((*at, connectors::told(&node)));
             nodes.push(node);
         }
         nodes
@@ -357,7 +365,7 @@ impl Devices {
         let windows = Service::ALL.map(|service| (service.name(), service.token()));
         let recovery = eeh::Service::ALL.map(|service| (service.name(), service.token()));
         let functions = FunctionService::ALL.map(|service| (service.name(), service.token()));
-        let all = functions.into_iter().chain(plug::SERVICES);
+        let all = functions.into_iter().chain(connectors::SERVICES);
         let errors = eeh::ErrorService::ALL.map(|service| (service.name(), service.token()));
         all.chain(windows).chain(recovery).chain(errors)
     }
