@@ -73,6 +73,9 @@
 //!   a larger table in `MAPD` is accepted, the events beyond do not exist.
 //! * INTIDs have [`INTID_BITS`] bits: LPIs 8192 to 16383. Two events never share an LPI: the second
 //!   `MAPTI` is skipped.
+//! * `MAPTI` for an event that is mapped, which the architecture leaves open: to another LPI, or to a
+//!   collection that is nowhere, it is as after `DISCARD`; to the same LPI it is a `MOVI`, with what is
+//!   pending. (KVM's ITS keeps the old mapping, `arch/arm64/kvm/vgic/vgic-its.c`.)
 //! * The LPI configuration table is read at `MAPTI`, `INV`, `INVALL`, at `MAPC` and when a vCPU enables
 //!   LPIs; in between, changes of it have no effect. What is not RAM, or beyond
 //!   `GICR_PROPBASER.IDbits`, counts as disabled.
@@ -572,9 +575,11 @@ impl State {
                 self.check_collection(collection)?;
                 let (lpi, old) = self.tables.map_event(device, event, intid, collection)?;
                 let mut open = pending.open();
-                if let Some(old) = old {
-                    kicks = open.forget(old);
-                }
+                kicks = match (old, self.tables.vcpu_of(collection)) {
+                    (Some(same), Some(vcpu)) if same == lpi => open.move_to(lpi, vcpu),
+                    (Some(old), _) => open.forget(old),
+                    (None, _) => Kicks::NONE,
+                };
                 drop(open);
                 kicks = kicks.union(self.configure(lpi, collection, memory, pending));
             }

@@ -212,7 +212,7 @@ impl Tables {
     }
 
     /// Translates an event to an LPI in a collection. Returns the LPI, and the one that the event
-    /// had before if that is another.
+    /// had before, if any, which may be the same.
     pub(super) fn map_event(
         &mut self,
         device: u32,
@@ -241,7 +241,7 @@ impl Tables {
         if let Some(to) = self.events.get_mut(place) {
             *to = Event { lpi, collection };
         }
-        Ok((lpi, (old != lpi && old != NO_LPI).then_some(old)))
+        Ok((lpi, (old != NO_LPI).then_some(old)))
     }
 
     /// Puts an event that is mapped into another collection.

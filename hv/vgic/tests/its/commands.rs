@@ -264,6 +264,25 @@ fn an_event_can_be_mapped_anew() {
 }
 
 #[test]
+fn an_event_mapped_again_to_its_lpi_moves_with_what_is_pending() {
+    let mut rig = disk();
+    let _ = rig.signal(DISK, 0);
+    assert_eq!(rig.send(&[mapti(DISK, 0, 8192, 1)]), Kicks::of(1));
+    assert_eq!((rig.first(0), rig.first(1)), (None, Some(8192)));
+    // Where vCPU 1 has it in a list register, that has to be emptied first.
+    rig.vits.take(1, 8192);
+    assert_eq!(rig.send(&[mapti(DISK, 0, 8192, 0)]), Kicks::of(1));
+    assert_eq!(rig.vits.give_back(1, 8192), Kicks::of(0));
+    assert_eq!((rig.first(0), rig.first(1)), (Some(8192), None));
+    // The same again is nothing, and to a collection that is nowhere nothing stays pending.
+    assert_eq!(rig.send(&[mapti(DISK, 0, 8192, 0)]), Kicks::NONE);
+    assert_eq!(rig.first(0), Some(8192));
+    let _ = rig.send(&[mapti(DISK, 0, 8192, 9)]);
+    assert_eq!((rig.first(0), rig.first(1)), (None, None));
+    assert_eq!(rig.vits.faults(), (0, None));
+}
+
+#[test]
 fn an_event_of_a_collection_that_is_nowhere_goes_nowhere() {
     let mut rig = disk();
     let _ = rig.send(&[unmapc(0)]);

@@ -211,13 +211,13 @@ impl Model {
                     return None;
                 }
                 let old = self.events.insert(key, (intid, collection));
-                if let Some((old, _)) = old
-                    && old != intid
-                {
-                    self.forget(old);
+                let to = self.collections.get(&collection).copied();
+                match (old, to) {
+                    (Some((same, _)), Some(to)) if same == intid => self.move_to(intid, to),
+                    (Some((old, _)), _) => self.forget(old),
+                    (None, _) => {}
                 }
-                let table = self.collections.get(&collection);
-                let table = table.and_then(|vcpu| self.tables[*vcpu]);
+                let table = to.and_then(|vcpu| self.tables[vcpu]);
                 self.configure(intid, table);
             }
             0x01 => {
