@@ -103,7 +103,7 @@ impl<M: PhysMemory> Frames<M> {
     }
 
     /// So many zeroed frames in one piece, aligned to the next power of two; no frame more is taken. For a VM whose
-    /// memory has to be where it believes it to be: such a piece is not given back.
+    /// memory has to be where it believes it to be. By [`crate::Taken`] it is given back when that VM cannot be made.
     ///
     /// # Errors
     /// [`OutOfFrames`] when no block of that power of two is free, however much else is; nothing is taken then.

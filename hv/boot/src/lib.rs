@@ -13,10 +13,12 @@ mod devices;
 mod frames;
 mod logger;
 mod options;
+mod taken;
 mod verdict;
 
 pub use devices::{Devices, devices};
 pub use frames::{Frames, usable};
 pub use logger::Logger;
 pub use options::{Interrupts, Options, SelfTest, Snooping, Unknown};
+pub use taken::Taken;
 pub use verdict::{Guard, Verdict};

@@ -9,7 +9,7 @@ use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use armv8::{Psci, Shown};
-use boot::Frames;
+use boot::{Frames, Taken};
 use bundle::{Bundle, Firmware, KernelFormat, VmConfig};
 use firmware::{FirmwareError, FirmwareKind, GuestPlatform, Payload, PlatformError};
 use hal::{Clock, OutOfFrames, PhysMemory};
@@ -149,13 +149,14 @@ impl Vm {
         let mut platform =
             GuestPlatform::virt(config.memory, cpus).map_err(BuildError::Platform)?;
         platform.bootargs.clone_from(&config.append);
+        let mut taken = Taken::new(frames);
         // Devices that nothing translates for write to where the guest believes its memory is.
         let placed = match &devices {
             Some(devices) if devices.has_unconfined() => {
                 let bytes = config.memory;
                 let pages = bytes.div_ceil(PageSize::SIZE_4K.bytes());
                 let pages = usize::try_from(pages).unwrap_or(usize::MAX);
-                let place = frames.alloc_zeroed_run(pages).map_err(BuildError::Memory)?;
+                let place = taken.alloc_zeroed_run(pages).map_err(BuildError::Memory)?;
                 let span = Ipa::new(place.bits()).ok();
                 let span = span.and_then(|start| Span::from_len(start, bytes));
                 platform.memory = Vec::from([span.ok_or(BuildError::Geometry)?]);
@@ -195,9 +196,6 @@ impl Vm {
             },
         };
         let vmid = number as u64 + 1;
-        let (stage2, ram) = build_memory(&platform, placed, memory, frames)?;
-        let vttbr = stage2.root().bits() | vmid << 48;
-        let vtcr = pagetable::vtcr(stage2.geometry(), 8);
         let affinities: Vec<u64> = platform.cpus.iter().map(|mpidr| mpidr.bits()).collect();
         let pci = devices.map(|Devices { hardware, assigned }| {
             let vcpus = affinities.len();
@@ -208,6 +206,10 @@ impl Vm {
         if let Some(pci) = &pci {
             gic = gic.with_lpis(pci.vits.clone());
         }
+        // Nothing fails after this.
+        let (stage2, ram) = build_memory(&platform, placed, memory, taken, frames)?;
+        let vttbr = stage2.root().bits() | vmid << 48;
+        let vtcr = pagetable::vtcr(stage2.geometry(), 8);
         let slots = affinities
             .iter()
             .enumerate()

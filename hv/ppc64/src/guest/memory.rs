@@ -64,6 +64,18 @@ impl<'f, M: PhysMemory + Copy, F: FrameAllocator> GuestMemory<'f, M, F> {
             pieces: Vec::new(),
             bytes,
         };
+        match guest.fill(frames) {
+            Ok(()) => Ok(guest),
+            Err(none) => {
+                guest.give_back(frames);
+                Err(none)
+            }
+        }
+    }
+
+    fn fill(&mut self, frames: &F) -> Result<(), NoRoom> {
+        let bytes = self.bytes;
+        let no_room = NoRoom { bytes };
         let mut at = 0;
         let mut order = LARGEST_ORDER;
         while at < bytes {
@@ -83,16 +95,24 @@ impl<'f, M: PhysMemory + Copy, F: FrameAllocator> GuestMemory<'f, M, F> {
                 frames: found,
                 order,
             };
+            self.pieces.push(piece);
             let span = Span::from_len(Ipa::truncated(at), piece.bytes()).ok_or(no_room)?;
-            guest
-                .tree
+            self.tree
                 .get_mut()
                 .map(span, found, RadixAttributes::RAM, &mut NotLive)
                 .map_err(|_| no_room)?;
-            guest.pieces.push(piece);
             at += piece.bytes();
         }
-        Ok(guest)
+        Ok(())
+    }
+
+    /// Gives all of it back. Nothing was ever told of it: no partition has the tree, no device the memory.
+    pub(crate) fn give_back(self, frames: &F) {
+        for piece in &self.pieces {
+            frames.free(piece.frames, piece.order);
+        }
+        // It shares no table with another, so it can be destroyed.
+        let _ = self.tree.into_inner().destroy(&mut NotLive);
     }
 
     /// Shows registers of a device, at the addresses that they have, where nothing is shown.

@@ -159,7 +159,7 @@ impl Vm {
         }
         let lpid = u16::try_from(number + 1).ok().and_then(NonZeroU16::new);
         let lpid = lpid
-            .filter(|lpid| lpid.get() < crate::nested::PARTITIONS)
+            .filter(|lpid| lpid.get() < crate::nested::PARTITIONS - 1)
             .ok_or(BuildError::Partitions)?;
         let memory = GuestMemory::new(machine.ram, machine.frames, config.memory)?;
         let places: Vec<usize> = (0..cpus).map(&mut place).collect();
@@ -170,11 +170,19 @@ impl Vm {
         let devices = match machine.hardware {
             Some(hardware) => {
                 let who = (number, server.unwrap_or(0));
-                Devices::plan(hardware, who, config, &memory)?
+                Devices::plan(hardware, who, config, &memory).map_err(BuildError::from)
             }
-            None if config.devices.is_empty() => None,
-            None => return Err(BuildError::NoDevices),
+            None if config.devices.is_empty() => Ok(None),
+            None => Err(BuildError::NoDevices),
         };
+        let devices = match devices {
+            Ok(devices) => devices,
+            Err(error) => {
+                memory.give_back(machine.frames);
+                return Err(error);
+            }
+        };
+        // Its number is in the table: nothing fails after the plan.
         machine.partitions.set(lpid, memory.partition_entry(), 0)?;
         let platform = Platform::new(Config {
             cpus,

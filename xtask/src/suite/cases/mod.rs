@@ -22,6 +22,9 @@ mod vms;
 
 use std::time::Duration;
 
+use anyhow::{Result, bail, ensure};
+use regex::Regex;
+
 use super::Extent;
 use super::pairwise;
 use crate::board::Smmu;
@@ -468,6 +471,7 @@ fn bundles(board: &'static str) -> Vec<Case> {
         ),
         refused("of garbage", Bundle::Garbage, &[]),
         not_acted_on(board),
+        not_made(board),
     ]
 }
 
@@ -499,6 +503,65 @@ fn not_acted_on(board: &'static str) -> Case {
         "verdict 1: no VM of the bundle can be run",
     ])
     .fatal()
+}
+
+/// A VM that cannot be made leaves no frame taken, whatever of it was there already.
+fn not_made(board: &'static str) -> Case {
+    macro_rules! vm {
+        ($name:literal, $memory:literal, $more:literal) => {
+            concat!(
+                "[[vm]]\nname = \"",
+                $name,
+                "\"\nmemory = \"",
+                $memory,
+                "\"\nkernel = \"off.bin\"\nkernel_format = \"flat\"\nrestart = \"never\"\n",
+                $more
+            )
+        };
+    }
+    macro_rules! manifest {
+        ($host:literal) => {
+            Bundle::Manifest(concat!(
+                vm!("first", "8M", ""),
+                vm!("second", "8M", ""),
+                vm!("large", "16G", ""),
+                vm!("lacking", "64M", $host),
+                vm!("third", "8M", "")
+            ))
+        };
+    }
+    let manifest = match board {
+        "pseries" => manifest!("devices = [ { host = \"phb:800000020000009\" } ]\n"),
+        _ => manifest!("devices = [ { host = \"0000:00:1e.0\" } ]\n"),
+    };
+    let mut case = Case::new(board, "a VM that cannot be made gives its memory back")
+        .bundle(manifest)
+        .expect(&[
+            "ERROR .*vm large: .*(no free block|no room)",
+            "ERROR .*vm lacking: ",
+            "vm third: 8 MiB, .* frames left",
+        ])
+        .until_expected();
+    case.forbids = vec!["PANIC|EXCEPTION".to_owned()];
+    case.check = Check::Judged(judge_frames);
+    case
+}
+
+/// The third VM, which is made after two that cannot be, took as many frames as the second.
+fn judge_frames(console: &str) -> Result<()> {
+    let mut left = Vec::new();
+    for found in Regex::new(r"launch: vm \w+: .* tables, (\d+) frames left")?.captures_iter(console)
+    {
+        left.push(found[1].parse::<u64>()?);
+    }
+    let [first, second, third] = left[..] else {
+        bail!("{} VMs tell what they cost", left.len());
+    };
+    ensure!(
+        first > second && first - second == second.saturating_sub(third),
+        "frames left after each VM: {left:?}"
+    );
+    Ok(())
 }
 
 #[cfg(test)]

@@ -2,8 +2,9 @@
 
 use alloc::vec::Vec;
 
+use boot::{Frames, Taken};
 use firmware::GuestPlatform;
-use hal::{FrameAllocator, PhysMemory};
+use hal::PhysMemory;
 use pagetable::{Geometry, Invalidate, NotLive, PageTable, Stage2, Stage2Attributes, Stale};
 use types::{Address, Iova, Ipa, Pa, PageSize, Span};
 
@@ -233,11 +234,13 @@ impl Invalidate<Ipa> for Tlb {
     }
 }
 
-/// Takes memory for a platform and maps it.
+/// Takes memory for a platform and maps it: what is placed where the guest believes it to be, and taken before, or
+/// pieces. On an error all of it is free again.
 pub(super) fn build_memory(
     platform: &GuestPlatform,
     placed: Option<Pa>,
     memory: Ram,
+    mut taken: Taken<'static, Frames<Ram>>,
     frames: Frame,
 ) -> Result<(Tree, Pieces), BuildError> {
     let pa_range = read_register!("id_aa64mmfr0_el1") & 0xf;
@@ -245,12 +248,34 @@ pub(super) fn build_memory(
     let geometry = Geometry::new::<Stage2<Ipa>>(IPA_BITS.min(output.bits()), output)
         .map_err(|_| BuildError::Geometry)?;
     let mut tree = PageTable::new(geometry, memory, frames).map_err(BuildError::Memory)?;
-    let mut ram = Vec::new();
-    if let (Some(pa), [span]) = (placed, platform.memory.as_slice()) {
-        tree.map(*span, pa, Stage2Attributes::RAM, &mut NotLive)
-            .map_err(BuildError::Stage2)?;
-        return Ok((tree, Vec::from([(*span, pa)])));
+    match fill(&mut tree, platform, placed, &mut taken) {
+        Ok(ram) => {
+            taken.keep();
+            Ok((tree, ram))
+        }
+        Err(error) => {
+            // It shares no table with another, so it can be destroyed; no CPU has walked it.
+            let _ = tree.destroy(&mut NotLive);
+            Err(error)
+        }
     }
+}
+
+fn fill(
+    tree: &mut Tree,
+    platform: &GuestPlatform,
+    placed: Option<Pa>,
+    taken: &mut Taken<'static, Frames<Ram>>,
+) -> Result<Pieces, BuildError> {
+    let mut map = |span, pa| {
+        tree.map(span, pa, Stage2Attributes::RAM, &mut NotLive)
+            .map_err(BuildError::Stage2)
+    };
+    if let (Some(pa), [span]) = (placed, platform.memory.as_slice()) {
+        map(*span, pa)?;
+        return Ok(Vec::from([(*span, pa)]));
+    }
+    let mut ram = Vec::new();
     for span in &platform.memory {
         let mut at = span.start();
         let mut order = LARGEST_ORDER;
@@ -261,11 +286,10 @@ pub(super) fn build_memory(
                 order -= 1;
                 continue;
             }
-            match frames.alloc_zeroed(order) {
+            match taken.alloc_zeroed(order) {
                 Ok(pa) => {
                     let piece = Span::from_len(at, bytes.min(left)).ok_or(BuildError::Geometry)?;
-                    tree.map(piece, pa, Stage2Attributes::RAM, &mut NotLive)
-                        .map_err(BuildError::Stage2)?;
+                    map(piece, pa)?;
                     ram.push((piece, pa));
                     at = match at.checked_add(bytes) {
                         Some(next) => next,
@@ -277,5 +301,5 @@ pub(super) fn build_memory(
             }
         }
     }
-    Ok((tree, ram))
+    Ok(ram)
 }

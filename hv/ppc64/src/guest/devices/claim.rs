@@ -158,13 +158,20 @@ impl Devices {
         let whole = Ipa::new(0)
             .ok()
             .and_then(|at| Span::from_len(at, memory.bytes()));
-        dma.add_slot(Slot {
-            span: whole.ok_or(vtce::Refusal::Taken)?,
-            memory: ram,
-            offset: 0,
-            permissions: Permissions::ReadWrite,
-            page: Some(contiguous(memory)),
-        })?;
+        let added = whole.ok_or(vtce::Refusal::Taken).and_then(|span| {
+            dma.add_slot(Slot {
+                span,
+                memory: ram,
+                offset: 0,
+                permissions: Permissions::ReadWrite,
+                page: Some(contiguous(memory)),
+            })
+        });
+        if let Err(refusal) = added {
+            // Nothing shows it, so it goes: its frames are about to be somebody else's.
+            core.destroy_memory(ram)?;
+            return Err(refusal.into());
+        }
         dmas.push(dma);
         Ok(Some(Self {
             hardware,
