@@ -36,7 +36,15 @@ macro_rules! vm {
 }
 
 pub(super) fn cases() -> Vec<Case> {
-    vec![sweep(), forge(), flood(), peers(), raced(), reassigned()]
+    vec![
+        sweep(),
+        forge(),
+        flood(),
+        peers(),
+        orphaned(),
+        raced(),
+        reassigned(),
+    ]
 }
 
 /// The guest as a VM, with devices behind host bridges 1 and 2.
@@ -117,6 +125,34 @@ fn peers() -> Case {
     case.timeout = Duration::from_secs(300);
     case.check = Check::Judged(both_peers);
     case.expect(&["verdict 0: all VMs are off"])
+}
+
+/// A device whose registers others of its VM may reach is taken away, and given back.
+fn orphaned() -> Case {
+    let mut case = case(
+        "with p2p nothing leads to registers of a device that is taken away, and what is beside them stays",
+        Bundle::Manifest(concat!(
+            "[[vm]]\nname = \"granted\"\nmemory = \"32M\"\npin = [0]\nkernel = \"guest:dma\"\n",
+            "kernel_format = \"elf\"\nrestart = \"never\"\nappend = \"orphan phb=1 other=2\"\n",
+            "devices = [ { host = \"phb:800000020000001\" }, { host = \"phb:800000020000002\", p2p = true } ]\n",
+        )),
+    )
+    .expect(&["dma orphan: both entries lead to the other device's registers"])
+    .types(MONITOR)
+    .asks("devices granted", &[r"audit: [1-9]\d* entries looked at, 0 wrong"])
+    .asks(
+        "unplug granted 800000020000002",
+        &["dma orphan: nothing leads to registers that are away"],
+    )
+    .asks("devices granted", &[r"audit: [1-9]\d* entries looked at, 0 wrong"])
+    .asks(
+        "plug granted 800000020000002",
+        &["dma verdict: orphan ok: reached=2 gone=2 kept=1 again=1"],
+    )
+    .asks("quit", &["verdict 0"]);
+    case.forbids.push("[1-9][0-9]* wrong".to_owned());
+    case.timeout = Duration::from_secs(60);
+    case
 }
 
 /// In whichever order they end.

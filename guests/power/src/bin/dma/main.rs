@@ -18,6 +18,7 @@
 //! | `error` | injects errors into its own PE, by every way to say so, and looks what is stopped: registers, configuration space, DMA, messages |
 //! | `peer` | registers of the `edu` behind host bridge `other` by DMA, if `granted`; of one behind `foreign`, which another VM has, none |
 //! | `race` | with two CPUs: lists of entries by the second while the first removes the window that they go to, with a DMA to it under way |
+//! | `orphan` | registers of the `edu` behind host bridge `other` by DMA, until that one is taken away, and when it is given back |
 //! | `leave` | looks whether an interrupt of an earlier life comes; leaves the pin up until it is stopped |
 #![no_std]
 #![no_main]
@@ -45,9 +46,9 @@ use power_guests::{cpu, guest, println, rtas};
 
 guest! { main: main, secondary: secondary }
 
-const NAMES: [&str; 13] = [
+const NAMES: [&str; 14] = [
     "sweep", "watch", "forge", "messages", "flood", "linger", "pin", "storm", "leave", "plug",
-    "error", "peer", "race",
+    "error", "peer", "race", "orphan",
 ];
 
 /// Why a guest fails: what, and up to two numbers that show it.
@@ -96,6 +97,7 @@ fn main(options: Options) -> ! {
             "plug" => plug::run(edu, bridge),
             "linger" => linger::run(edu, bridge),
             "peer" => peer::run(edu, bridge, options),
+            "orphan" => peer::orphan(edu, bridge, options),
             "race" => race::run(edu, bridge),
             _ => Err("there is no such task".into()),
         },
