@@ -45,7 +45,34 @@ impl Servers {
     }
 
     /// Each of them, ascending.
+    #[inline]
     pub fn iter(self) -> impl Iterator<Item = usize> {
-        (0..MOST_CPUS).filter(move |vcpu| self.contains(*vcpu))
+        let mut left = self.0;
+        core::iter::from_fn(move || take_lowest(&mut left))
+    }
+}
+
+/// Takes the lowest bit that is set out of a word: its number, below 64.
+#[inline]
+pub(crate) fn take_lowest(word: &mut u64) -> Option<usize> {
+    let lowest = word.trailing_zeros();
+    // Without a bit there is none to take, and the word stays 0.
+    *word &= word.wrapping_sub(1);
+    (lowest < u64::BITS).then_some(lowest as usize)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::vec::Vec;
+
+    use super::Servers;
+
+    #[test]
+    fn a_set_gives_each_of_its_vcpus_once_and_ascending() {
+        let all = |set: Servers| set.iter().collect::<Vec<_>>();
+        assert!(all(Servers::NONE).is_empty());
+        let three = Servers::one(63).and(Servers::one(0)).and(Servers::one(17));
+        assert_eq!(all(three), [0, 17, 63]);
+        assert_eq!(all(Servers::one(64)), [], "no such vCPU");
     }
 }

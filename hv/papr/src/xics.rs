@@ -4,14 +4,18 @@
 //! is pending for it. So an interrupt that was shown and not accepted, and then was masked, moved or
 //! outranked, needs no taking back.
 
+use alloc::boxed::Box;
 use alloc::vec::Vec;
 
 use crate::Servers;
+use crate::servers::take_lowest;
 
 /// The priority that accepts everything, or asks for nothing. 0 is the most favoured.
 pub(crate) const LEAST: u8 = 0xff;
 /// The source number of an interprocessor interrupt.
 pub(crate) const IPI: u32 = 2;
+/// Bits of a word.
+const WORD: usize = 64;
 /// What `XIRR` holds beside the priority.
 const SOURCE_MASK: u32 = 0x00ff_ffff;
 
@@ -81,8 +85,40 @@ pub(crate) struct Xics {
     servers: Vec<Server>,
     /// By ascending number.
     lines: Vec<Line>,
-    /// Lines with an event, or that are high: without any, none is looked at.
-    raised: usize,
+    /// The same lines by the numbers that follow one another, the longest run first: what finds a line.
+    runs: Box<[Run]>,
+    /// A bit for each line, in their order: it is pending. All others need not be looked at.
+    pending: Box<[u64]>,
+    /// How many bits there are in it.
+    due: usize,
+}
+
+/// Lines whose numbers follow one another.
+#[derive(Clone, Copy, Debug)]
+struct Run {
+    number: u32,
+    count: u32,
+    /// Where the first of them is.
+    at: usize,
+}
+
+fn runs(lines: &[Line]) -> Box<[Run]> {
+    let mut runs: Vec<Run> = Vec::new();
+    for (at, line) in lines.iter().enumerate() {
+        let number = line.source.number;
+        match runs.last_mut() {
+            Some(run) if number.wrapping_sub(run.number) == run.count => {
+                run.count = run.count.saturating_add(1);
+            }
+            _ => runs.push(Run {
+                number,
+                count: 1,
+                at,
+            }),
+        }
+    }
+    runs.sort_by_key(|run| core::cmp::Reverse(run.count));
+    runs.into_boxed_slice()
 }
 
 /// The end of an interrupt.
@@ -99,6 +135,8 @@ pub(crate) struct Ended {
 struct Best {
     priority: u8,
     number: u32,
+    /// Where its line is; the interprocessor interrupt has none.
+    line: Option<usize>,
 }
 
 impl Xics {
@@ -125,56 +163,73 @@ impl Xics {
         lines.retain(|line| line.source.number > IPI && line.source.number <= SOURCE_MASK);
         Self {
             servers: alloc::vec![server; cpus],
+            runs: runs(&lines),
+            pending: alloc::vec![0; lines.len().div_ceil(WORD)].into_boxed_slice(),
             lines,
-            raised: 0,
+            due: 0,
         }
     }
 
-    /// Changes what a source asks for.
-    fn raise(
+    /// Where the line of a source is.
+    #[inline]
+    fn place(&self, number: u32) -> Result<usize, UnknownSource> {
+        let found = self.runs.iter().find_map(|run| {
+            let ahead = number.wrapping_sub(run.number);
+            (ahead < run.count).then(|| run.at.wrapping_add(ahead as usize))
+        });
+        found.ok_or(UnknownSource(number))
+    }
+
+    /// Changes a line. This is the only way to, so that what is pending is known.
+    #[inline]
+    fn change(&mut self, at: usize, change: impl FnOnce(&mut Line)) -> Option<&Line> {
+        let line = self.lines.get_mut(at)?;
+        change(line);
+        let bit = 1 << (at % WORD);
+        let word = self.pending.get_mut(at / WORD)?;
+        if line.is_pending() != (*word & bit != 0) {
+            *word ^= bit;
+            self.due = if *word & bit == 0 {
+                self.due.saturating_sub(1)
+            } else {
+                self.due.saturating_add(1)
+            };
+        }
+        Some(line)
+    }
+
+    fn change_source(
         &mut self,
         number: u32,
         change: impl FnOnce(&mut Line),
-    ) -> Result<usize, UnknownSource> {
-        let line = self.line(number)?;
-        let asked = line.event || line.high;
-        change(line);
-        let asks = line.event || line.high;
-        let server = line.server;
-        self.raised = self
-            .raised
-            .saturating_add(asks.into())
-            .saturating_sub(asked.into());
-        Ok(server)
+    ) -> Result<&Line, UnknownSource> {
+        let at = self.place(number)?;
+        self.change(at, change).ok_or(UnknownSource(number))
     }
 
-    fn line(&mut self, number: u32) -> Result<&mut Line, UnknownSource> {
-        let found = self
-            .lines
-            .binary_search_by_key(&number, |line| line.source.number);
-        found
-            .ok()
-            .and_then(|at| self.lines.get_mut(at))
-            .ok_or(UnknownSource(number))
-    }
-
+    #[inline]
     fn best(&self, server: usize) -> Option<Best> {
         let this = self.servers.get(server)?;
         let mut best = Best {
             priority: this.request,
             number: IPI,
+            line: None,
         };
-        let lines = if self.raised == 0 {
-            &[]
-        } else {
-            self.lines.as_slice()
-        };
-        for line in lines {
-            if line.server == server && line.priority < best.priority && line.is_pending() {
-                best = Best {
-                    priority: line.priority,
-                    number: line.source.number,
+        let pending = if self.due == 0 { &[] } else { &*self.pending };
+        for (number, word) in pending.iter().enumerate() {
+            let mut left = *word;
+            while let Some(bit) = take_lowest(&mut left) {
+                let at = number.wrapping_mul(WORD).wrapping_add(bit);
+                let Some(line) = self.lines.get(at) else {
+                    break;
                 };
+                if line.server == server && line.priority < best.priority {
+                    best = Best {
+                        priority: line.priority,
+                        number: line.source.number,
+                        line: Some(at),
+                    };
+                }
             }
         }
         (best.priority < this.priority).then_some(best)
@@ -218,11 +273,12 @@ impl Xics {
             return before;
         };
         this.priority = best.priority;
-        // The interprocessor interrupt is no line.
-        let _ = self.raise(best.number, |line| {
-            line.event = false;
-            line.in_service = line.source.kind != Kind::Edge;
-        });
+        if let Some(at) = best.line {
+            self.change(at, |line| {
+                line.event = false;
+                line.in_service = line.source.kind != Kind::Edge;
+            });
+        }
         before | best.number
     }
 
@@ -235,13 +291,12 @@ impl Xics {
             sampled: None,
         };
         if number != 0 && number != IPI {
-            let line = self.line(number)?;
-            line.in_service = false;
+            let line = self.change_source(number, |line| {
+                line.in_service = false;
+                line.high &= line.source.kind != Kind::Sampled;
+            })?;
             let (server, kind) = (line.server, line.source.kind);
-            if kind == Kind::Sampled {
-                self.raise(number, |line| line.high = false)?;
-                ended.sampled = Some(number);
-            }
+            ended.sampled = (kind == Kind::Sampled).then_some(number);
             ended.told = self.told(server);
         }
         self.set_priority(server, accepted.to_be_bytes()[0]);
@@ -259,46 +314,66 @@ impl Xics {
     pub(crate) fn route(&mut self, number: u32, server: u32, priority: u8) -> Option<Servers> {
         let server = usize::try_from(server).ok()?;
         self.servers.get(server)?;
-        let line = self.line(number).ok()?;
-        line.server = server;
-        line.priority = priority;
-        line.saved = priority;
+        let routed = self.change_source(number, |line| {
+            line.server = server;
+            line.priority = priority;
+            line.saved = priority;
+        });
+        routed.ok()?;
         Some(self.told(server))
     }
 
     /// `ibm,get-xive`: vCPU and priority.
-    pub(crate) fn routed(&mut self, number: u32) -> Option<(usize, u8)> {
-        let line = self.line(number).ok()?;
+    pub(crate) fn routed(&self, number: u32) -> Option<(usize, u8)> {
+        let line = self.lines.get(self.place(number).ok()?)?;
         Some((line.server, line.priority))
     }
 
     /// `ibm,int-off`.
     pub(crate) fn mask(&mut self, number: u32) -> Result<(), UnknownSource> {
-        let line = self.line(number)?;
-        if line.priority != LEAST {
-            line.saved = line.priority;
-            line.priority = LEAST;
-        }
-        Ok(())
+        let masked = self.change_source(number, |line| {
+            if line.priority != LEAST {
+                line.saved = line.priority;
+                line.priority = LEAST;
+            }
+        });
+        masked.map(|_| ())
     }
 
     /// `ibm,int-on`.
     pub(crate) fn unmask(&mut self, number: u32) -> Result<Servers, UnknownSource> {
-        let line = self.line(number)?;
-        line.priority = line.saved;
-        let server = line.server;
+        let unmasked = self.change_source(number, |line| line.priority = line.saved);
+        let server = unmasked?.server;
         Ok(self.told(server))
     }
 
     /// An event of an edge source.
     pub(crate) fn signal(&mut self, number: u32) -> Result<Servers, UnknownSource> {
-        let server = self.raise(number, |line| line.event = true)?;
+        let server = self.change_source(number, |line| line.event = true)?.server;
         Ok(self.told(server))
     }
 
     /// The line of a level source.
     pub(crate) fn set_line(&mut self, number: u32, high: bool) -> Result<Servers, UnknownSource> {
-        let server = self.raise(number, |line| line.high = high)?;
+        let server = self.change_source(number, |line| line.high = high)?.server;
         Ok(self.told(server))
+    }
+
+    /// The source that `H_XIRR` would give, by a look at every line: what [`Self::best`] must agree with. 0 is none.
+    #[cfg(test)]
+    pub(crate) fn looked_for(&self, server: usize) -> u32 {
+        let Some(this) = self.servers.get(server) else {
+            return 0;
+        };
+        let of_lines = self.lines.iter().filter(|line| line.server == server);
+        let of_lines = of_lines.filter(|line| line.is_pending());
+        let best = of_lines.map(|line| (line.priority, line.source.number));
+        let best = best.min().unwrap_or((LEAST, 0));
+        let best = if this.request <= best.0 {
+            (this.request, IPI)
+        } else {
+            best
+        };
+        if best.0 < this.priority { best.1 } else { 0 }
     }
 }

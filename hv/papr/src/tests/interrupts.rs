@@ -160,7 +160,72 @@ fn masks_keep_the_priority_and_a_moved_interrupt_moves() {
     assert!(platform.signal(0x1101).is_err() && platform.raise(2).is_err());
 }
 
+#[test]
+fn sources_are_found_whatever_lies_between_their_numbers() {
+    let numbers = [0x30_u32, 5, 0x31, 3, 0x33, 0x32, 0x1000].map(|number| Source {
+        number,
+        kind: Kind::Edge,
+    });
+    let mut xics = Xics::new(1, &numbers);
+    for number in 0..0x1100 {
+        let known = numbers.iter().any(|source| source.number == number);
+        assert_eq!(xics.route(number, 0, 5).is_some(), known, "{number:#x}");
+        assert_eq!(xics.signal(number).is_ok(), known, "{number:#x}");
+        assert_eq!(
+            xics.end(0, number).is_ok(),
+            known || [0, 2].contains(&number)
+        );
+    }
+    for number in [0x00ff_ffff, 0xffff_ffff] {
+        assert!(xics.signal(number).is_err());
+    }
+    xics.set_priority(0, 0xff);
+    let mut accepted = numbers.map(|_| {
+        let accepted = xics.accept(0) & 0xff_ffff;
+        xics.set_priority(0, 0xff);
+        accepted
+    });
+    assert!(accepted.is_sorted(), "equals come by their numbers");
+    accepted.sort_unstable();
+    let mut all = numbers.map(|source| source.number);
+    all.sort_unstable();
+    assert_eq!(accepted, all);
+    assert!(!xics.is_pending(0));
+}
+
 proptest! {
+    /// Of many lines, some behind the first 64, what is shown and accepted is what a look at each of them finds.
+    #[test]
+    fn what_is_pending_is_what_a_look_at_every_line_finds(
+        steps in prop::collection::vec((0_u8..8, 0_u32..70, any::<u8>()), 0..300)
+    ) {
+        const SERVERS: usize = 2;
+        let kinds = [Kind::Edge, Kind::Level, Kind::Sampled];
+        let sources: std::vec::Vec<Source> = (0..70_u32)
+            .map(|at| Source { number: 0x100 + at + at / 60, kind: kinds[at as usize % 3] })
+            .collect();
+        let mut xics = Xics::new(SERVERS, &sources);
+        for (step, at, value) in steps {
+            let number = sources[at as usize].number;
+            match step {
+                0 | 1 => { let _ = xics.route(number, u32::from(value) % 2, value | 1); }
+                2 => { let _ = xics.signal(number); }
+                3 => { let _ = xics.set_line(number, value & 1 != 0); }
+                4 => { let _ = xics.mask(number); }
+                5 => { let _ = xics.unmask(number); }
+                6 => { let _ = xics.end(usize::from(value) % SERVERS, 0xff00_0000 | number); }
+                _ => {
+                    let server = usize::from(value) % SERVERS;
+                    let wanted = xics.looked_for(server);
+                    assert_eq!(xics.accept(server) & 0xff_ffff, wanted);
+                }
+            }
+            for server in 0..SERVERS {
+                assert_eq!(xics.is_pending(server), xics.looked_for(server) != 0);
+            }
+        }
+    }
+
     /// A controller below that keeps a line off from when it is taken until its interrupt ends: the line is
     /// never forgotten while it is up, and never storms.
     #[test]

@@ -363,12 +363,12 @@ impl Primer {
         }
     }
 
-    /// Makes the decrementer positive. Other registers stay as they are: nothing is executed.
+    /// Makes the decrementer positive. Other registers stay as they are: nothing is executed, so those that it
+    /// has never change either.
+    #[inline]
     fn prime(&mut self) {
-        *self.registers = Registers {
-            msr: MSR_SF | MSR_ME,
-            ..Registers::default()
-        };
+        self.registers.msr = MSR_SF | MSR_ME;
+        self.registers.nip = 0;
         self.state.dpdes = 0;
         self.state.hdec_expiry = spr::timebase().saturating_add(Self::FAR);
         // SAFETY: the partition has no memory. How it is left says nothing.
