@@ -37,19 +37,44 @@ struct Member {
     next: usize,
     /// Ticks that others have had to spend on its account.
     owed: u64,
+    /// Turns in a row that have gone to what it owes.
+    passed: u32,
 }
 
+/// The most turns in a row that go to what a VM owes, and the most turns that it can owe: so a VM that wants to run
+/// does, however much was spent on its account, or how long the core was away while something was.
+const MOST_PASSED: u32 = 16;
+
 impl Member {
-    fn pick<R>(&mut self, choose: &mut impl FnMut(usize, usize) -> Option<R>) -> Option<R> {
+    /// The next vCPU for which there is an answer, and what comes [next](Self::next) once it has run.
+    fn pick<R>(&self, choose: &mut impl FnMut(usize, usize) -> Option<R>) -> Option<(R, usize)> {
         let next = self.next.min(self.vcpus.len());
         for at in (next..self.vcpus.len()).chain(0..next) {
             if let Some(vcpu) = self.vcpus.get(at)
                 && let Some(chosen) = choose(self.vm, *vcpu)
             {
-                self.next = at.saturating_add(1);
-                return Some(chosen);
+                return Some((chosen, at.saturating_add(1)));
             }
         }
+        None
+    }
+
+    /// Its turn has come, of `slice` ticks: what is left of it beside what it owes. A rest of less than `shortest`
+    /// goes to that, too.
+    fn turn(&mut self, slice: u64, shortest: u64) -> Option<u64> {
+        let most = slice.saturating_mul(MOST_PASSED.into());
+        let owed = self.owed.min(most);
+        self.owed = owed.saturating_sub(slice);
+        let left = slice.saturating_sub(owed);
+        if left >= shortest {
+            self.passed = 0;
+            return Some(left);
+        }
+        if self.passed >= MOST_PASSED {
+            self.passed = 0;
+            return Some(slice);
+        }
+        self.passed = self.passed.saturating_add(1);
         None
     }
 }
@@ -67,6 +92,7 @@ impl Turns {
                     vcpus: Vec::from([*vcpu]),
                     next: 0,
                     owed: 0,
+                    passed: 0,
                 }),
             }
         }
@@ -89,8 +115,9 @@ impl Turns {
     ) -> Option<(R, u64)> {
         if self.left >= self.shortest.max(1)
             && let Some(member) = self.vms.get_mut(self.current)
-            && let Some(chosen) = member.pick(&mut choose)
+            && let Some((chosen, next)) = member.pick(&mut choose)
         {
+            member.next = next;
             return Some((chosen, self.left));
         }
         let count = self.vms.len();
@@ -99,32 +126,36 @@ impl Turns {
         let mut pays = None;
         for at in (next..count).chain(0..next) {
             if let Some(member) = self.vms.get_mut(at)
-                && let Some(chosen) = member.pick(&mut choose)
+                && let Some((chosen, next)) = member.pick(&mut choose)
             {
                 let slice = slice(member.vm);
-                let left = slice.saturating_sub(member.owed);
-                member.owed = member.owed.saturating_sub(slice);
-                if left < self.shortest.max(1) {
-                    pays.get_or_insert((at, chosen, slice));
+                // Only a vCPU that runs gives its place to the next of its VM.
+                let Some(left) = member.turn(slice, self.shortest.max(1)) else {
+                    pays.get_or_insert((at, chosen, next, slice));
                     continue;
-                }
+                };
+                member.next = next;
                 self.current = at;
                 self.left = left;
                 return Some((chosen, left));
             }
         }
         // Nobody else wants the core.
-        let Some((at, chosen, slice)) = pays else {
+        let Some((at, chosen, next, slice)) = pays else {
             self.left = 0;
             return None;
         };
+        if let Some(member) = self.vms.get_mut(at) {
+            member.next = next;
+            member.passed = 0;
+        }
         self.current = at;
         self.left = slice;
         Some((chosen, slice))
     }
 
     /// Somebody has spent so many ticks of the core on a VM's account: its next turns are shorter by that, as long as
-    /// others want to run.
+    /// others want to run, and for 16 turns at most.
     pub fn owes(&mut self, vm: usize, ticks: u64) {
         let mut members = self.vms.iter_mut();
         if let Some(member) = members.find(|member| member.vm == vm) {
@@ -209,7 +240,7 @@ mod tests {
 
     use proptest::prelude::{any, prop, proptest};
 
-    use super::{Lodgers, RunClock, Turns, slice_us};
+    use super::{Lodgers, MOST_PASSED, RunClock, Turns, slice_us};
 
     const SLICE: u64 = 100;
 
@@ -286,6 +317,55 @@ mod tests {
     }
 
     #[test]
+    fn a_vm_that_owes_without_end_runs_all_the_same() {
+        // What it owes grows by more than a turn, each time the other has had one.
+        let mut turns = Turns::new(&[(0, 0), (1, 0)], 10);
+        let mut waited = Vec::from([0]);
+        for _ in 0..200 {
+            let picked = turns.pick(|vm, _| Some(vm), |_| SLICE);
+            turns.used(SLICE);
+            turns.owes(0, 3 * SLICE);
+            match picked {
+                Some((0, most)) => {
+                    assert_eq!(most, SLICE);
+                    waited.push(0);
+                }
+                _ => *waited.last_mut().unwrap() += 1,
+            }
+        }
+        assert_eq!(waited[1..10], [MOST_PASSED + 1; 9]);
+        // What was spent while the core was away for hours is forgiven, all but some turns.
+        let mut turns = Turns::new(&[(0, 0), (1, 0)], 10);
+        turns.owes(0, u64::MAX);
+        let order: Vec<_> = (0..MOST_PASSED + 4)
+            .map(|_| {
+                turns.used(SLICE);
+                turns.pick(|vm, _| Some(vm), |_| SLICE).map(|(vm, _)| vm)
+            })
+            .collect();
+        let paid = MOST_PASSED as usize;
+        assert!(order[..paid].iter().all(|vm| *vm == Some(1)), "{order:?}");
+        assert_eq!(order[paid..], [Some(0), Some(1), Some(0), Some(1)]);
+    }
+
+    #[test]
+    fn a_turn_that_goes_to_what_a_vm_owes_takes_no_vcpus_place() {
+        // Each second turn of the VM goes to what it owes.
+        let mut turns = Turns::new(&[(0, 0), (0, 1), (1, 0)], 10);
+        let mut had = [0_u32; 2];
+        for _ in 0..40 {
+            let picked = turns.pick(|vm, vcpu| Some((vm, vcpu)), |_| SLICE);
+            turns.used(SLICE);
+            if let Some(((0, vcpu), _)) = picked {
+                had[vcpu] += 1;
+                turns.owes(0, SLICE);
+            }
+        }
+        assert!(had[0].abs_diff(had[1]) <= 1, "{had:?}");
+        assert!(had[0] > 5, "{had:?}");
+    }
+
+    #[test]
     fn nobody_to_pick_from_is_no_pick() {
         assert_eq!(
             Turns::new(&[], 1).pick(|_, _| -> Option<()> { None }, |_| SLICE),
@@ -343,6 +423,39 @@ mod tests {
                 turns.used(most);
                 waited = if picked == who { 0 } else { waited + 1 };
                 assert!(waited <= 3);
+            }
+        }
+
+        /// A vCPU that stays ready runs again, whoever else comes and goes, does not run at all, or has the core for
+        /// longer than it should: once each of its VM's vCPUs has had a turn of the VM's, and each VM one in between. With
+        /// time that is spent on accounts, each of these turns may have gone to what is owed, so many times.
+        #[test]
+        fn no_vcpu_that_can_run_waits_for_long(
+            counts in prop::array::uniform3(1_usize..5),
+            who in (0_usize..3, any::<prop::sample::Index>()),
+            steps in prop::collection::vec(
+                (any::<[bool; 16]>(), 0_u64..4 * SLICE, prop::option::of((0_usize..4, 0_u64..50 * SLICE))), 1..600),
+            owing: bool,
+        ) {
+            let who = (who.0, who.1.index(counts[who.0]));
+            let vcpus: Vec<_> = (0..3)
+                .flat_map(|vm| (0..counts[vm]).map(move |vcpu| (vm, vcpu)))
+                .collect();
+            let mut turns = Turns::new(&vcpus, 10);
+            let passes = if owing { u64::from(MOST_PASSED) + 1 } else { 1 };
+            // A VM's turn, and what its last vCPU has of it.
+            let bound = counts[who.0] as u64 * passes * 3 * SLICE;
+            let mut waited = 0;
+            for (ready, ran, owed) in steps {
+                let can = |vm, vcpu| (vm, vcpu) == who || ready[4 * vm + vcpu];
+                let choose = |vm, vcpu| can(vm, vcpu).then_some((vm, vcpu));
+                let (picked, most) = turns.pick(choose, |_| SLICE).unwrap();
+                turns.used(ran);
+                waited = if picked == who { 0 } else { waited + ran.min(most) };
+                assert!(waited <= bound, "{waited} ticks");
+                if owing && let Some((vm, ticks)) = owed {
+                    turns.owes(vm, ticks);
+                }
             }
         }
 
