@@ -373,11 +373,13 @@ impl Platform {
             0
         } else if flags & RADIX == 0 {
             return Status::PARAMETER;
-        } else if size > LARGEST {
-            return Status::P4;
+        } else if base & 0xfff != 0 {
+            return Status::P2;
         } else if page_size != 0 {
             return Status::P3;
-        } else if base & 0xfff != 0 || !env.is_memory(base, 4096_u64 << size) {
+        } else if size > LARGEST {
+            return Status::P4;
+        } else if !env.is_memory(base, 4096_u64 << size) {
             return Status::P2;
         } else {
             GUEST_RADIX | base | size

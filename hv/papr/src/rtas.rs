@@ -206,7 +206,7 @@ pub(crate) fn call(platform: &Platform, vcpu: usize, at: u64, env: &dyn Environm
         }
         (token::GET_PARAMETER, 3, 1) => get_parameter(platform, a, b, c, env),
         (token::SET_PARAMETER, 2, 1) => match a {
-            RUN_MODE => NOT_AUTHORIZED,
+            SPLPAR | RUN_MODE => NOT_AUTHORIZED,
             _ => PARAMETER,
         },
         (token::SET_XIVE, 3, 1) => match u8::try_from(c) {

@@ -103,6 +103,9 @@ fn a_process_table_is_registered_replaced_and_taken_back() {
         ([0x1d, !0xfff, 0, 24], -55),
         ([0x1d, 0, 1, 0], -56),
         ([0x1d, 0, 0, 25], -57),
+        // The first that is wrong.
+        ([0x1d, 1, 1, 25], -55),
+        ([0x1d, 0, 1, 25], -56),
         ([0x18, 0, 0, 0], -4),
         ([0x3d, 0, 0, 0], -4),
     ] {
@@ -199,6 +202,11 @@ fn areas_are_judged_and_given_back_in_order() {
     assert_eq!(register(5, 0, 0), 0);
     assert_eq!(register(4, 0, 0), -4);
     assert_eq!(register(0, 0, 0x1000), -4);
+    for flag in [1, 1 << 44, 1 << 48, 1 << 63] {
+        let flags = 1 << 45 | flag;
+        let answer = status(&platform, &env, n::REGISTER_VPA, &[flags, 0, 0x1000]);
+        assert_eq!(answer, -4, "{flags:#x}");
+    }
 }
 
 #[test]

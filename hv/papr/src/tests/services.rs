@@ -257,7 +257,7 @@ fn parameters_of_the_system_are_cut_to_the_buffer() {
     assert_eq!(get(20, count(MEMORY) - 4, 100), -9999);
     assert_eq!(get(1, 0x3000, 100), -3);
     let set = |number| rtas(&platform, &env, 0x2009, &[number, 0], 1).2[0];
-    assert_eq!((set(42), set(1)), (-9002, -3));
+    assert_eq!((set(20), set(42), set(1)), (-9002, -9002, -3));
 }
 
 #[test]

@@ -16,7 +16,7 @@ use crate::hardware::Hardware;
 use crate::memory::Ram;
 use crate::messages;
 use crate::nested::{
-    self, Exit, GuestThread, Loaded, Location, MACHINE_CHECK, MSR_EE, Order, Vcpu,
+    self, Exit, GuestThread, Loaded, Location, MACHINE_CHECK, MSR_EE, Order, SYSTEM_RESET, Vcpu,
 };
 use crate::presentation::{self, Afterwards};
 use crate::{console, smp, spr};
@@ -596,6 +596,5 @@ impl Residency<'_> {
 const STORE: u64 = 1 << 25;
 /// Bytes of a store to registers. (One with a prefix has more; Linux has none for registers.)
 const INSTRUCTION: u64 = 4;
-const SYSTEM_RESET: u64 = 0x100;
 const EXTERNAL: u64 = 0x500;
 const PROGRAM: u64 = 0x700;

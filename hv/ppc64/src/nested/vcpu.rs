@@ -42,7 +42,9 @@ const LPCR_ILE: u64 = 1 << 25;
 const LPCR_AIL: u64 = 3 << 23;
 const ALTERNATE: u64 = 0xc000_0000_0000_4000;
 
-/// The vector that always arrives with translation off.
+/// The vectors that always arrive with translation off. [Power ISA 3.1B Book III §7.5]
+pub(crate) const SYSTEM_RESET: u64 = 0x100;
+/// A machine check.
 pub(crate) const MACHINE_CHECK: u64 = 0x200;
 
 /// Facilities of a guest: all that its own FSCR does not refuse.
@@ -247,7 +249,8 @@ impl Vcpu {
             self.registers.msr |= MSR_LE;
         }
         self.registers.nip = vector;
-        let stays = vector != MACHINE_CHECK && self.state.lpcr & LPCR_AIL == LPCR_AIL;
+        let moves = !matches!(vector, SYSTEM_RESET | MACHINE_CHECK);
+        let stays = moves && self.state.lpcr & LPCR_AIL == LPCR_AIL;
         if stays && msr & MSR_IR_DR == MSR_IR_DR {
             self.registers.msr |= MSR_IR_DR;
             self.registers.nip |= ALTERNATE;

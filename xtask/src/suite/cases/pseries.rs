@@ -189,6 +189,8 @@ fn panic() -> Case {
         "a Linux that panics fails its VM, and the log says so",
     )
     .bundle(Bundle::OfBoard)
+    // Its other CPU is told by a system reset, or it would wait for that one for hours.
+    .one_thread()
     .expect(&["/ # "])
     .types("echo c > /proc/sysrq-trigger\r")
     .expect(&[
@@ -313,6 +315,9 @@ fn smp(series: &str, manifest: &'static str, threads: u32, cpu: Option<&str>) ->
     // What is typed interrupts the guest, which need not ask for it.
     .types("grep hvc /proc/interrupts\r")
     .expect(&[r": +(0 +)*[1-9]\d* .*hvc_console"])
+    // System resets reach the others, which show where they are and go on.
+    .types("echo l > /proc/sysrq-trigger; echo back-$(dmesg | grep -c 'NMI backtrace for')\r")
+    .expect(&["back-4", "/ # "])
     .types("reboot -f\r")
     .expect(&["vm linux: reset", &up, "/ # "])
     .types("poweroff -f\r")

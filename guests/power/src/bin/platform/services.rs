@@ -145,7 +145,8 @@ fn get_parameter() -> Result<(), Wrong> {
 
 fn set_parameter() -> Result<(), Wrong> {
     is("run mode", -9002, answer(0x2009, &[42, BUFFER]))?;
-    is("another", PARAMETER.into(), answer(0x2009, &[20, BUFFER]))
+    is("processors", -9002, answer(0x2009, &[20, BUFFER]))?;
+    is("another", PARAMETER.into(), answer(0x2009, &[99, BUFFER]))
 }
 
 fn xive() -> Result<(), Wrong> {
