@@ -40,6 +40,7 @@ use clap::Parser as _;
 pub(crate) use output::{say, show};
 
 fn main() -> ExitCode {
+    timings::begin();
     let cli = cli::Cli::parse();
     let result = match cli.command {
         cli::Command::Run(options) => run::run(&options),

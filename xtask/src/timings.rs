@@ -1,10 +1,19 @@
 //! What a command took of the host's processors, by step: on a shared machine that says more than a clock.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use crate::child;
+
+/// What this process had taken when the tool began. It has the number of the cargo that built the tool, which gave
+/// its place to it, and that of the shell that may have done the same after other work: theirs is counted to it.
+static BEFORE: OnceLock<Duration> = OnceLock::new();
+
+/// The tool begins.
+pub(crate) fn begin() {
+    let _ = BEFORE.set(child::own_processor_time().unwrap_or_default());
+}
 
 static LEDGER: Mutex<BTreeMap<String, Duration>> = Mutex::new(BTreeMap::new());
 
@@ -17,7 +26,9 @@ pub(crate) fn add(step: &str, spent: Duration) {
 /// The processor time of all steps, with every step if there shall be.
 pub(crate) fn report(each: bool) -> String {
     let ledger = LEDGER.lock().unwrap_or_else(PoisonError::into_inner);
-    text(&ledger, child::own_processor_time(), each)
+    let before = BEFORE.get().copied().unwrap_or_default();
+    let all = child::own_processor_time().map(|all| all.saturating_sub(before));
+    text(&ledger, all, each)
 }
 
 fn text(ledger: &BTreeMap<String, Duration>, all: Option<Duration>, each: bool) -> String {
