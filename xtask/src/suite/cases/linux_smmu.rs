@@ -215,7 +215,7 @@ fn together() -> Case {
     .bundle(linux.does("iommu:rmr,irqs,net,disk,off"));
     const NIC: &str = "virtio-net-pci,disable-legacy=on,iommu_platform=on,addr=04";
     let case = nic(case, 0, &format!("{NIC}.0,multifunction=on"));
-    nested(nic(case, 1, &format!("{NIC}.1"))).expect(&[
+    nested(nic(case, 1, &format!("{NIC}.1")).one_thread()).expect(&[
         // Drivers are loaded in the order of their names.
         r"0000:00:01\.0, nvme, group 1, DMA",
         r"0000:00:04\.0, virtio-pci, group 0, DMA",
@@ -256,7 +256,7 @@ fn messages() -> Vec<Case> {
             let case = Case::new(BOARD, name)
                 .bundle(linux.does(&actions))
                 .args(&["-device", "edu,addr=2"]);
-            nested(case)
+            nested(case.one_thread())
                 .expect(&[
                     &format!("action iommu: ok: 1 SMMUs, 1 devices, DMA, {policy}"),
                     r"ITS\S* .* arm-smmu-v3-evtq",
@@ -339,7 +339,7 @@ fn reset() -> Case {
     };
     let bundle = linux.does("iommu:rmr,irqs,net,disk-restart,off");
     let name = "a guest's own SMMU across a reset of the VM, with devices behind ports";
-    let mut case = nested(with_ports(Case::new(BOARD, name).bundle(bundle)));
+    let mut case = nested(with_ports(Case::new(BOARD, name).bundle(bundle)).one_thread());
     for end in [
         "action disk-restart: 1 disks written, resetting",
         "action disk-restart: ok: 1 disks",
@@ -421,10 +421,8 @@ fn lives() -> Vec<Case> {
             &format!("action iommu: ok: 1 SMMUs, 4 devices, DMA, {policy}"),
         ]);
         case.disks = Disks::AndKernel(kernel);
-        // The other one has a thread for each CPU.
-        if firmware == "acpi" {
-            case.vary.threads = Threads::One;
-        }
+        // Devices of CPUs that really run at once are those of `two`'s second one.
+        case.vary.threads = Threads::One;
         case = case.args(&["-device", "edu,addr=6"]);
         case.expects.extend(driven("DMA"));
         case = case.expect(&[
