@@ -59,6 +59,7 @@ impl Features {
         field(self.pfr0, 24) != 0
     }
 
+    #[optimize(size)]
     fn name(&self) -> &'static str {
         match (self.midr >> 24 & 0xff, self.midr >> 4 & 0xfff) {
             (0x41, 0xd03) => "Cortex-A53",
@@ -79,6 +80,7 @@ impl Features {
 
 /// One line.
 impl fmt::Display for Features {
+    #[optimize(size)]
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,

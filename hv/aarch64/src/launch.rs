@@ -22,6 +22,7 @@ use crate::survey::Holdings;
 use crate::{cpu, gic};
 
 /// Makes the VMs of the bundle and runs them on all CPUs.
+#[optimize(size)]
 pub(crate) fn vms(machine: &Machine, bundle: &Bundle<'static>, holdings: Holdings) -> ! {
     let Some(InterruptController::GicV3(controller)) = &machine.interrupt_controller else {
         panic::end(Verdict::Fatal("VMs need a GICv3"));
@@ -158,6 +159,7 @@ fn pci_devices(config: &VmConfig) -> impl Iterator<Item = ((u16, Bdf), Option<Bd
 }
 
 /// The devices of a VM, each with its place in the guest; or what is in the way.
+#[optimize(size)]
 fn assign(
     config: &VmConfig,
     bundle: &Bundle<'static>,
@@ -233,6 +235,7 @@ fn assign(
 }
 
 /// Devices whose BARs the VM's others are to reach, where what they write would not go through the SMMU.
+#[optimize(size)]
 fn untranslated_peers(assigned: &[Assigned], hardware: &Hardware) -> Vec<String> {
     let functions = |seat: &Assigned| hardware.functions.get(seat.function);
     let unconfined = assigned
@@ -264,6 +267,7 @@ fn untranslated_peers(assigned: &[Assigned], hardware: &Hardware) -> Vec<String>
 
 /// Whether a VM's guest sees the interrupt pin of a function. A line is one VM's: what others with
 /// functions on it do must not take its time, and the other way round.
+#[optimize(size)]
 fn pin_of(
     config: &VmConfig,
     bundle: &Bundle<'static>,

@@ -2,6 +2,8 @@
 //! crates. One image for every Arm board: what a machine has is read from its device tree.
 #![no_std]
 #![no_main]
+// The binary is built for size; what works once is built for nothing else.
+#![feature(optimize_attribute)]
 #![expect(unsafe_code, reason = "this crate is where the hardware is touched")]
 
 extern crate alloc;
@@ -40,6 +42,7 @@ const RUNS_VMS: bool = cfg!(feature = "guests");
 static LOGGER: spin::Once<Logger<Pl011, SystemCounter>> = spin::Once::new();
 
 /// Everything after the MMU is on.
+#[optimize(size)]
 fn run(handover: Handover) -> ! {
     let Handover {
         fdt,

@@ -58,6 +58,7 @@ struct Tables {
 }
 
 impl Translation<Attributes> for Tables {
+    #[optimize(size)]
     fn allocate_table(&mut self) -> (NonNull<PageTable<Attributes>>, PhysicalAddress) {
         let table = if self.used < EARLY_TABLES {
             let pool = (&raw mut POOL).cast::<PageTable<Attributes>>();
@@ -161,6 +162,7 @@ impl Map {
     ///
     /// # Safety
     /// The map must hold everything that is in use: code, stack, data.
+    #[optimize(size)]
     pub(crate) unsafe fn enable(&self) {
         let registers = self.registers();
         MAIR_EL2.set(registers.mair);

@@ -7,6 +7,7 @@ use core::ptr::{with_exposed_provenance, with_exposed_provenance_mut};
 use boot::SelfTest;
 
 /// Fails in the way asked for.
+#[optimize(size)]
 pub(crate) fn provoke(test: SelfTest) {
     log::warn!("provoking {test:?}, as the command line asks");
     match test {

@@ -42,6 +42,7 @@ pub(crate) struct Port {
 
 impl Port {
     /// The port that a VM's manifest names; `None` when it shares the terminal.
+    #[optimize(size)]
     pub(crate) fn of(
         config: &VmConfig,
         machine: &Machine,
@@ -97,6 +98,7 @@ impl Port {
 
 /// The seconds since 1970, by custom, at which the counter was 0; modulo 2^32. 0 on a machine without a
 /// clock.
+#[optimize(size)]
 pub(crate) fn time_at_zero(machine: &Machine, map: &mut Map) -> u32 {
     /// `RTCDR`. [DDI 0224 §3.3.1]
     const DATA: usize = 0;

@@ -61,6 +61,7 @@ impl Holdings {
 }
 
 /// Takes stock of the machine and prints the boot report.
+#[optimize(size)]
 pub(crate) fn take(machine: &Machine, fdt: Span<Pa>, mut map: Map) -> Holdings {
     // First of all: nothing may reach memory.
     let smmus = lock_smmus(machine, &mut map);
@@ -87,6 +88,7 @@ pub(crate) fn take(machine: &Machine, fdt: Span<Pa>, mut map: Map) -> Holdings {
     }
 }
 
+#[optimize(size)]
 fn lock_smmus(machine: &Machine, map: &mut Map) -> Vec<Locked<Registers>> {
     let mut locked = Vec::new();
     for (index, smmu) in machine.smmus.iter().enumerate() {
@@ -120,6 +122,7 @@ fn lock_smmus(machine: &Machine, map: &mut Map) -> Vec<Locked<Registers>> {
     locked
 }
 
+#[optimize(size)]
 fn frames(machine: &Machine, fdt: Span<Pa>, map: &mut Map) -> (Frames<Ram>, Ram) {
     let unmapped: Vec<Span<Pa>> = machine
         .reservations
@@ -172,6 +175,7 @@ fn frames(machine: &Machine, fdt: Span<Pa>, map: &mut Map) -> (Frames<Ram>, Ram)
     (frames, ram)
 }
 
+#[optimize(size)]
 fn start_cpus(machine: &Machine, frames: &Frames<Ram>, map: &mut Map) -> Vec<Seat> {
     let me = cpu::mpidr();
     if !machine.cpus.iter().any(|cpu| cpu.id == me) {
@@ -217,6 +221,7 @@ fn start_cpus(machine: &Machine, frames: &Frames<Ram>, map: &mut Map) -> Vec<Sea
 }
 
 /// The boot bundle, if the boot loader brought one that can be read.
+#[optimize(size)]
 pub(crate) fn bundle(machine: &Machine, map: &mut Map) -> Result<Option<Bundle<'static>>, ()> {
     let Some(span) = machine.chosen.initrd else {
         log::info!("bundle: none (no initrd)");
@@ -244,6 +249,7 @@ pub(crate) fn bundle(machine: &Machine, map: &mut Map) -> Result<Option<Bundle<'
     }
 }
 
+#[optimize(size)]
 fn take_devices(machine: &Machine, map: &mut Map) -> Vec<Devices> {
     if machine.host_bridges.is_empty() {
         log::info!("pci: no host bridge");
@@ -277,6 +283,7 @@ fn take_devices(machine: &Machine, map: &mut Map) -> Vec<Devices> {
     found
 }
 
+#[optimize(size)]
 fn report_gic(machine: &Machine, features: &Features, map: &mut Map) {
     let Some(InterruptController::GicV3(gic)) = &machine.interrupt_controller else {
         log::warn!("gic: no GICv3: guests cannot be run");

@@ -132,6 +132,7 @@ impl vm::Arch for Machine {
         vm.walk(address)
     }
 
+    #[optimize(size)]
     fn devices(vm: &Vm) -> Vec<String> {
         let Some(pci) = &vm.pci else {
             return Vec::new();
@@ -142,10 +143,12 @@ impl vm::Arch for Machine {
         lines
     }
 
+    #[optimize(size)]
     fn stream(vm: &Vm, device: Bdf, address: Iova) -> Option<Vec<String>> {
         vm.pci.as_ref()?.walk(vm, device, address)
     }
 
+    #[optimize(size)]
     fn iommus(&self) -> Vec<Iommu> {
         let state = |smmu: &smmuv3::Locked<memory::Registers>| {
             let state = smmu.state();

@@ -142,6 +142,7 @@ fn message(guests: &Guests, route: Route, from: usize) {
 static GUESTS: spin::Once<Guests> = spin::Once::new();
 
 /// Starts the VMs that are to start at boot, and hands all to the cores, which wait in [`serve`].
+#[optimize(size)]
 pub(crate) fn start(handover: Handover) {
     let Handover {
         vms,
@@ -167,6 +168,7 @@ pub(crate) fn start(handover: Handover) {
 }
 
 /// Runs vCPUs on this core for ever.
+#[optimize(size)]
 pub(crate) fn serve(core: usize) -> ! {
     if !gic::has_registers() {
         panic::park();

@@ -136,6 +136,7 @@ impl core::ops::Deref for Vm {
 impl Vm {
     /// Makes a VM, stopped. `number` is its place among the VMs; `place` says on which core each vCPU
     /// runs.
+    #[optimize(size)]
     pub(crate) fn build(
         config: &VmConfig,
         bundle: &Bundle<'static>,
@@ -257,6 +258,7 @@ impl Vm {
     }
 
     /// Zeroed memory, devices of its own and at reset, the guest loaded.
+    #[optimize(size)]
     pub(crate) fn make_ready(&self) -> Result<(), BuildError> {
         let begun = SystemCounter.ticks();
         if let Some(pci) = &self.pci {
@@ -305,6 +307,7 @@ impl Vm {
     }
 
     /// Loads the guest, whose memory is zero, and says where its first vCPU starts.
+    #[optimize(size)]
     fn load(&self) -> Result<(), BuildError> {
         let layout = firmware::plan(&self.platform, &self.payload).map_err(BuildError::Firmware)?;
         for placement in &layout.placements {
@@ -333,6 +336,7 @@ impl Vm {
     }
 
     /// Back to the beginning: zeroed memory, devices at reset. No vCPU is on a core.
+    #[optimize(size)]
     fn clear(&self) -> Result<(), BuildError> {
         for (span, pa) in &self.ram {
             let bytes = span
@@ -387,6 +391,7 @@ impl Vm {
     }
 }
 
+#[optimize(size)]
 fn new_gic(affinities: &[u64]) -> Result<Vgic, BuildError> {
     let interface = Interface::read();
     let affinities: Vec<Affinity> = affinities

@@ -319,6 +319,7 @@ impl Hardware {
 
     /// Where stage 2 takes an address of a function's, by the tables in memory; `None` when the function
     /// has no stage 2.
+    #[optimize(size)]
     pub(crate) fn stage_two(&self, function: &Function, at: Iova) -> Option<vm::Walk> {
         let iommu = self.iommu.lock();
         let group = iommu.device(function.smmu?.device).ok()?.group();

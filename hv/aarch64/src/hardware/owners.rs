@@ -12,6 +12,7 @@ use crate::console::SystemCounter;
 impl Hardware {
     /// Takes a function for a VM: bound to it in the core, with its messages made LPIs of the CPUs
     /// `cpu_of` names, none of which goes anywhere yet. It reaches nothing before it is attached.
+    #[optimize(size)]
     pub(crate) fn take(
         &self,
         index: usize,
@@ -52,6 +53,7 @@ impl Hardware {
 
     /// Gives a function back: it masters nothing, reaches nothing, interrupts nobody, and is on its way
     /// back to its beginning. It must be detached.
+    #[optimize(size)]
     pub(crate) fn give_back(&self, index: usize) {
         let Some(function) = self.functions.get(index) else {
             return;
@@ -120,6 +122,7 @@ impl Hardware {
     }
 
     /// Begins to reset a function; [`Hardware::poll_reset`] goes on.
+    #[optimize(size)]
     pub(crate) fn begin_reset(&self, function: &Function) {
         let Some(bridge) = self.bridges.get(function.bridge) else {
             return;
@@ -146,6 +149,7 @@ impl Hardware {
     }
 
     /// Moves a reset on; when it is to be looked at again, in ticks, or `None` when it is over.
+    #[optimize(size)]
     pub(crate) fn poll_reset(&self, function: &Function) -> Option<u64> {
         let bridge = self.bridges.get(function.bridge)?;
         let mut state = function.reset.lock();

@@ -44,6 +44,7 @@ pub(crate) struct Found<'a> {
 impl Hardware {
     /// Turns the SMMUs on, with every stream aborting, and makes ready what `wanted` needs. What is not
     /// ready in the end is logged, and missing among the functions.
+    #[optimize(size)]
     pub(crate) fn new(found: Found<'_>, map: &mut Map, wanted: &[(u16, Bdf)]) -> Self {
         let Found {
             machine,
@@ -138,6 +139,7 @@ impl Hardware {
         );
     }
 
+    #[optimize(size)]
     fn add_bridges(&mut self, machine: &Machine, devices: Vec<Devices>) {
         for found in devices {
             let segment = found.topology.segment();
@@ -164,6 +166,7 @@ impl Hardware {
     }
 
     /// Starts every ITS and gives each CPU LPIs; returns how many CPUs have them.
+    #[optimize(size)]
     fn start_itss(
         &mut self,
         machine: &Machine,
@@ -219,6 +222,7 @@ impl Hardware {
         ready.len()
     }
 
+    #[optimize(size)]
     fn add_function(
         &mut self,
         machine: &Machine,
@@ -298,6 +302,7 @@ impl Hardware {
     }
 
     /// Makes a function known to the core; `None` when it is behind no SMMU.
+    #[optimize(size)]
     fn behind(
         &mut self,
         machine: &Machine,
@@ -366,6 +371,7 @@ impl Hardware {
     }
 
     /// The core's group of a function, made with the first of its members.
+    #[optimize(size)]
     fn group_of(&mut self, bridge: usize, bdf: Bdf, unit: UnitId) -> Result<GroupId, String> {
         let groups = self
             .bridges
@@ -392,6 +398,7 @@ fn group_number(bridge: &Bridge, bdf: Bdf) -> u32 {
     u32::try_from(number.unwrap_or(0)).unwrap_or(0)
 }
 
+#[optimize(size)]
 fn reset_of(bridge: &Bridge, function: &pci::Function) -> ResetBy {
     let capabilities = &function.capabilities;
     let supported = |reset: FunctionReset| reset == FunctionReset::Supported;

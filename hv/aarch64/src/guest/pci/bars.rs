@@ -16,6 +16,7 @@ use crate::guest::vm::Vm;
 
 impl GuestPci {
     /// Shows BARs where the guest wants them, as far as its windows go.
+    #[optimize(size)]
     pub(super) fn remap(&self, vm: &Vm, segment: &GuestSegment, held: &mut Held) {
         let Some(virtual_function) = segment.function(held.guest) else {
             return;
@@ -70,6 +71,7 @@ impl GuestPci {
 
     /// Shows a BAR to the VM's devices, where its CPUs see it. What cannot be shown, they do not reach: the
     /// guest chooses where, as often as it likes.
+    #[optimize(size)]
     fn show(&self, function: usize, mapped: &mut Mapped) {
         let Some((ioas, _)) = self.dma.lock().ioas else {
             return;
@@ -102,6 +104,7 @@ impl GuestPci {
     }
 
     /// Takes a BAR from the VM's CPUs and devices: none of them reaches it when this returns.
+    #[optimize(size)]
     pub(super) fn unmap(&self, vm: &Vm, mapped: &Mapped) {
         for (span, _) in &mapped.pieces {
             vm.unmap_device(*span);
@@ -205,6 +208,7 @@ impl GuestPci {
 }
 
 /// What of a BAR the guest may reach by itself: (first byte, length).
+#[optimize(size)]
 fn open_parts(bar: u8, bytes: u64, trapped: &[(u8, u64, u64)]) -> Vec<(u64, u64)> {
     let mut closed: Vec<(u64, u64)> = trapped
         .iter()

@@ -20,6 +20,7 @@ impl GuestPci {
     ///
     /// # Errors
     /// What is in the way, for the log.
+    #[optimize(size)]
     pub(crate) fn claim(&self, vm: &Vm) -> Result<(), String> {
         let mut state = self.state.lock();
         let mut taken = 0;
@@ -81,6 +82,7 @@ impl GuestPci {
     /// Gives the devices memory of the VM where they have nothing else, takes it back, and says what that
     /// cost: a page beside another, that one with the tables it was the last in, and 1 GiB if the VM has as
     /// much. The devices are still silent.
+    #[optimize(size)]
     fn time_memory(&self, vm: &Vm) {
         /// Far above all RAM, below 2^40.
         const FREE: u64 = 1 << 39;
@@ -139,6 +141,7 @@ impl GuestPci {
 
     /// Gives the devices back: nothing of them reaches the VM's memory or its vCPUs when this returns. No
     /// vCPU of the VM is on a core.
+    #[optimize(size)]
     pub(crate) fn release(&self, vm: &Vm) {
         let mut state = self.state.lock();
         for held in &mut state.held {
@@ -155,6 +158,7 @@ impl GuestPci {
         self.hardware.relieve(vm.number);
     }
 
+    #[optimize(size)]
     fn attach(&self, vm: &Vm, dma: &mut Dma, held: &mut Held) -> Result<(), String> {
         let hardware = self.hardware;
         let function = hardware
@@ -275,6 +279,7 @@ impl GuestPci {
         Ok(())
     }
 
+    #[optimize(size)]
     fn detach(&self, held: &Held) {
         let Some(function) = self.hardware.functions.get(held.function) else {
             return;

@@ -22,6 +22,7 @@ const fn config_width(width: Width) -> Option<ConfigWidth> {
 
 impl GuestPci {
     /// A guest's read of configuration space.
+    #[optimize(size)]
     pub(crate) fn read_config(&self, offset: u64, width: Width) -> u64 {
         let Some(width) = config_width(width) else {
             return u64::MAX;
@@ -62,6 +63,7 @@ impl GuestPci {
     }
 
     /// A guest's write to configuration space.
+    #[optimize(size)]
     pub(crate) fn write_config(&self, vm: &Vm, offset: u64, width: Width, value: u64) {
         let Some(width) = config_width(width) else {
             return;
@@ -112,6 +114,7 @@ impl GuestPci {
     }
 
     /// Does what a guest's write asks for, what takes something away first.
+    #[optimize(size)]
     fn apply(&self, vm: &Vm, state: &mut State, position: usize, effects: Effects) {
         let State { segment, held } = state;
         let Some(held) = held.get_mut(position) else {

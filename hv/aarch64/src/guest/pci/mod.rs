@@ -131,6 +131,7 @@ impl GuestPci {
     ///
     /// # Errors
     /// What is in the way, for the log.
+    #[optimize(size)]
     pub(crate) fn new(
         hardware: &'static Hardware,
         platform: &GuestPlatform,
@@ -229,6 +230,7 @@ impl GuestPci {
     }
 
     /// The devices, as lines for the monitor: where the guest has each, and which it is.
+    #[optimize(size)]
     pub(crate) fn lines(&self) -> Vec<String> {
         let state = self.state.lock();
         let line = |held: &Held| {
@@ -300,6 +302,7 @@ impl GuestPci {
     }
 
     /// Where DMA of a device goes at an address, by the tables in memory, a line for each step.
+    #[optimize(size)]
     pub(crate) fn walk(&self, vm: &Vm, bdf: Bdf, at: Iova) -> Option<Vec<String>> {
         let seat = self.seats.iter().find(|seat| seat.guest == bdf)?;
         let function = self.hardware.functions.get(seat.function)?;

@@ -50,6 +50,7 @@ enum WireState {
 }
 
 impl Pins {
+    #[optimize(size)]
     pub(super) fn new(
         hardware: &Hardware,
         host: &PciHost,

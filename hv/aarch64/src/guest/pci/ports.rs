@@ -10,6 +10,7 @@ use types::Bdf;
 use super::Assigned;
 
 /// Ports that lead to the buses the guest's devices are on: where each is, and its bus.
+#[optimize(size)]
 fn ports(assigned: &[Assigned]) -> Result<Vec<(Bdf, u8)>, String> {
     let mut buses: Vec<u8> = assigned.iter().map(|seat| seat.guest.bus()).collect();
     types::sort(&mut buses);

@@ -69,6 +69,7 @@ impl GuestSmmu {
     ///
     /// # Errors
     /// What is in the way, for the log.
+    #[optimize(size)]
     pub(crate) fn new(
         hardware: &'static Hardware,
         unit: UnitId,
@@ -104,6 +105,7 @@ impl GuestSmmu {
     ///
     /// # Errors
     /// Why no guest can have one, for the log.
+    #[optimize(size)]
     pub(crate) fn features(
         hardware: &Hardware,
         unit: UnitId,
@@ -138,6 +140,7 @@ impl GuestSmmu {
     ///
     /// # Errors
     /// What is in the way, for the log. The device is still attached to something.
+    #[optimize(size)]
     pub(crate) fn link(
         &self,
         vm: &Vm,

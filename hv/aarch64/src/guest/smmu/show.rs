@@ -13,6 +13,7 @@ use crate::guest::vm::Vm;
 
 impl GuestSmmu {
     /// Its state, as a line for the monitor.
+    #[optimize(size)]
     pub(crate) fn line(&self) -> String {
         let state = self.state.lock();
         let counters = state.smmu.counters();
@@ -32,6 +33,7 @@ impl GuestSmmu {
 
     /// The guest-physical address that a write of a device's ends at by the guest's tables as they are now, whatever
     /// stage 2 has there; `None` when it does not get so far.
+    #[optimize(size)]
     pub(crate) fn end_of(
         &self,
         vm: &Vm,
@@ -56,6 +58,7 @@ impl GuestSmmu {
     }
 
     /// Where DMA of a device goes by the guest's tables and stage 2, a line for each step.
+    #[optimize(size)]
     pub(crate) fn walk(
         &self,
         vm: &Vm,
@@ -111,6 +114,7 @@ impl GuestSmmu {
 }
 
 /// What a stream's configuration is, in words.
+#[optimize(size)]
 fn config_of(config: &NestedConfig) -> String {
     match config.stage_one {
         StageOne::Abort => "aborts".to_string(),
@@ -130,6 +134,7 @@ fn config_of(config: &NestedConfig) -> String {
     }
 }
 
+#[optimize(size)]
 fn line_of(step: &Step) -> String {
     match step {
         Step::Off(config) => format!("guest SMMU off: {}", config_of(config)),

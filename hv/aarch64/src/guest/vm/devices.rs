@@ -24,6 +24,7 @@ pub(crate) struct Devices<'a> {
 impl Devices<'_> {
     /// Gives the platform the SMMUs that the guest is to see, one for each of the machine's that its devices are
     /// behind, and for each ITS that those write to; none where it is to see none.
+    #[optimize(size)]
     pub(super) fn add_smmus(
         &self,
         config: &VmConfig,
@@ -90,6 +91,7 @@ impl Devices<'_> {
     /// Each function of an isolation group has an entry of its own in the guest's stream table, which says nothing of what
     /// they reach of each other past the SMMU. The guest knows of that, and gives all to one of its own users, when it
     /// sees them as functions of one device.
+    #[optimize(size)]
     fn check_mates(&self, seat: &Assigned, function: &Function) -> Result<(), String> {
         let named = |function: &Function| format!("{:04x}:{}", function.segment, function.bdf);
         for (place, shares) in self.hardware.mates(function) {
@@ -112,6 +114,7 @@ impl Devices<'_> {
 
     /// The machine's SMMU below each of the guest's, in the order of the devices, all of which nest; or why there are
     /// none.
+    #[optimize(size)]
     fn nesting_units(&self) -> Result<Vec<UnitId>, String> {
         let mut keys = Vec::new();
         for (seat, function) in self.seats() {

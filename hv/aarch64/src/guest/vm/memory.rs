@@ -142,6 +142,7 @@ impl Vm {
     }
 
     /// Lets a table for the VM's devices use the tables of its vCPUs, where it can.
+    #[optimize(size)]
     pub(crate) fn lend(&self, backend: &mut Backend, table: iommu::TableId) {
         const GIBIBYTE: u64 = 1 << 30;
         let mut tree = self.stage2.lock();
@@ -236,6 +237,7 @@ impl Invalidate<Ipa> for Tlb {
 
 /// Takes memory for a platform and maps it: what is placed where the guest believes it to be, and taken before, or
 /// pieces. On an error all of it is free again.
+#[optimize(size)]
 pub(super) fn build_memory(
     platform: &GuestPlatform,
     placed: Option<Pa>,
@@ -261,6 +263,7 @@ pub(super) fn build_memory(
     }
 }
 
+#[optimize(size)]
 fn fill(
     tree: &mut Tree,
     platform: &GuestPlatform,
