@@ -10,7 +10,7 @@ use iommu::{
 };
 use machine::{ConfigAccess, DmaWindow, IntxMap, Trigger, WindowKind};
 use pci::Topology;
-use spin::Mutex;
+use spin::mutex::TicketMutex;
 use tce::{Broken, Ddw, HostBridge, Multi, PaprBackend};
 use types::{Address as _, Bdf, Iova, Pa, PageSize};
 
@@ -130,7 +130,7 @@ pub(crate) struct Shared {
 /// All host bridges, and the core that says who may reach what.
 #[derive(Debug)]
 pub(crate) struct Hardware {
-    pub(crate) shared: Mutex<Shared>,
+    pub(crate) shared: TicketMutex<Shared>,
     pub(crate) bridges: Vec<Bridge>,
     pub(crate) rtas: &'static Rtas,
     pub(crate) messages: Messages,
@@ -226,7 +226,7 @@ impl Hardware {
             });
         }
         Ok(Self {
-            shared: Mutex::new(Shared {
+            shared: TicketMutex::new(Shared {
                 core,
                 dmas: Vec::new(),
             }),

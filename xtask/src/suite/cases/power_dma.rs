@@ -42,6 +42,7 @@ pub(super) fn cases() -> Vec<Case> {
         flood(),
         peers(),
         orphaned(),
+        in_turn(),
         raced(),
         reassigned(),
     ]
@@ -164,6 +165,22 @@ fn both_peers(console: &str) -> Result<()> {
         ensure!(console.contains(line), "there is no line `{line}`");
     }
     Ok(())
+}
+
+/// A VM that writes lists without a pause, and one whose single entries get their turn.
+fn in_turn() -> Case {
+    let mut case = case(
+        "entries of a VM get their turn beside one that writes lists without a pause",
+        Bundle::Manifest(concat!(
+            vm!("lists", "lists", "0", "1"),
+            vm!("puts", "puts us=2000000", "1", "2"),
+        )),
+    )
+    .expect(&[r"dma verdict: puts ok: calls=\d{4,} longest_us=\d{1,4} "])
+    .types(MONITOR)
+    .asks("quit", &["verdict 0"]);
+    case.timeout = Duration::from_secs(60);
+    case
 }
 
 /// How often the VM of the race is stopped in the middle of its lists.

@@ -19,6 +19,8 @@
 //! | `peer` | registers of the `edu` behind host bridge `other` by DMA, if `granted`; of one behind `foreign`, which another VM has, none |
 //! | `race` | with two CPUs: lists of entries by the second while the first removes the window that they go to, with a DMA to it under way |
 //! | `orphan` | registers of the `edu` behind host bridge `other` by DMA, until that one is taken away, and when it is given back |
+//! | `lists` | lists of entries without a pause, until it is stopped |
+//! | `puts` | single entries without a pause for `us` (2000000), and the longest that one took |
 //! | `leave` | looks whether an interrupt of an earlier life comes; leaves the pin up until it is stopped |
 #![no_std]
 #![no_main]
@@ -35,6 +37,7 @@ mod pin;
 mod plug;
 mod race;
 mod sweep;
+mod turns;
 mod watch;
 
 use core::fmt;
@@ -46,9 +49,9 @@ use power_guests::{cpu, guest, println, rtas};
 
 guest! { main: main, secondary: secondary }
 
-const NAMES: [&str; 14] = [
+const NAMES: [&str; 16] = [
     "sweep", "watch", "forge", "messages", "flood", "linger", "pin", "storm", "leave", "plug",
-    "error", "peer", "race", "orphan",
+    "error", "peer", "race", "orphan", "lists", "puts",
 ];
 
 /// Why a guest fails: what, and up to two numbers that show it.
@@ -98,6 +101,8 @@ fn main(options: Options) -> ! {
             "linger" => linger::run(edu, bridge),
             "peer" => peer::run(edu, bridge, options),
             "orphan" => peer::orphan(edu, bridge, options),
+            "lists" => turns::lists(edu, bridge),
+            "puts" => turns::puts(edu, bridge, options),
             "race" => race::run(edu, bridge),
             _ => Err("there is no such task".into()),
         },
