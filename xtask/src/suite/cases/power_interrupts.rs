@@ -1,5 +1,5 @@
-//! Tests of the interrupts that the hypervisor itself takes on POWER: of devices, of the terminal, and of its CPUs
-//! among each other; by each of the interrupt controllers, agreed on with the platform or as it is found.
+//! Tests of the interrupts that the hypervisor itself takes on POWER: of devices by messages and pins, of the terminal,
+//! and of its CPUs among each other; by each of the interrupt controllers, agreed on with the platform or as it is found.
 
 use super::vms::MONITOR;
 use super::{Bundle, Case, sampled};
@@ -20,7 +20,7 @@ const AGREED: &str = "interrupts: XIVE, agreed on with the platform";
 const AS_FOUND: &str = "interrupts: as the platform has them";
 
 /// What is asked for, what the machine has, and what comes of it.
-const WAYS: [(&str, &str, &[&str]); 5] = [
+const WAYS: [(&str, &str, &[&str]); 9] = [
     ("best", "dual", &[AGREED, "interrupt controller: XIVE"]),
     (
         "as-found",
@@ -37,10 +37,36 @@ const WAYS: [(&str, &str, &[&str]); 5] = [
     ),
     ("best", "xics", &[AS_FOUND, "interrupt controller: XICS"]),
     ("xive", "xive", &[AGREED, "interrupt controller: XIVE"]),
+    // What is agreed on is one of the above, asked for otherwise.
+    ("best", "xive", &[AGREED, "interrupt controller: XIVE"]),
+    ("xive", "dual", &[AGREED, "interrupt controller: XIVE"]),
+    (
+        "xics",
+        "xics",
+        &[
+            "interrupts: XICS, agreed on with the platform",
+            "interrupt controller: XICS",
+        ],
+    ),
+    (
+        "as-found",
+        "xics",
+        &[AS_FOUND, "interrupt controller: XICS"],
+    ),
 ];
+/// The ways that others are like.
+const LATER: usize = 5;
+
+/// A VM whose device interrupts by its pin.
+const PIN: &str = concat!(
+    "[[vm]]\nname = \"pin\"\nmemory = \"32M\"\npin = [1]\nkernel = \"guest:dma\"\n",
+    "kernel_format = \"elf\"\nrestart = \"never\"\nappend = \"pin phb=1\"\n",
+    "devices = [ { host = \"phb:800000020000001\" } ]\n",
+);
 
 pub(super) fn cases() -> Vec<Case> {
     let mut cases = ways();
+    cases.extend(pins());
     cases.extend([
         refused(
             "xive",
@@ -77,7 +103,7 @@ fn ways() -> Vec<Case> {
     let rows = sampled(&[WAYS.len(), FIRMWARE.len(), CPUS.len()]);
     let cases = rows.into_iter().map(|(row, only_full)| {
         // That firmware takes seconds, and has no part in the later ways that it has not in the first two.
-        let only_full = only_full || row[1] == 1 && row[0] > 1;
+        let only_full = only_full || row[1] == 1 && row[0] > 1 || row[0] >= LATER;
         let (wish, machine, shows) = WAYS[row[0]];
         let (firmware, cpu) = (FIRMWARE[row[1]], CPUS[row[2]]);
         let name =
@@ -98,6 +124,35 @@ fn ways() -> Vec<Case> {
             .types(MONITOR)
             .asks("list", &[" 1 messages +stopped ", " 2 beats +running "])
             .asks("quit", &["verdict 0: the monitor was told to quit"]);
+        case = asks(case, wish, machine);
+        case.vary.firmware = Some(firmware.to_owned());
+        case.vary.cpu = Some(cpu.to_owned());
+        case.only_full = only_full;
+        case
+    });
+    cases.collect()
+}
+
+/// Levels: up, served, ended while up, masked, taken down, by each controller.
+fn pins() -> Vec<Case> {
+    const FIRMWARE: [&str; 2] = ["vof", "slof"];
+    const CPUS: [&str; 2] = ["power9", "power10"];
+    let rows = sampled(&[WAYS.len(), FIRMWARE.len(), CPUS.len()]);
+    let cases = rows.into_iter().map(|(row, only_full)| {
+        // The other firmware is asked in the other matrix.
+        let only_full = only_full || row[1] == 1 || row[0] >= LATER;
+        let (wish, machine, shows) = WAYS[row[0]];
+        let (firmware, cpu) = (FIRMWARE[row[1]], CPUS[row[2]]);
+        let name = format!("a pin interrupts as a level: {wish} of {machine}, {firmware}, {cpu}");
+        let mut case = Case::new(BOARD, name)
+            .bundle(Bundle::Manifest(PIN))
+            .args(&["-device", "spapr-pci-host-bridge,index=1,id=p1"])
+            .args(&["-device", "edu,bus=p1.0"])
+            .expect(shows)
+            .expect(&[
+                "dma verdict: pin ok: source=0x1200 came=42",
+                "verdict 0: all VMs are off",
+            ]);
         case = asks(case, wish, machine);
         case.vary.firmware = Some(firmware.to_owned());
         case.vary.cpu = Some(cpu.to_owned());
