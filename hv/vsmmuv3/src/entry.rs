@@ -23,16 +23,13 @@ pub enum BadSte {
     /// `S1CDMax` is above what `IDR1.SSIDSIZE` says.
     #[error("the entry asks for 2^{0} substreams")]
     Substreams(u8),
-    /// `S1Fmt` is reserved, or two-level tables are not offered.
+    /// `S1Fmt` asks for two-level tables, which are not offered.
     #[error("the entry's context descriptors have format {0}")]
     Format(u8),
-    /// `S1DSS` is reserved.
-    #[error("the entry's S1DSS is reserved")]
-    DefaultSubstream,
     /// `S1STALLD` with a stall model that never stalls.
     #[error("the entry says something of stalls, which there are none")]
     Stall,
-    /// `EATS` is split-stage, or reserved.
+    /// `EATS` is split-stage.
     #[error("the entry's EATS is {0}")]
     Eats(u8),
     /// `S1ContextPtr` is beyond the guest's address space.
@@ -53,7 +50,8 @@ impl GuestSte {
     ///
     /// Fields that mean nothing without stage 2, EL2 or attribute overrides (`STRW`, `SHCFG`,
     /// `MTCFG`, `S2…`) are ignored, as they are RES0 or IGNORED by what the guest is told, and
-    /// Linux sets some of them.
+    /// Linux sets some of them. What is legal is as the manual's `SteIllegal` has it
+    /// [IHI 0070 §5.2.2].
     ///
     /// # Errors
     /// [`BadSte`].
@@ -77,31 +75,29 @@ impl GuestSte {
         const S1STALLD: u64 = 1 << 27;
         let [word0, word1, ..] = self.0;
         let ste = self.ste();
-        let substream_bits = byte(ste.s1_cd_max(), 0, 0x1f);
-        if substream_bits > features.substream_bits() {
+        let most = features.substream_bits();
+        let substream_bits = match most {
+            0 => 0,
+            _ => byte(ste.s1_cd_max(), 0, 0x1f),
+        };
+        if substream_bits > most {
             return Err(BadSte::Substreams(substream_bits));
         }
-        let format = byte(word0, 4, 3);
-        let known = match format {
-            0 => Some(ContextFormat::Linear),
-            1 => Some(ContextFormat::TwoLevel4K),
-            2 => Some(ContextFormat::TwoLevel64K),
-            _ => None,
-        };
-        let two_level = features.idr0.cd2l();
-        let format = match known {
-            Some(format) if format == ContextFormat::Linear || two_level => format,
-            _ => return Err(BadSte::Format(format)),
-        };
+        // With one descriptor only neither field means anything; a reserved value of either is as 0.
         let (format, default_substream) = if substream_bits == 0 {
-            // Neither field means anything with one descriptor only.
             (ContextFormat::Linear, DefaultSubstream::Terminate)
         } else {
+            let two_level = features.idr0.cd2l();
+            let format = match byte(word0, 4, 3) {
+                1 if two_level => ContextFormat::TwoLevel4K,
+                2 if two_level => ContextFormat::TwoLevel64K,
+                format @ (1 | 2) => return Err(BadSte::Format(format)),
+                _ => ContextFormat::Linear,
+            };
             let default = match ste.s1_dss() {
-                0 => DefaultSubstream::Terminate,
                 1 => DefaultSubstream::Bypass,
                 2 => DefaultSubstream::Substream0,
-                _ => return Err(BadSte::DefaultSubstream),
+                _ => DefaultSubstream::Terminate,
             };
             (format, default)
         };
@@ -109,9 +105,10 @@ impl GuestSte {
             return Err(BadSte::Stall);
         }
         let ats = match (features.ats(), byte(ste.eats(), 0, 3)) {
-            (false, _) | (true, 0) => Ats::Off,
             (true, 1) => Ats::On,
-            (true, other) => return Err(BadSte::Eats(other)),
+            (true, 2) => return Err(BadSte::Eats(2)),
+            // 3 is for device permission tables, and as 0 without them.
+            _ => Ats::Off,
         };
         let base = ste.s1_context();
         if base.checked_shr(features.output_bits().into()) != Some(0) {
@@ -167,18 +164,19 @@ impl StreamTable {
     const ADDRESS: u64 = 0x000f_ffff_ffff_ffc0;
 
     /// The table of `STRTAB_BASE` and `STRTAB_BASE_CFG`. Sizes beyond the guest's stream IDs are
-    /// cut; a reserved format is linear, a reserved split is 6; the base is aligned to the table's
-    /// size. [IHI 0070 §6.3.23, §6.3.24]
+    /// cut; a reserved format is linear, a reserved split is 6; the base is aligned to the size that
+    /// was written, cut or not. [IHI 0070 §6.3.24, §6.3.25]
     pub(crate) fn new(base: u64, config: u32, sid_bits: u8) -> Self {
-        let log2size = (config & 0x3f).min(sid_bits.into());
+        let written = config & 0x3f;
+        let log2size = written.min(sid_bits.into());
         let split = match (config >> 16 & 3, config >> 6 & 0x1f) {
             (1, split @ (8 | 10)) => Some(split),
             (1, _) => Some(6),
             _ => None,
         };
         let bytes_log2 = match split {
-            Some(split) => log2size.saturating_sub(split).saturating_add(3).max(6),
-            None => log2size.saturating_add(6),
+            Some(split) => written.saturating_sub(split).saturating_add(3).max(6),
+            None => written.saturating_add(6),
         };
         Self {
             base: aligned(base & Self::ADDRESS, bytes_log2),

@@ -135,6 +135,14 @@ fn every_range_that_goes_down_is_legal_and_covers_what_was_asked() {
                         let range = at.range;
                         assert!(range.level > 0 || range.num > 0 || range.scale > 0);
                         assert!(range.level != 1 || range.granule == 1);
+                        let leaf = match (range.granule, range.level) {
+                            (1, 1) => 30,
+                            (1, 2) => 21,
+                            (2, 2) => 25,
+                            (3, 2) => 29,
+                            (granule, _) => 10 + 2 * u32::from(granule),
+                        };
+                        assert!(start.trailing_zeros() >= leaf, "{range:?} from {start:#x}");
                     }
                 }
             }
@@ -151,6 +159,24 @@ fn a_range_of_one_without_a_level_is_reserved_and_becomes_two() {
         panic!();
     };
     assert_eq!((at.range.num, at.last()), (1, Some(0x2fff)));
+}
+
+#[test]
+fn a_level_whose_leaves_begin_elsewhere_is_any_level() {
+    let mut guest = Guest::nested();
+    for (granule, aligned) in [(1, 21), (2, 25), (3, 29)] {
+        let page = 1 << (10 + 2 * granule);
+        // One leaf of level 2, and one granule behind its start: no level, and so two granules.
+        for (start, wanted) in [(1 << aligned, (2, 0)), ((1 << aligned) + page, (0, 1))] {
+            guest.send(&[va(7, start, [granule, 0, 0, 2], 0), SYNC]);
+            let batch = guest.hardware.batches.pop().unwrap();
+            let [Invalidation::Va { at, .. }] = batch[..] else {
+                panic!();
+            };
+            assert_eq!((at.range.level, at.range.num), wanted, "{start:#x}");
+            assert_eq!(at.va, start);
+        }
+    }
 }
 
 #[test]

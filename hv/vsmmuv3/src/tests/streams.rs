@@ -2,11 +2,13 @@
 
 use iommu::{Ats, ContextFormat, DefaultSubstream, NestedConfig, StageOne, Translate};
 use smmuv3::spec::regs;
+use types::StreamId;
 
 use super::{
-    ABORTS, BYPASS, CD, CFGI_ALL, Guest, L1, L2, LINEAR, RAM, RAM_BYTES, S1, SYNC, cfgi_range,
+    ABORTS, BYPASS, CD, CFGI_ALL, Guest, L1, L2, LINEAR, RAM, RAM_BYTES, Ram, S1, SYNC, cfgi_range,
     cfgi_ste, qemu, sid,
 };
+use crate::entry::{Missing, StreamTable};
 use crate::{
     BadSte, Features, GuestSte, Health, Invalidation, MOST_STREAMS, Options, Refusal, StreamError,
     Verdict, Width, Work,
@@ -79,7 +81,8 @@ fn stalls_are_not_to_be_spoken_of() {
 
 #[test]
 fn substreams_beyond_the_promise_are_bad() {
-    assert_eq!(judge([S1 | CD | 1 << 59, 0]), Err(BadSte::Substreams(1)));
+    // Where there are none, the field is ignored.
+    assert_eq!(judge([S1 | CD | 1 << 59, 0]), Ok(translate(CD)));
     assert_eq!(
         judge_rich([S1 | CD | 17 << 59, 2]),
         Err(BadSte::Substreams(17))
@@ -89,17 +92,24 @@ fn substreams_beyond_the_promise_are_bad() {
 
 #[test]
 fn formats_need_two_level_tables() {
-    assert_eq!(judge([S1 | CD | 1 << 4, 0]), Err(BadSte::Format(1)));
-    assert_eq!(judge([S1 | CD | 2 << 4, 0]), Err(BadSte::Format(2)));
-    assert_eq!(judge([S1 | CD | 3 << 4, 0]), Err(BadSte::Format(3)));
-    assert_eq!(
-        judge_rich([S1 | CD | 3 << 4 | 4 << 59, 0]),
-        Err(BadSte::Format(3))
-    );
+    let mut linear = super::rich();
+    linear.idr0 = linear.idr0.with_cd2l(false);
+    let linear = Features::derive(&linear, Options::default()).unwrap();
+    for bits in 0..4 {
+        // With one descriptor the field is ignored.
+        let one = S1 | CD | bits << 4;
+        assert_eq!(judge([one, 0]), Ok(translate(CD)));
+        assert_eq!(judge_rich([one, 0]), Ok(translate(CD)));
+        let many = GuestSte([one | 4 << 59, 0, 0, 0, 0, 0, 0, 0]).judge(&linear);
+        let is_bad = many == Err(BadSte::Format(bits as u8));
+        assert_eq!(is_bad, matches!(bits, 1 | 2));
+    }
     for (bits, format) in [
         (0, ContextFormat::Linear),
         (1, ContextFormat::TwoLevel4K),
         (2, ContextFormat::TwoLevel64K),
+        // Reserved, and as 0.
+        (3, ContextFormat::Linear),
     ] {
         let Ok(config) = judge_rich([S1 | CD | bits << 4 | 4 << 59, 0]) else {
             panic!();
@@ -117,6 +127,8 @@ fn the_default_substream_is_judged_where_there_are_substreams() {
         (0, DefaultSubstream::Terminate),
         (1, DefaultSubstream::Bypass),
         (2, DefaultSubstream::Substream0),
+        // Reserved, and as 0.
+        (3, DefaultSubstream::Terminate),
     ] {
         let Ok(config) = judge_rich([S1 | CD | 4 << 59, bits]) else {
             panic!();
@@ -126,10 +138,6 @@ fn the_default_substream_is_judged_where_there_are_substreams() {
         };
         assert_eq!(translate.default_substream, default);
     }
-    assert_eq!(
-        judge_rich([S1 | CD | 4 << 59, 3]),
-        Err(BadSte::DefaultSubstream)
-    );
     assert_eq!(judge_rich([S1 | CD, 3]), judge([S1 | CD, 0]));
 }
 
@@ -139,7 +147,8 @@ fn ats_is_full_or_off() {
     assert_eq!(ats(0).map(|config| config.ats), Ok(Ats::Off));
     assert_eq!(ats(1).map(|config| config.ats), Ok(Ats::On));
     assert_eq!(ats(2), Err(BadSte::Eats(2)));
-    assert_eq!(ats(3), Err(BadSte::Eats(3)));
+    // Reserved without device permission tables, and as 0.
+    assert_eq!(ats(3).map(|config| config.ats), Ok(Ats::Off));
     // Not offered: reserved, and ignored.
     for eats in 0..4 {
         assert_eq!(judge([S1 | CD, eats << 28]), Ok(translate(CD)));
@@ -433,16 +442,41 @@ fn a_linear_table_ends_where_it_says() {
 
 #[test]
 fn a_table_size_beyond_the_stream_ids_is_cut() {
+    // The stream IDs of the guest have 16 bits, so that a table of 2^20 entries has all that can be asked for. It
+    // is aligned to all it was said to be: 64 MiB, as RAM is.
     let mut guest = Guest::new();
     guest.queues_on();
-    guest.linear();
-    // 2^63 entries: the base would be aligned to nothing sensible.
-    guest.w32(regs::STRTAB_BASE_CFG, 63);
+    guest.w64(regs::STRTAB_BASE, RAM + 0x40);
+    guest.w32(regs::STRTAB_BASE_CFG, 20);
     guest.w32(regs::CR0, 0xd);
-    // 2^16 entries of 64 bytes: the base is aligned to 4 MiB, which is where RAM begins.
     guest.ram.put(RAM + 8 * 64, &[BYPASS]);
     guest.send(&[cfgi_ste(8), SYNC]);
     assert_eq!(guest.live(8), NestedConfig::BYPASS);
+}
+
+#[test]
+fn a_base_is_aligned_to_the_size_that_was_written() {
+    // 2^24 entries are a gigabyte, to which RAM is aligned. Of 2^25, or in two levels of 2^33 with descriptors for 64
+    // entries each, the base is what is left of it: nothing.
+    for (config, bytes_log2) in [
+        (24, 30),
+        (25, 31),
+        (63, 64),
+        (1 << 16 | 6 << 6 | 33, 30),
+        (1 << 16 | 6 << 6 | 34, 31),
+    ] {
+        let base = RAM + 0x1_0040;
+        let table = StreamTable::new(base, config, 16);
+        let base = match bytes_log2 {
+            64 => 0,
+            log2 => base >> log2 << log2,
+        };
+        let found = table.find(&Ram::new(), StreamId::new(0).unwrap());
+        match base {
+            RAM => assert_ne!(found, Err(Missing::Fetch(0)), "{config:#x}"),
+            _ => assert_eq!(found, Err(Missing::Fetch(0)), "{config:#x}"),
+        }
+    }
 }
 
 #[test]

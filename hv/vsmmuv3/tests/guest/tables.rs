@@ -125,7 +125,10 @@ pub(crate) enum Says {
 
 /// An address with its low bits cleared.
 pub(crate) fn aligned(address: u64, log2: u64) -> u64 {
-    address >> log2 << log2
+    match log2 {
+        64.. => 0,
+        log2 => address >> log2 << log2,
+    }
 }
 
 /// A stream table as two registers describe it.
@@ -136,13 +139,15 @@ pub(crate) fn entry(
     stream: u32,
 ) -> Result<[u64; 8], Says> {
     let stream = u64::from(stream);
-    let size = (config & 0x3f).min(promise.idr1 & 0x3f);
+    // The alignment is that of the size as it was written.
+    let written = config & 0x3f;
+    let size = written.min(promise.idr1 & 0x3f);
     if stream >> size != 0 {
         return Err(Says::NoEntry);
     }
     let base = base & 0x000f_ffff_ffff_ffc0;
     if config >> 16 & 3 != 1 {
-        let at = aligned(base, size + 6) + stream * 64;
+        let at = aligned(base, written + 6) + stream * 64;
         return memory.words(at).ok_or(Says::NotFetched(at));
     }
     let split = match config >> 6 & 0x1f {
@@ -150,7 +155,7 @@ pub(crate) fn entry(
         10 => 10,
         _ => 6,
     };
-    let level1 = (size.saturating_sub(split) + 3).max(6);
+    let level1 = (written.saturating_sub(split) + 3).max(6);
     let at = aligned(base, level1) + (stream >> split) * 8;
     let Some([descriptor]) = memory.words(at) else {
         return Err(Says::NotFetched(at));
@@ -178,26 +183,27 @@ pub(crate) fn judge(ste: &[u64; 8], promise: &Promise) -> Result<Does, Says> {
         5 => {}
         _ => return Err(Says::Bad),
     }
-    let format = ste[0] >> 4 & 3;
-    let bits = ste[0] >> 59;
-    let default = ste[1] & 3;
     let ats = ste[1] >> 28 & 3;
     let base = ste[0] & 0x000f_ffff_ffff_ffc0;
     let two_levels = promise.idr0 >> 19 & 1 == 1;
+    // Without substreams nothing is said of them; reserved values are as 0.
+    let bits = match promise.substream_bits() {
+        0 => 0,
+        _ => ste[0] >> 59,
+    };
+    let known = |value: u64| if bits == 0 || value == 3 { 0 } else { value };
+    let (format, default) = (known(ste[0] >> 4 & 3), known(ste[1] & 3));
     if bits > promise.substream_bits()
-        || format == 3
         || format != 0 && !two_levels
-        || bits > 0 && default == 3
         || ste[1] >> 27 & 1 == 1
-        || promise.ats() && ats >= 2
+        || promise.ats() && ats == 2
         || base >> promise.address_bits() != 0
     {
         return Err(Says::Bad);
     }
-    let one = bits == 0;
     Ok(Does::Translate {
-        format: if one { 0 } else { format },
-        default: if one { 0 } else { default },
+        format,
+        default,
         bits,
         base,
         ats: promise.ats() && ats == 1,
