@@ -5,7 +5,7 @@ use crate::{
     bank::{AtEnd, Bank, Load, Readback},
     bits::{Bits, bit},
     distributor::{FIRST_SPI, Room},
-    lpi::{FIRST_LPI, Lpi, Shared, Sources},
+    lpi::{Lpi, Shared, Sources},
     lr::{End, HCR_EN, HCR_LRENPIE, HCR_NPIE, HCR_TDIR, ListRegister},
     priority::{PRIORITY_MASK, level_of},
 };
@@ -45,8 +45,8 @@ pub(crate) struct VcpuInterface {
     list_registers: usize,
     /// An SPI is in a list register.
     holds_spis: bool,
-    /// An LPI is in a list register.
-    holds_lpis: bool,
+    /// The list registers that an LPI was put into: a bit for each.
+    lpis: u32,
     /// SPIs wait for a free list register.
     spi_backlog: bool,
     /// LPIs wait for a free list register.
@@ -121,7 +121,7 @@ impl VcpuInterface {
             live: 0,
             list_registers,
             holds_spis: false,
-            holds_lpis: false,
+            lpis: 0,
             spi_backlog: false,
             lpi_backlog: false,
             lpis_enabled: false,
@@ -155,7 +155,7 @@ impl VcpuInterface {
     /// Whether the LPI source has.
     #[inline]
     pub(crate) const fn needs_lpis(&self) -> bool {
-        self.lpi_backlog || self.holds_lpis
+        self.lpi_backlog || self.lpis != 0
     }
 
     /// Whether any list register is in use.
@@ -281,7 +281,7 @@ impl VcpuInterface {
     fn unload(&mut self, image: &mut LrImage) {
         self.live = 0;
         self.holds_spis = false;
-        self.holds_lpis = false;
+        self.lpis = 0;
         image.stale = image.stale.max(image.live);
         image.live = 0;
         image.hcr = HCR_EN;
@@ -457,7 +457,7 @@ impl VcpuInterface {
                 })
             }
             Choice::Shared(Shared::Lpi(lpi)) => {
-                self.holds_lpis = true;
+                self.lpis |= bit_of(index);
                 sources.take_lpi(lpi);
                 Some(Loaded::lpi(lpi))
             }
@@ -474,23 +474,27 @@ impl VcpuInterface {
     /// if it held an LPI: of that there is nothing left to take out.
     #[inline]
     pub(crate) fn add_lpi(&mut self, lpi: Lpi, empty: u32, image: &mut LrImage) -> Option<usize> {
-        let mut spare = (self.live < self.list_registers).then_some(self.live);
-        for (index, shadow) in self.shadows.iter().take(self.live).enumerate() {
-            if empty & bit(u32::try_from(index).unwrap_or(0)) == 0 {
-                // No two list registers may hold the same interrupt [IHI 0069 §12.4].
-                if shadow.intid == lpi.intid {
-                    return None;
-                }
-            } else if shadow.intid >= FIRST_LPI {
-                spare = Some(index);
+        let used = bit_of(self.live).wrapping_sub(1);
+        // No two list registers may hold the same interrupt [IHI 0069 §12.4].
+        for index in Bits(used & !empty) {
+            let shadow = self.shadows.get(index as usize)?;
+            if shadow.intid == lpi.intid {
+                return None;
             }
         }
-        let index = spare?;
+        let over = self.lpis & used & empty;
+        let index = if over != 0 {
+            over.trailing_zeros() as usize
+        } else if self.live < self.list_registers {
+            let index = self.live;
+            self.lpis |= bit_of(index);
+            self.live = index.saturating_add(1);
+            image.live = u8::try_from(self.live).unwrap_or(image.live);
+            index
+        } else {
+            return None;
+        };
         self.place(index, &Loaded::lpi(lpi), image);
-        self.holds_lpis = true;
-        let live = self.live.max(index.saturating_add(1));
-        self.live = live;
-        image.live = u8::try_from(live).unwrap_or(image.live);
         Some(index)
     }
 
@@ -538,6 +542,16 @@ impl VcpuInterface {
         }
         best(self.bank.deliverable(), &self.priorities).map(|(level, _)| level)
     }
+}
+
+/// The bit of a list register, of which there are at most 16.
+#[inline]
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "the index counts modulo 32"
+)]
+const fn bit_of(index: usize) -> u32 {
+    bit(index as u32)
 }
 
 /// The most urgent of a set of private interrupts; the lowest number among equals.

@@ -64,9 +64,13 @@ pub(crate) fn ended() -> u32 {
     low(read_register!("ich_elrsr_el2"))
 }
 
-/// Writes one list register.
+/// Writes one list register: nearly always the first.
+#[inline]
 pub(crate) fn write_one(index: usize, register: ListRegister) {
-    write_list_register(index, register.bits());
+    match index {
+        0 => write_register!("ich_lr0_el2", register.bits()),
+        _ => write_list_register(index, register.bits()),
+    }
 }
 
 /// Writes what a flush changed.

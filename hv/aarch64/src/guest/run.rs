@@ -345,9 +345,21 @@ fn bits(mut set: u32) -> impl Iterator<Item = u32> {
     })
 }
 
+/// What came of an interrupt of the hypervisor's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Taken {
+    /// It was a message that went straight into a list register. There was no mail for the vCPU, and whoever has some
+    /// from now on, or ends the VM, kicks this core: the guest can go on.
+    Delivered,
+    /// It is to be seen what there is to do.
+    Look,
+    /// The core is wanted.
+    Preempted,
+}
+
 impl Residency<'_> {
     fn run(&mut self, shared: bool) -> Departure {
-        loop {
+        'look: loop {
             if !self.vm.lifecycle.is_running() {
                 return Departure::Off;
             }
@@ -369,40 +381,51 @@ impl Residency<'_> {
             if self.refill || self.vm.gic.needs_flush(self.index) {
                 self.flush();
             }
-            // SAFETY: `load` put this vCPU's stage 2 and HCR_EL2 on the core; stage 2 holds the
-            // VM's memory only.
-            let exit = unsafe { enter::enter(&mut self.vcpu.registers) };
-            self.slot.count_exit();
-            match exit {
-                Exit::Synchronous => match self.synchronous() {
-                    After::Resume => {}
-                    After::Leave => return Departure::Off,
-                    // What the guest began goes on while it waits.
-                    After::Wait if self.vm.pci.as_ref().is_some_and(GuestPci::has_work) => {}
-                    After::Wait if shared => return Departure::Waits,
-                    After::Wait => {
-                        if self.wait() {
-                            return Departure::Waits;
-                        }
-                    }
-                },
-                Exit::Interrupt => {
-                    if self.interrupt() == Some(Departure::Preempted) {
-                        return Departure::Preempted;
-                    }
+            let mut exit = self.enter();
+            while exit == Exit::Interrupt {
+                match self.interrupt() {
+                    Taken::Delivered if !self.has_work() => exit = self.enter(),
+                    Taken::Delivered | Taken::Look => continue 'look,
+                    Taken::Preempted => return Departure::Preempted,
                 }
-                Exit::SError => {
-                    log::error!(
-                        "vm {}: SError on vCPU {}, esr {:#x}: the VM is stopped",
-                        self.vm.name,
-                        self.index,
-                        read_register!("esr_el2")
-                    );
-                    self.end(Ending::Fault);
-                    return Departure::Off;
+            }
+            if exit == Exit::SError {
+                log::error!(
+                    "vm {}: SError on vCPU {}, esr {:#x}: the VM is stopped",
+                    self.vm.name,
+                    self.index,
+                    read_register!("esr_el2")
+                );
+                self.end(Ending::Fault);
+                return Departure::Off;
+            }
+            match self.synchronous() {
+                After::Resume => {}
+                After::Leave => return Departure::Off,
+                // What the guest began goes on while it waits.
+                After::Wait if self.has_work() => {}
+                After::Wait if shared => return Departure::Waits,
+                After::Wait => {
+                    if self.wait() {
+                        return Departure::Waits;
+                    }
                 }
             }
         }
+    }
+
+    /// Into the guest, and back.
+    #[inline(always)]
+    fn enter(&mut self) -> Exit {
+        // SAFETY: `load` put this vCPU's stage 2 and HCR_EL2 on the core; stage 2 holds the VM's memory only.
+        let exit = unsafe { enter::enter(&mut self.vcpu.registers) };
+        self.slot.count_exit();
+        exit
+    }
+
+    /// What the guest asked of its ITS or an SMMU of its own is not done yet.
+    fn has_work(&self) -> bool {
+        self.vm.pci.as_ref().is_some_and(GuestPci::has_work)
     }
 
     /// Takes the state of interrupts out of the list registers.
@@ -457,7 +480,7 @@ impl Residency<'_> {
             }
             aarch64_cpu::asm::barrier::dsb(aarch64_cpu::asm::barrier::SY);
             aarch64_cpu::asm::wfi();
-            if self.interrupt().is_some() {
+            if self.interrupt() == Taken::Preempted {
                 return true;
             }
         }
@@ -465,9 +488,9 @@ impl Residency<'_> {
 
     /// A device's message has come in: straight into a list register, if it is for the vCPU that is on
     /// this core and nothing else waits; otherwise as from any core.
-    fn message(&mut self, intid: u32) {
+    fn message(&mut self, intid: u32) -> Taken {
         let Some(route) = route(self.guests, intid) else {
-            return;
+            return Taken::Look;
         };
         if route.vm == self.vm.number
             && !self.refill
@@ -482,22 +505,23 @@ impl Residency<'_> {
             let at = (self.vm.gic).deliver(&pci.vits, message, self.index, image, empty);
             if let Some(index) = at {
                 irq::write_one(index, image.register(index));
-                return;
+                return Taken::Delivered;
             }
         }
         message(self.guests, route, self.core);
+        Taken::Look
     }
 
     /// Takes an interrupt of the hypervisor's.
-    fn interrupt(&mut self) -> Option<Departure> {
+    fn interrupt(&mut self) -> Taken {
         let intid = gic::acknowledge();
         if intid >= 1020 {
             if intid >= gic::FIRST_LPI {
                 self.count(ExitCause::Message);
                 gic::drop_priority(intid);
-                self.message(intid);
+                return self.message(intid);
             }
-            return None;
+            return Taken::Look;
         }
         self.count(match intid {
             27 | 30 => ExitCause::Timer,
@@ -512,13 +536,13 @@ impl Residency<'_> {
             27 | 30 => {
                 let kicks = self.vm.gic.set_ppi_line(self.index, intid, Level::High);
                 self.kick(kicks);
-                return None;
+                return Taken::Look;
             }
             gic::MAINTENANCE => self.refill = true,
             gic::HYP_TIMER => {
                 set_alarm(None);
                 gic::deactivate(intid);
-                return Some(Departure::Preempted);
+                return Taken::Preempted;
             }
             gic::KICK => {
                 self.slot.show(|| self.vcpu.view(Whereabouts::OnThisCore));
@@ -527,7 +551,11 @@ impl Residency<'_> {
             _ if self.guests.machine.is_console(intid) => {
                 let command = self.guests.read_keys(self.core);
                 gic::deactivate(intid);
-                return command.then_some(Departure::Preempted);
+                return if command {
+                    Taken::Preempted
+                } else {
+                    Taken::Look
+                };
             }
             _ => {
                 other_interrupt(self.guests, intid, self.core, self.core);
@@ -535,7 +563,7 @@ impl Residency<'_> {
             }
         }
         gic::deactivate(intid);
-        None
+        Taken::Look
     }
 
     /// Sets an alarm for the sake of devices that flood. Where one is set already, what follows it looks around, too.
