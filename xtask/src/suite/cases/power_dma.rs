@@ -43,6 +43,7 @@ pub(super) fn cases() -> Vec<Case> {
         peers(),
         orphaned(),
         in_turn(),
+        stormed(),
         raced(),
         reassigned(),
     ]
@@ -181,6 +182,33 @@ fn in_turn() -> Case {
     .asks("quit", &["verdict 0"]);
     case.timeout = Duration::from_secs(60);
     case
+}
+
+/// A VM that makes and removes windows and handles errors without a pause, beside one that must notice nothing.
+fn stormed() -> Case {
+    let mut case = case(
+        "storms of services for windows and errors cost a neighbour nothing, and the log little",
+        Bundle::Manifest(concat!(
+            // Its own DMA would make it late: the tenth beat has one.
+            vm!("watch", "watch beats=9", "1", "2"),
+            vm!("storm", "services us=1500000", "0", "1"),
+        )),
+    )
+    .expect(&[
+        r"dma verdict: watch ok: beats=9 latest_us=\d{1,3} memory_kib=32768 forged=0",
+        r"dma verdict: services ok: done=\d{4,} refused=\d{3,}",
+        "verdict 0: all VMs are off",
+    ]);
+    case.check = Check::Judged(few_lines);
+    case.timeout = Duration::from_secs(100);
+    case
+}
+
+/// The storm lasts for a second and a half, and may cause 32 lines a second.
+fn few_lines(console: &str) -> Result<()> {
+    let told = console.matches("vm 1: ibm,").count();
+    ensure!((20..=100).contains(&told), "{told} lines tell of calls");
+    Ok(())
 }
 
 /// How often the VM of the race is stopped in the middle of its lists.

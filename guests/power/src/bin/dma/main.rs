@@ -19,6 +19,7 @@
 //! | `peer` | registers of the `edu` behind host bridge `other` by DMA, if `granted`; of one behind `foreign`, which another VM has, none |
 //! | `race` | with two CPUs: lists of entries by the second while the first removes the window that they go to, with a DMA to it under way |
 //! | `orphan` | registers of the `edu` behind host bridge `other` by DMA, until that one is taken away, and when it is given back |
+//! | `services` | services for windows and errors without a pause for `us` (1000000), right and wrong ones |
 //! | `lists` | lists of entries without a pause, until it is stopped |
 //! | `puts` | single entries without a pause for `us` (2000000), and the longest that one took |
 //! | `leave` | looks whether an interrupt of an earlier life comes; leaves the pin up until it is stopped |
@@ -36,6 +37,7 @@ mod peer;
 mod pin;
 mod plug;
 mod race;
+mod services;
 mod sweep;
 mod turns;
 mod watch;
@@ -49,9 +51,9 @@ use power_guests::{cpu, guest, println, rtas};
 
 guest! { main: main, secondary: secondary }
 
-const NAMES: [&str; 16] = [
+const NAMES: [&str; 17] = [
     "sweep", "watch", "forge", "messages", "flood", "linger", "pin", "storm", "leave", "plug",
-    "error", "peer", "race", "orphan", "lists", "puts",
+    "error", "peer", "race", "orphan", "services", "lists", "puts",
 ];
 
 /// Why a guest fails: what, and up to two numbers that show it.
@@ -103,6 +105,7 @@ fn main(options: Options) -> ! {
             "orphan" => peer::orphan(edu, bridge, options),
             "lists" => turns::lists(edu, bridge),
             "puts" => turns::puts(edu, bridge, options),
+            "services" => services::run(edu, options),
             "race" => race::run(edu, bridge),
             _ => Err("there is no such task".into()),
         },

@@ -186,6 +186,7 @@ impl Devices {
             has_bridges: AtomicBool::new(false),
             away: Mutex::new(Vec::new()),
             returning: AtomicBool::new(false),
+            told: Mutex::default(),
             released: Mutex::new(Vec::new()),
             trees: Mutex::new(Vec::new()),
             injection: Mutex::new(eeh::Injection::default()),

@@ -32,12 +32,15 @@ use papr::{ConnectorNodes, Served};
 use pci::{Function, Reset};
 use spin::Mutex;
 use types::{Bdf, Ipa};
+use vm::{Moderated, Moderation, Rate};
 use vtce::{FunctionCall, FunctionRequest, FunctionService, NotMemory, Policy, Service};
 
 use super::memory::GuestMemory;
 use super::tree;
+use crate::console::TimeBase;
 use crate::hardware::{Bridge, Hardware, Shared};
 use crate::memory::Ram;
+use crate::spr;
 
 pub(crate) use claim::Refusal;
 pub(crate) use registers::Access;
@@ -46,6 +49,8 @@ use registers::Shown;
 /// The memory of the guests here.
 type Memory = GuestMemory<'static, Ram, Frames<Ram>>;
 
+/// Lines of the log in a second that calls of a guest may cause.
+const LINES: u32 = 32;
 const HARDWARE: i32 = -1;
 const PARAMETER: i32 = -3;
 
@@ -118,6 +123,8 @@ pub(crate) struct Devices {
     released: Mutex<Vec<usize>>,
     /// What the guest is told of its bridges' nodes when it asks for them again.
     trees: Mutex<Vec<(usize, ConnectorNodes)>>,
+    /// How much was told of its calls.
+    told: Mutex<Moderation>,
     /// Whether its guest injects errors.
     injection: Mutex<eeh::Injection>,
     /// Its errors, while it does not have the bridge: a VM that restarts is no better than before.
@@ -204,6 +211,24 @@ impl Devices {
         (looked, wrong)
     }
 
+    /// Whether a call of the guest's may cause a line of the log: so often and no more, because the log is everybody's.
+    fn may_tell(&self) -> bool {
+        let rate = Rate {
+            most: LINES,
+            ticks: hal::Clock::frequency(&TimeBase),
+        };
+        let now = spr::timebase();
+        let mut told = self.told.lock();
+        told.is_due(now, rate);
+        if told.is_muted() {
+            return false;
+        }
+        if told.came(now, rate) == Moderated::Mute {
+            log::info!("vm {}: its calls are told of no more for now", self.vm);
+        }
+        true
+    }
+
     /// Whether it has bridges now.
     pub(crate) fn has_bridges(&self) -> bool {
         self.has_bridges.load(Ordering::Acquire)
@@ -280,7 +305,8 @@ impl Devices {
             let Shared { core, dmas } = &mut *shared;
             let dma = dmas.get_mut(self.dma)?;
             let outcome = dma.service(core, service, arguments, results);
-            if service != Service::Query {
+            drop(shared);
+            if service != Service::Query && self.may_tell() {
                 log::info!(
                     "vm {}: {} {arguments:x?}: {} {:x?}",
                     self.vm,

@@ -57,7 +57,7 @@ impl Devices {
         let bridge = held.bridge;
         let exists = |config| self.exists(bridge, config);
         let outcome = held.pe.service(service, arguments, results, exists);
-        if outcome.effect != Effect::None {
+        if outcome.effect != Effect::None && self.may_tell() {
             log::info!("vm {}: {} {arguments:x?}", self.vm, service.name());
         }
         if !self.carry_out(held, outcome.effect, view) {
