@@ -73,25 +73,22 @@ pub(crate) fn file(arch: Arch, name: &str) -> Result<PathBuf> {
     Ok(path)
 }
 
-/// Our program for a Linux guest's RAM disk, if there is one for the architecture; built anew once, as guests are.
+/// Our program for a Linux guest's RAM disk; built anew once, as guests are.
 ///
 /// # Errors
 /// A failed build.
-pub(crate) fn tool(arch: Arch) -> Result<Option<PathBuf>> {
-    match arch {
-        Arch::Aarch64 => built(arch, TOOL_PACKAGE)?
-            .pop()
-            .map(|made| Some(made.program))
-            .with_context(|| format!("package {TOOL_PACKAGE} made no program")),
-        Arch::Ppc64 => Ok(None),
-    }
+pub(crate) fn tool(arch: Arch) -> Result<PathBuf> {
+    built(arch, TOOL_PACKAGE)?
+        .pop()
+        .map(|made| made.program)
+        .with_context(|| format!("package {TOOL_PACKAGE} made no program"))
 }
 
 /// The programs of a package. All are built at once, the first time that one of them is asked for.
 fn built(arch: Arch, package: &'static str) -> Result<Vec<Executable>> {
-    static BUILT: Mutex<BTreeMap<&str, Vec<Executable>>> = Mutex::new(BTreeMap::new());
+    static BUILT: Mutex<BTreeMap<(Arch, &str), Vec<Executable>>> = Mutex::new(BTreeMap::new());
     let mut known = BUILT.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(programs) = known.get(package) {
+    if let Some(programs) = known.get(&(arch, package)) {
         return Ok(programs.clone());
     }
     let toolchain = toolchain::provide()?;
@@ -109,7 +106,7 @@ fn built(arch: Arch, package: &'static str) -> Result<Vec<Executable>> {
         bail!("{package} does not build; the compiler's messages are above");
     }
     let programs = build::executables(&messages);
-    known.insert(package, programs.clone());
+    known.insert((arch, package), programs.clone());
     Ok(programs)
 }
 

@@ -8,7 +8,8 @@ use core::time::Duration;
 use devtool::edu::{AtTheEnd, DMA_DONE, Direction, Edu};
 use devtool::event::{Event, F_PERMISSION, F_TRANSLATION};
 
-use crate::linux::{Arguments, Errno, File, Memory, barrier, sleep};
+use crate::abi::barrier;
+use crate::linux::{Arguments, Errno, File, Memory, sleep};
 use crate::log::{Log, QUIET};
 use crate::vfio::{Access, Container, Device};
 use crate::{Failure, println};

@@ -1,39 +1,23 @@
-//! Entry, system calls of arm64 Linux, and the memory they give.
+//! Entry, system calls of Linux, and the memory they give. How a call is made, and the numbers: [`crate::abi`].
 #![expect(unsafe_code, reason = "system calls, and memory that a device writes")]
 
-use core::arch::{asm, global_asm};
 use core::fmt;
 use core::time::Duration;
 
 use crate::Failure;
-
-// At its entry a program finds its arguments on its stack. [System V ABI for AArch64]
-global_asm!(
-    ".global _start",
-    "_start:",
-    "mov x29, xzr",
-    "mov x30, xzr",
-    "mov x0, sp",
-    "bl linux_start",
-    "brk #0",
-);
-
-// SAFETY: the only function of this name; the entry code calls it once, with the first stack pointer.
-#[unsafe(no_mangle)]
-extern "C" fn linux_start(stack: *const usize) -> ! {
-    exit(crate::main(Arguments { stack }))
-}
+use crate::abi::{Call, KEXEC_ARCH, O_DIRECT, call};
 
 /// The words of the command line.
 #[derive(Clone, Copy)]
 pub(crate) struct Arguments {
-    stack: *const usize,
+    /// Where the first stack pointer was: their number, and as many addresses.
+    pub(crate) stack: *const usize,
 }
 
 impl Arguments {
     /// One of them, the program's name being the first; nothing if there are fewer, or it is no UTF-8.
     pub(crate) fn get(self, index: usize) -> Option<&'static str> {
-        // SAFETY: the kernel put their number there. [System V ABI for AArch64]
+        // SAFETY: the kernel put their number there. [System V ABI]
         let count = unsafe { self.stack.read() };
         if index >= count {
             return None;
@@ -50,7 +34,7 @@ impl Arguments {
 
 /// The kernel's number for why it refused something.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Errno(u16);
+pub(crate) struct Errno(pub(crate) u16);
 
 impl Errno {
     pub(crate) const PIPE: Self = Self(32);
@@ -67,52 +51,6 @@ impl fmt::Display for Errno {
             Self::INVALID => f.write_str("invalid"),
             Self(number) => write!(f, "error {number}"),
         }
-    }
-}
-
-/// System calls by number. [Linux, include/uapi/asm-generic/unistd.h]
-#[derive(Clone, Copy)]
-enum Call {
-    Eventfd2 = 19,
-    Ioctl = 29,
-    Openat = 56,
-    Lseek = 62,
-    Read = 63,
-    Write = 64,
-    Pread64 = 67,
-    Pwrite64 = 68,
-    Sync = 81,
-    ExitGroup = 94,
-    Nanosleep = 101,
-    KexecLoad = 104,
-    Reboot = 142,
-    Close = 57,
-    Mmap = 222,
-}
-
-/// # Safety
-/// What the arguments point to is as the call wants it, and what it changes is no Rust object that is in use.
-unsafe fn call(call: Call, arguments: [usize; 6]) -> Result<usize, Errno> {
-    let result: isize;
-    // SAFETY: the caller's promise; the kernel changes no register but x0.
-    unsafe {
-        asm!(
-            "svc #0",
-            in("x8") call as usize,
-            inlateout("x0") arguments[0] => result,
-            in("x1") arguments[1],
-            in("x2") arguments[2],
-            in("x3") arguments[3],
-            in("x4") arguments[4],
-            in("x5") arguments[5],
-            options(nostack),
-        );
-    }
-    match usize::try_from(result) {
-        Ok(value) => Ok(value),
-        Err(_) => Err(Errno(
-            u16::try_from(result.unsigned_abs()).unwrap_or(u16::MAX),
-        )),
     }
 }
 
@@ -187,8 +125,6 @@ impl File {
         const AT_FDCWD: usize = -100_isize as usize;
         const O_RDWR: usize = 0o2;
         const O_NONBLOCK: usize = 0o4000;
-        // [Linux, arch/arm64/include/uapi/asm/fcntl.h]
-        const O_DIRECT: usize = 0o20_0000;
         let mut path = [0; PATH];
         let bytes = pieces.iter().flat_map(|piece| piece.bytes());
         // What does not fit is cut off, and not found.
@@ -391,12 +327,6 @@ accessors! {
     read64 write64 u64, "64";
 }
 
-/// What was written before is seen by devices before what is written after.
-pub(crate) fn barrier() {
-    // SAFETY: a barrier.
-    unsafe { asm!("dsb sy", options(nostack)) };
-}
-
 /// A piece of the next kernel's memory. [Linux, include/uapi/linux/kexec.h]
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
@@ -424,14 +354,13 @@ impl Segment {
 /// # Errors
 /// It is refused.
 pub(crate) fn kexec(entry: u64, segments: &[Segment]) -> Result<(), Failure> {
-    const KEXEC_ARCH_AARCH64: usize = 183 << 16;
     const MAGIC: [usize; 2] = [0xfee1_dead, 0x2812_1969];
     const CMD_KEXEC: usize = 0x4558_4543;
     let arguments = [
         word(entry),
         segments.len(),
         segments.as_ptr().expose_provenance(),
-        KEXEC_ARCH_AARCH64,
+        KEXEC_ARCH,
         0,
         0,
     ];

@@ -1,4 +1,5 @@
-//! `devtool`: what a Linux guest cannot do with its shell. No C library, only system calls of arm64 Linux.
+//! `devtool`: what a Linux guest cannot do with its shell. No C library, only system calls of Linux on arm64 and ppc64le
+//! (where of these only `reads` has been used).
 //!
 //! ```text
 //! devtool vfio FUNCTION GROUP            drives an edu device by VFIO: see `check`
@@ -11,6 +12,7 @@
 #![no_std]
 #![no_main]
 
+mod abi;
 mod check;
 mod kexec;
 mod linux;

@@ -215,10 +215,15 @@ impl Xics {
             number: IPI,
             line: None,
         };
-        let pending = if self.due == 0 { &[] } else { &*self.pending };
-        for (number, word) in pending.iter().enumerate() {
+        let mut due = self.due;
+        let mut words = self.pending.iter().enumerate();
+        while due > 0 {
+            let Some((number, word)) = words.next() else {
+                break;
+            };
             let mut left = *word;
             while let Some(bit) = take_lowest(&mut left) {
+                due = due.saturating_sub(1);
                 let at = number.wrapping_mul(WORD).wrapping_add(bit);
                 let Some(line) = self.lines.get(at) else {
                     break;

@@ -34,10 +34,8 @@ const SERIES: &str = "6.12";
 const READS: u64 = 4096;
 const STRETCH: u64 = 256;
 /// How often each kind is run, in rounds.
-const ROUNDS: usize = 5;
-/// How often a run is done where nothing is compared within the bench.
-const RUNS: usize = 3;
-const ORDERS: [&str; 2] = ["in-order", "at-random"];
+pub(super) const ROUNDS: usize = 5;
+pub(super) const ORDERS: [&str; 2] = ["in-order", "at-random"];
 /// A run takes a few seconds.
 const PATIENCE: Duration = Duration::from_secs(300);
 
@@ -50,7 +48,7 @@ const ROWS: [(&str, &str, &str, u64); 4] = [
 ];
 
 /// Instructions of each stretch, by order.
-type Stretches = BTreeMap<String, Vec<u64>>;
+pub(super) type Stretches = BTreeMap<String, Vec<u64>>;
 
 /// One row of the table, and of `target/bench/io.json`.
 #[derive(Debug, Serialize, PartialEq, Eq)]
@@ -101,7 +99,8 @@ pub(super) fn measure(board: &Board, qemu: &Path, built: &Built) -> Result<Vec<R
     for (ground, iommu, word, least) in ROWS {
         let (ours, bare) = (of(&within(iommu, word))?, of(&without(word))?);
         for order in ORDERS {
-            rows.push(row(ground, order, ours, bare, least)?);
+            let command = format!("cargo xtask bench {}", super::io::NAME);
+            rows.push(row((ground, order), ours, bare, least, command)?);
         }
     }
     Ok(rows)
@@ -196,16 +195,6 @@ fn once(line: &Line, name: &str) -> Result<Stretches> {
     stretches(&console, &record).with_context(failed)
 }
 
-/// The least of several runs.
-pub(super) fn least_of_runs(name: &str, once: impl Fn() -> Result<u64>) -> Result<u64> {
-    let mut least = u64::MAX;
-    for number in 1..=RUNS {
-        least = least.min(once().with_context(|| format!("reads, {name}"))?);
-        say!("reads, {name}: run {number} of {RUNS}");
-    }
-    Ok(least)
-}
-
 /// One run: its console and its recording.
 pub(super) fn recorded_run(line: &Line, name: &str) -> Result<(Vec<u8>, Record)> {
     let console = folder().join(format!("reads-{name}.log"));
@@ -267,7 +256,7 @@ fn recorded(args: &[String], record: &Path, console: &Path) -> Result<Vec<String
 }
 
 /// What each stretch took.
-fn stretches(console: &[u8], record: &Record) -> Result<Stretches> {
+pub(super) fn stretches(console: &[u8], record: &Record) -> Result<Stretches> {
     let lines = Regex::new(r"reads ([a-z-]+): 4096 begin\r\n((?:\.\r\n)+)reads [a-z-]+: 4096 end")?;
     let mut stretches = Stretches::new();
     for found in lines.captures_iter(console) {
@@ -291,12 +280,12 @@ fn stretches(console: &[u8], record: &Record) -> Result<Stretches> {
     Ok(stretches)
 }
 
-fn row(
-    ground: &'static str,
-    order: &'static str,
+pub(super) fn row(
+    (ground, order): (&'static str, &'static str),
     ours: &[Stretches],
     bare: &[Stretches],
     least_per_mille: u64,
+    command: String,
 ) -> Result<Row> {
     let ratio = |omitted| {
         let (ours, bare) = (least(ours, order, omitted), least(bare, order, omitted));
@@ -318,7 +307,7 @@ fn row(
         per_mille,
         spread,
         least_per_mille,
-        command: format!("cargo xtask bench {}", super::io::NAME),
+        command,
     })
 }
 
@@ -396,11 +385,11 @@ mod tests {
         let bare = [run([970; 3]), run([970; 3])];
         let row = |ours, least| {
             super::row(
-                "stage 2",
-                "in-order",
+                ("stage 2", "in-order"),
                 &[run([ours; 3]), run([ours; 3])],
                 &bare,
                 least,
+                "bench io".to_owned(),
             )
         };
         let good = row(1000, 970).unwrap();
@@ -415,7 +404,7 @@ mod tests {
     fn a_ratio_that_one_round_makes_is_told_as_such() {
         let bare = [run([1000; 3]), run([1000; 3]), run([1000; 3])];
         let ours = [run([2000; 3]), run([1000; 3]), run([1250; 3])];
-        let row = super::row("stage 2", "in-order", &ours, &bare, 970).unwrap();
+        let row = super::row(("stage 2", "in-order"), &ours, &bare, 970, String::new()).unwrap();
         assert_eq!((row.per_mille, row.spread), (1000, (800, 1000)));
     }
 

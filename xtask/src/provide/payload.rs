@@ -111,10 +111,9 @@ fn archive(arch: Arch, series: &[&str]) -> Result<Vec<u8>> {
     contents.folder("", &tools)?;
     contents.folder("actions", &folder().join(&recipe.actions))?;
     contents.file("init", init).file("bin/busybox", busybox);
-    if let Some(tool) = guest::tool(arch)? {
-        let program = fs::read(&tool).with_context(|| format!("cannot read {}", tool.display()))?;
-        contents.file("bin/devtool", program);
-    }
+    let tool = guest::tool(arch)?;
+    let program = fs::read(&tool).with_context(|| format!("cannot read {}", tool.display()))?;
+    contents.file("bin/devtool", program);
     for kernel in &kernels {
         contents.folder("lib/modules", &kernel.join(MODULES))?;
     }
