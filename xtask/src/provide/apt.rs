@@ -34,6 +34,19 @@ impl Apt {
     /// # Errors
     /// No apt, no codename, or no source for it, each with what to do instead.
     pub(crate) fn new(scope: Scope) -> Result<Self> {
+        Self::derived(scope, None)
+    }
+
+    /// The same for another release, from the mirror that the machine's own comes from. Nothing of it is to be
+    /// installed: it is for packages that are unpacked beside the machine's.
+    ///
+    /// # Errors
+    /// As of [`new`](Self::new). Whether the mirror has the release shows when a package is looked for.
+    pub(crate) fn of_release(architecture: String, release: &str) -> Result<Self> {
+        Self::derived(Scope::Foreign(architecture), Some(release))
+    }
+
+    fn derived(scope: Scope, other: Option<&str>) -> Result<Self> {
         if workspace::find_program("apt-get").is_none() {
             bail!("this machine has no apt");
         }
@@ -47,8 +60,15 @@ impl Apt {
         })?;
         let suite = &backports.suites[0];
         if !sources.iter().any(|source| source.suites.contains(suite)) {
-            sources.push(backports);
+            sources.push(backports.clone());
         }
+        let codename = match other {
+            Some(other) if other != codename => {
+                sources = vec![sources::of_other_release(backports, other)];
+                other.to_owned()
+            }
+            _ => codename,
+        };
         let name = match &scope {
             Scope::Machine => "machine",
             Scope::Foreign(architecture) => architecture,
@@ -140,12 +160,25 @@ impl Apt {
     }
 
     fn download_one(&self, package: &str, suite: Option<&str>, into: &Path) -> Result<()> {
+        self.download_together(&[package], suite, into)
+    }
+
+    /// Downloads packages into a folder, all at once.
+    ///
+    /// # Errors
+    /// apt's, which it has shown: one of them cannot be had.
+    pub(crate) fn download_together(
+        &self,
+        packages: &[&str],
+        suite: Option<&str>,
+        into: &Path,
+    ) -> Result<()> {
         let mut command = self.command("apt-get");
         if let Some(suite) = suite {
             command.args(["-t", suite]);
         }
         run(
-            command.args(["download", package]).current_dir(into),
+            command.arg("download").args(packages).current_dir(into),
             "cannot fetch a package",
         )
     }

@@ -6,6 +6,7 @@ pub(crate) mod disk;
 pub(crate) mod payload;
 pub(crate) mod programs;
 pub(crate) mod qemu;
+pub(crate) mod qemu_beside;
 pub(crate) mod sources;
 pub(crate) mod toolchain;
 

@@ -19,9 +19,9 @@ use crate::{say, workspace};
 #[serde(deny_unknown_fields)]
 pub(crate) struct Wanted {
     /// The packages.
-    packages: Vec<String>,
+    pub(super) packages: Vec<String>,
     /// The programs' file names. Each goes to `bin`.
-    programs: Vec<String>,
+    pub(super) programs: Vec<String>,
 }
 
 /// Entries of `.dynamic`: its end, and a library that is needed. [System V ABI, dynamic section]
@@ -85,26 +85,40 @@ fn fetch(wanted: &Wanted, architecture: &str, into: &Path) -> Result<()> {
     );
     let apt = Apt::new(Scope::Foreign(architecture.to_owned()))?;
     apt.update()?;
+    download(&apt, None, wanted, into)
+}
+
+/// Downloads the packages and the libraries that they depend on. What a download that was cut off has left is not
+/// fetched again.
+pub(super) fn download(apt: &Apt, suite: Option<&str>, wanted: &Wanted, into: &Path) -> Result<()> {
     let partial = into.with_extension("part");
     fs::create_dir_all(&partial).with_context(|| format!("cannot create {}", partial.display()))?;
     let mut packages: BTreeSet<String> = wanted.packages.iter().cloned().collect();
     let mut open = wanted.packages.clone();
     while let Some(package) = open.pop() {
-        for need in apt.dependencies(&package, None) {
+        for need in apt.dependencies(&package, suite) {
             // Only libraries can be linked against.
-            if need.starts_with("lib") && packages.insert(need.clone()) {
+            if (need.starts_with("lib") || need.starts_with("zlib"))
+                && packages.insert(need.clone())
+            {
                 open.push(need);
             }
         }
     }
-    for package in &packages {
-        apt.download(package, None, &partial)?;
+    let all: Vec<&str> = packages.iter().map(String::as_str).collect();
+    if apt.download_together(&all, suite, &partial).is_err() {
+        // The mirror may lack one of them, in this version.
+        for package in &packages {
+            apt.download(package, suite, &partial)?;
+        }
     }
     // The folder takes its final name only when everything is in it.
     fs::rename(&partial, into).with_context(|| format!("cannot rename {}", partial.display()))
 }
 
-fn unpack(wanted: &Wanted, debs: &Path, into: &Path) -> Result<()> {
+/// Unpacks the programs into `bin` and the libraries that they are linked against into `lib`; their loader goes where
+/// they name it.
+pub(super) fn unpack(wanted: &Wanted, debs: &Path, into: &Path) -> Result<()> {
     let whole = into.join("whole");
     fs::create_dir_all(&whole)?;
     for deb in fs::read_dir(debs)?.filter_map(Result::ok) {
@@ -158,6 +172,15 @@ fn collect(dir: &Path, files: &mut BTreeMap<String, PathBuf>) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// The path of the loader that a program names.
+///
+/// # Errors
+/// It is no program.
+pub(super) fn loader(program: &[u8]) -> Result<Option<String>> {
+    let names = libraries(program)?;
+    Ok(names.into_iter().find(|name| name.starts_with('/')))
 }
 
 /// What a program or library names: its loader, by path, and the libraries it is linked against.

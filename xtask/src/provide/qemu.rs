@@ -1,6 +1,6 @@
 //! The need for QEMU.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
@@ -22,21 +22,25 @@ struct Found {
     version: Option<Version>,
 }
 
+/// The version that a QEMU tells of itself.
+pub(super) fn told(program: &Path) -> Option<Version> {
+    output_of(Command::new(program).arg("--version")).and_then(|text| Version::find(&text))
+}
+
 fn find(arch: Arch) -> Option<Found> {
     let path = workspace::find_program(arch.qemu())?;
-    let version =
-        output_of(Command::new(&path).arg("--version")).and_then(|text| Version::find(&text));
+    let version = told(&path);
     Some(Found { path, version })
 }
 
-/// The version of the QEMU that would be used, if one is there.
-pub(crate) fn version(arch: Arch) -> Option<Version> {
-    find(arch)?.version
+fn good(arch: Arch) -> Option<PathBuf> {
+    good_as(arch, LEAST)
 }
 
-fn good(arch: Arch) -> Option<PathBuf> {
+/// What `PATH` finds first, if it is no older than this.
+pub(super) fn good_as(arch: Arch, least: Version) -> Option<PathBuf> {
     let found = find(arch)?;
-    (found.version? >= LEAST).then_some(found.path)
+    (found.version? >= least).then_some(found.path)
 }
 
 fn describe(arch: Arch) -> String {

@@ -171,6 +171,15 @@ pub(crate) fn backports(sources: &[Source], codename: &str) -> Option<Source> {
     })
 }
 
+/// Another release and its backports, from the mirrors of this suite and with its key: each archive signs a release
+/// with the keys of the one before, too.
+pub(crate) fn of_other_release(suite: Source, release: &str) -> Source {
+    Source {
+        suites: vec![release.to_owned(), format!("{release}-backports")],
+        ..suite
+    }
+}
+
 /// The sources as one deb822 file for packages of one architecture.
 pub(crate) fn deb822(sources: &[Source], architecture: &str) -> String {
     let mut text = String::new();
@@ -281,6 +290,21 @@ signed-by:
             )
         );
         assert!(super::backports(&sources, "trixie").is_none());
+    }
+
+    #[test]
+    fn another_release_comes_from_the_same_mirror() {
+        let sources = of_codename(&parse_stanzas(STANZAS), "bookworm");
+        let own = backports(&sources, "bookworm").unwrap();
+        let key = Some("/usr/share/keyrings/archive.gpg");
+        assert_eq!(
+            of_other_release(own, "trixie"),
+            source(
+                "http://deb.example.org/debian",
+                &["trixie", "trixie-backports"],
+                key
+            )
+        );
     }
 
     #[test]

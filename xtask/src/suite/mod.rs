@@ -23,7 +23,7 @@ use self::cases::Smmus;
 use crate::board::{self, Board};
 use crate::cli::TestOptions;
 use crate::provide::disk::{self, Work};
-use crate::{provide, say, show, timings, workspace};
+use crate::{say, show, timings, workspace};
 
 /// How many tests came to what.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -133,14 +133,16 @@ pub(crate) fn command(options: &TestOptions) -> Result<u8> {
             .filter(|case| filter.is_none_or(|f| case.name.contains(f)))
             .partition(|case| case.smmus == Smmus::OfBoard);
         chosen.extend(can_be_made);
-        if provide::qemu::version(board.arch).is_some_and(|it| it >= two_smmus::LEAST) {
-            chosen.extend(more);
-        } else if !more.is_empty() {
-            say!(
-                "board {name}: {} tests of a machine with two SMMUs are not among these: they take QEMU {} or newer, first in PATH",
-                more.len(),
-                two_smmus::LEAST
-            );
+        if !more.is_empty() {
+            match two_smmus::qemu(board.arch) {
+                Ok(_) => chosen.extend(more),
+                Err(error) => say!(
+                    "board {name}: {} tests of a machine with two SMMUs are not among these: they take QEMU {} or newer; \
+                     PATH has none, and none can be had beside it: {error:#}",
+                    more.len(),
+                    two_smmus::LEAST
+                ),
+            }
         }
         boards.insert(name.clone(), board);
     }

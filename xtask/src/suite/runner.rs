@@ -304,11 +304,13 @@ impl Bench<'_> {
                 files
             }
         };
+        let mut program = tools.qemu.clone();
         if case.smmus == Smmus::Two {
+            program = two_smmus::qemu(board.arch)?;
             let tree = files.disks.join(format!("{}.dtb", file_name(case)));
-            (board, vary) = two_smmus::machine(&tools.qemu, &board, &vary, &files, &tree)?;
+            (board, vary) = two_smmus::machine(&program, &board, &vary, &files, &tree)?;
         }
-        let line: Line = qemu::line(&tools.qemu, &board, &vary, &files)?;
+        let line: Line = qemu::line(&program, &board, &vary, &files)?;
         session::run(Plan {
             line: &line,
             watch: Watch::new(regexes(&case.expects)?, regexes(&case.forbids)?),

@@ -5,7 +5,7 @@
 //! machine is started with that.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, anyhow, ensure};
@@ -13,12 +13,20 @@ use dtoolkit::fdt::Fdt;
 use dtoolkit::model::{DeviceTree, DeviceTreeNode, DeviceTreeProperty};
 use dtoolkit::{Node as _, Property as _};
 
-use crate::board::Board;
-use crate::provide::Version;
+use crate::board::{Arch, Board};
+use crate::provide::{self, Version};
 use crate::qemu::{self, Files, Variation};
 
 /// The oldest QEMU that gives each host bridge an SMMU of its own.
 pub(super) const LEAST: Version = Version::new(10, 1);
+
+/// A QEMU that can: the machine's, or one beside it.
+///
+/// # Errors
+/// The machine's is older, and no other can be had.
+pub(super) fn qemu(arch: Arch) -> Result<PathBuf> {
+    provide::qemu_beside::provide(arch, LEAST)
+}
 
 /// The second bridge is there under this name, with this bus as its root, a segment of its own.
 const BUS: &str = "pxb";

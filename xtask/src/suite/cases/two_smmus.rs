@@ -1,4 +1,4 @@
-//! Tests on a machine with two SMMUs, a host bridge behind each. They are there where QEMU is new enough.
+//! Tests on a machine with two SMMUs, a host bridge behind each. They are there where a QEMU that is new enough can be had.
 
 use std::time::Duration;
 
@@ -58,7 +58,13 @@ pub(super) fn cases() -> Vec<Case> {
         "two SMMUs of the machine's: a VM behind each, then one behind both; what is refused is told by the one it met",
         &[
             vm("first", "probe", 0, &[a], STAGE2),
-            vm("second", "probe", 1, &[c], STAGE2),
+            vm(
+                "second",
+                "probe",
+                1,
+                &[c],
+                &format!("{STAGE2}\nstart = \"after:first\""),
+            ),
             vm(
                 "both",
                 "storm rounds=1 messages=1",
@@ -71,8 +77,9 @@ pub(super) fn cases() -> Vec<Case> {
     .expect(&[
         "smmu0: on: every stream aborts until a VM has it",
         "smmu1: on: every stream aborts until a VM has it",
-        "verdict: probe ok: devices=1 bar=1048576 moved=1 lpis=4 ",
-        "verdict: probe ok: devices=1 bar=1048576 moved=1 lpis=4 ",
+        r"\[first\] dma verdict: probe ok: devices=1 bar=1048576 moved=1 lpis=4 ",
+        "vm second: starts after first",
+        r"\[second\] dma verdict: probe ok: devices=1 bar=1048576 moved=1 lpis=4 ",
         "vm both: starts after second",
         r"smmu[01]: F_TRANSLATION sid 0x(2100 read of 0x2000000000, stage 2, 21|100 read of 0x2000001000, stage 2, 01):00\.0 of VM 3",
         r"smmu[01]: F_TRANSLATION sid 0x(2100 read of 0x2000000000, stage 2, 21|100 read of 0x2000001000, stage 2, 01):00\.0 of VM 3",
