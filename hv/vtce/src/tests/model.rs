@@ -1,10 +1,13 @@
 //! Any sequence of calls against a naive model: a map of entries for each window. After every call the
 //! platform's tables are the model's translation, the other guest's are untouched, and every book agrees.
 
+use alloc::vec;
+
 use proptest::prelude::*;
 use proptest::test_runner::Config;
 
 use super::*;
+use crate::Progress;
 
 /// A window as the guest was told of it.
 #[derive(Clone, Debug)]
@@ -34,7 +37,15 @@ enum Op {
     Get(usize, u64),
     Create(u32, u32),
     Remove(usize),
+    /// More than one call of a service clears.
+    Fill(usize),
+    /// One call of it, whatever it says; the guest goes on with what is left.
+    RemoveInPart(usize),
     Reset,
+    /// The VM is stopped, and starts again.
+    Stop,
+    /// The host bridge is taken away, in parts, with calls that come too late, and given back.
+    TakeAway(u64),
 }
 
 /// What a guest puts into an entry: mostly its own memory.
@@ -81,7 +92,11 @@ fn op() -> impl Strategy<Value = Op> {
         2 => (prop_oneof![Just(12), Just(16), Just(21), any::<u32>()], 15..38_u32)
             .prop_map(|(page, window)| Op::Create(page, window)),
         1 => which().prop_map(Op::Remove),
+        2 => which().prop_map(Op::Fill),
+        2 => which().prop_map(Op::RemoveInPart),
         1 => Just(Op::Reset),
+        1 => Just(Op::Stop),
+        1 => place().prop_map(Op::TakeAway),
     ]
 }
 
@@ -169,6 +184,11 @@ fn step(rig: &mut Rig, model: &mut Model, op: &Op) {
             let expected = model.list(*which, at, &list);
             assert_eq!(rig.indirect(liobn, at, &list), expected);
         }
+        Op::Fill(which) => {
+            for list in 0..10 {
+                step(rig, model, &Op::Row(*which, list * 512, list * 700, 512));
+            }
+        }
         Op::Stuff(which, at, entry, count) => {
             let (liobn, base, page) = model.name(*which);
             let at = base.wrapping_add(at.wrapping_mul(page));
@@ -229,6 +249,61 @@ fn step(rig: &mut Rig, model: &mut Model, op: &Op) {
                     model.windows.push(Model::default_window());
                 }
             }
+        }
+        Op::RemoveInPart(which) => {
+            let (liobn, base, page) = model.name(*which);
+            let argument = u32::try_from(liobn).unwrap();
+            match rig.service(Service::Remove, &[argument], 1).status {
+                0 => {
+                    model.windows.remove(*which);
+                    if model.windows.is_empty() && base != 0 {
+                        model.windows.push(Model::default_window());
+                    }
+                }
+                // What is left of it is as it was.
+                -2 => {
+                    let entries = &mut model.windows[*which].entries;
+                    let before = entries.len();
+                    entries.retain(|index, tce| {
+                        let at = base + index * page;
+                        let now = rig.call(GET, [liobn, at, 0, 0]).value.unwrap();
+                        assert!(now == 0 || now == *tce, "{now:#x}");
+                        now != 0
+                    });
+                    assert!(entries.len() < before, "a call does something");
+                }
+                status => {
+                    assert_eq!(status, -3);
+                    assert!(*which >= model.windows.len());
+                }
+            }
+        }
+        Op::Stop => {
+            while rig.dma.clear(&mut rig.core).unwrap() == Progress::More {}
+            model.windows = [Model::default_window()].into();
+        }
+        Op::TakeAway(at) => {
+            let number = rig.dma.bridges()[0].options().number;
+            rig.dma.shut_bridge(number).unwrap();
+            loop {
+                // The guest does not know yet.
+                for window in &model.windows {
+                    let at = window.base.wrapping_add(at.wrapping_mul(window.page));
+                    for call in [PUT, STUFF, GET] {
+                        let answer = rig.call(call, [window.liobn, at, 0x5003, 1]);
+                        assert_eq!(answer.status, Status::PARAMETER);
+                    }
+                    let status = rig.indirect(window.liobn, at, &[0x5003]);
+                    assert_eq!(status, Status::PARAMETER);
+                }
+                if rig.dma.clear_shut(&mut rig.core).unwrap() == Progress::Done {
+                    break;
+                }
+            }
+            assert!(rig.real(0).is_empty());
+            let given = options(number, rig.ioas, rig.domain);
+            rig.dma.add_bridge(&mut rig.core, given).unwrap();
+            model.windows = [Model::default_window()].into();
         }
         Op::Reset => {
             let name = [0, BUID_HIGH, BUID_LOW];
