@@ -336,12 +336,14 @@ impl Vcpu {
     }
 }
 
-/// What makes the end of a slice sure where no other CPU watches.
+/// What makes the end of a slice sure.
 ///
 /// The platform sees the end as the hypervisor's decrementer going from positive to negative. One that is
 /// negative when a guest is entered, because this thread lost time after it had read the clock, and was so
 /// before, makes no such step in QEMU (hw/ppc/ppc.c), and the guest runs for ever. So the decrementer is
-/// made positive first: by entering a partition without memory, which leaves at its first instruction.
+/// made positive first: by entering a partition without memory, which leaves at its first instruction. Where other
+/// CPUs watch, this is done only when it is negative for sure, which it is after each slice: two that lost the ends of
+/// theirs at the same time would wait for each other.
 #[derive(Debug)]
 struct Primer {
     state: Box<HvState>,
@@ -393,7 +395,12 @@ pub(crate) enum Watched {
 #[derive(Debug)]
 pub(crate) struct GuestThread {
     watched: bool,
-    primer: Option<Primer>,
+    primer: Primer,
+    /// While the time base is below this, the hypervisor's decrementer is positive.
+    positive_until: u64,
+    /// What of the end of a slice may be believed to be that: all bits, or none where nobody else would end a slice
+    /// that got lost all the same.
+    believed: u64,
     /// Not to be sent elsewhere.
     _here: PhantomData<*const ()>,
 }
@@ -407,7 +414,12 @@ impl GuestThread {
         presentation::open();
         Self {
             watched: hcall::watch_nothing().is_ok(),
-            primer: (ends == Watched::ByNobody).then(Primer::new),
+            primer: Primer::new(),
+            positive_until: 0,
+            believed: match ends {
+                Watched::ByOthers => u64::MAX,
+                Watched::ByNobody => 0,
+            },
             _here: PhantomData,
         }
     }
@@ -467,8 +479,8 @@ impl Loaded<'_> {
         unsafe { self.enter(deadline.max(earliest)) }
     }
 
-    /// As [`Loaded::run`], with the end of the slice as it is given. One that is past may never come: then
-    /// only another CPU ends the slice. Where there is none, it comes at once ([`Primer`]).
+    /// As [`Loaded::run`], with the end of the slice as it is given. One that is past comes at once, as long as the
+    /// hypervisor's decrementer was positive ([`Primer`]); else only another CPU ends the slice.
     ///
     /// # Errors
     /// As [`Loaded::run`].
@@ -481,10 +493,11 @@ impl Loaded<'_> {
         vcpu.registers.msr = vcpu.registers.msr & !MSR_HV | MSR_ME;
         // What directed doorbells a guest leaves pending makes QEMU stop.
         vcpu.state.dpdes = 0;
-        if let Some(primer) = &mut self.thread.primer {
-            primer.prime();
+        let mut now = spr::timebase();
+        if now >= self.thread.positive_until {
+            self.thread.primer.prime();
+            now = spr::timebase();
         }
-        let now = spr::timebase();
         let left = vcpu.unswitched.decrementer_expires.wrapping_sub(now);
         spr::set_decrementer(
             left.cast_signed()
@@ -496,10 +509,19 @@ impl Loaded<'_> {
         // that it changes beside those that come back are the guest's as long as `self` lives.
         let vector = unsafe { V1::enter(&mut vcpu.state, &mut vcpu.registers) };
         cpu::this().slice_ends();
+        self.thread.positive_until = match vector {
+            Ok(_) => slice_end & self.thread.believed,
+            Err(_) => 0,
+        };
         let left = spr::decrementer();
         vcpu.unswitched.decrementer_expires = spr::timebase().wrapping_add_signed(left);
         spr::postpone_decrementer();
         vector.map(|vector| vcpu.exit(vector))
+    }
+
+    /// Has the next entry lose the end of its slice, if it is past.
+    pub(super) fn lose_next(&mut self) {
+        self.thread.positive_until = self.thread.believed;
     }
 
     /// What the guest shall find in DAR and DSISR.
