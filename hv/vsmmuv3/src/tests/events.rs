@@ -294,6 +294,29 @@ fn records_go_into_the_queue_and_nowhere_else() {
 }
 
 #[test]
+fn no_record_is_written_before_an_abort_is_acknowledged() {
+    let mut guest = Guest::nested();
+    guest.w32(regs::CR0, 9);
+    guest.w64(regs::EVENTQ_BASE, 5);
+    guest.w32(regs::CR0, 0xd);
+    assert_eq!(report(&mut guest, &fault()), Delivery::Lost);
+    assert_eq!(guest.r32(regs::GERROR), 1 << 2);
+    // The queue lies in memory now, but the guest has not said that it knows of what was lost.
+    guest.w32(regs::CR0, 9);
+    guest.w64(regs::EVENTQ_BASE, EVTQ | 5);
+    guest.w32(regs::CR0, 0xd);
+    for _ in 0..100 {
+        assert_eq!(report(&mut guest, &fault()), Delivery::Lost);
+    }
+    assert_eq!(guest.r32(regs::EVENTQ_PROD), 0, "nor an overflow");
+    assert_eq!(*guest.ram.writes.borrow(), []);
+    guest.w32(regs::GERRORN, 1 << 2);
+    assert_eq!(report(&mut guest, &fault()), Delivery::Delivered);
+    assert_eq!(guest.r32(regs::EVENTQ_PROD), 1);
+    assert_eq!(guest.r32(regs::GERROR), 1 << 2, "no news");
+}
+
+#[test]
 fn a_size_beyond_the_limit_is_cut() {
     let options = Options {
         events_log2: 7,

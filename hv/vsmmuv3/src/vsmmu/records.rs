@@ -72,6 +72,11 @@ impl VSmmu {
             return Delivery::Off;
         }
         let most = self.features.idr1.evtqs();
+        // Nothing is written until the guest knows that something could not be. [IHI 0070 §7.2.1]
+        if self.registers.active_errors() & EVENTQ_ABT_ERR != 0 {
+            self.counters.events_lost = self.counters.events_lost.wrapping_add(1);
+            return Delivery::Lost;
+        }
         match self.events.put(record, memory, most) {
             Put::Queued => {
                 self.counters.events = self.counters.events.wrapping_add(1);

@@ -505,7 +505,8 @@ impl Model {
 
     /// Whether a record is in the guest's queue.
     fn record(&mut self, mut record: [u64; 4], stream: u32) -> bool {
-        if self.cr0 & 4 == 0 {
+        // Nor while the guest has not acknowledged that one could not be written.
+        if self.cr0 & 4 == 0 || (self.gerror ^ self.gerrorn) >> 2 & 1 == 1 {
             return false;
         }
         record[0] |= u64::from(stream) << 32;
