@@ -98,6 +98,9 @@ registers! { COUNT:
     vs31   ".long 0x7fe40066"   ".long 0x7fe40166"  0x1123_4567_89ab_cdef 0;
     vs32   ".long 0x7c040067"   ".long 0x7c040167"  0x2123_4567_89ab_cdef 0;
     vs63   ".long 0x7fe40067"   ".long 0x7fe40167"  0x3123_4567_89ab_cdef 0;
+    // By way of vs1 and vs33: mffs, mtfsf; mfvscr, mtvscr.
+    fpscr  ".long 0xfc20048e, 0x7c240066" ".long 0x7c240166, 0xfffe0d8e" 0x0000_0000_0000_00f2 0;
+    vscr   ".long 0x10200604, 0x7c240267" ".long 0x7c242367, 0x10000e44" 0x0000_0000_0001_0001 0;
 }
 
 /// What each register held after it was planted.
