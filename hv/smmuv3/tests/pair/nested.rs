@@ -546,7 +546,11 @@ impl Vm {
 
     /// Takes a half of the RAM out of their reach.
     pub(crate) fn unmap(&self, core: &mut Core, part: Part) {
+        self.try_unmap(core, part).unwrap();
+    }
+
+    pub(crate) fn try_unmap(&self, core: &mut Core, part: Part) -> Result<(), iommu::Error> {
         let span = Span::from_len(iova(RAM + part.offset()), RAM_BYTES / 2).unwrap();
-        core.unmap(self.ioas, span).unwrap();
+        core.unmap(self.ioas, span).map(drop)
     }
 }

@@ -1,10 +1,12 @@
 //! A VM whose devices are behind two of the machine's SMMUs, and which sees two.
 
-use bulkhead_smmuv3::spec::{SteConfig, regs};
+use bulkhead_smmuv3::Error;
+use bulkhead_smmuv3::spec::{Command, SteConfig, regs};
 use iommu::{Endpoint, UnitId};
 use types::{Iova, Pa};
 use vsmmuv3::{Delivery, Width};
 
+use crate::board::Broken;
 use crate::engine::Fault;
 use crate::nested::{DATA, DISK, NET, Part, SHIFT, TABLES, World, leaf};
 
@@ -92,6 +94,74 @@ fn one_smmu_turned_off_leaves_the_other_as_it_is() {
     world.reset(1);
     world.bring_up(0);
     assert_eq!(world.dma(0, DISK, AT), Ok(world.pa(0, DATA)));
+}
+
+/// The machine's first SMMU breaks while both are in use, and is noticed by a command of the driver's. Devices behind
+/// the second go on, its commands and faults with them.
+fn the_second_goes_on_when_the_first_is(broken: Broken, error: Error) -> World {
+    let mut world = World::two_units();
+    world.boards[0].hardware.broken.set(broken);
+    let first = world.core.backend_mut().unit_mut(UnitId::new(0)).unwrap();
+    let commands = [Command::CFGI_ALL, Command::TlbiNsnhAll];
+    assert_eq!(first.send(&commands), Err(error));
+
+    assert_eq!(world.dma(1, DISK, AT), Ok(world.pa(0, DATA + SHIFT)));
+    world.put(1, TABLES[2] + 5 * 8, &[leaf(DATA)]);
+    world.send(1, &[[0x10, 0]]);
+    assert_eq!(
+        world.dma(1, DISK, AT),
+        Ok(world.pa(0, DATA)),
+        "it carries commands out"
+    );
+    assert!(world.dma(1, NET, 0x9000).is_err());
+    world.events();
+    let record = world.guest_event(1).unwrap();
+    assert_eq!(record[0], 0x10 | u64::from(NET) << 32);
+    assert_eq!(world.guest_event(0), None);
+    world
+}
+
+#[test]
+fn one_smmu_that_consumes_no_commands_is_off_and_the_other_goes_on() {
+    let mut world = the_second_goes_on_when_the_first_is(Broken::Queue, Error::Timeout);
+    let first = world.core.backend_mut().unit_mut(UnitId::new(0)).unwrap();
+    assert!(first.is_off() && !first.is_lost());
+    assert_eq!(world.dma(0, DISK, AT), Err(Fault::Silent));
+    // Memory is taken back as ever: nothing gets through the one that is off.
+    let World { core, vms, .. } = &mut world;
+    vms[0].unmap(core, Part::Data);
+    assert!(matches!(
+        world.dma(1, DISK, AT),
+        Err(Fault::Recorded { stage2: true, .. })
+    ));
+}
+
+#[test]
+fn one_smmu_that_refuses_whatever_it_is_told_is_off_and_the_other_goes_on() {
+    let broken = Broken::Command { nth: 0, times: 99 };
+    let mut world = the_second_goes_on_when_the_first_is(broken, Error::Refused(1));
+    // It is told to forget memory that is taken back, and does not.
+    let World { core, vms, .. } = &mut world;
+    vms[0].unmap(core, Part::Data);
+    let first = world.core.backend_mut().unit_mut(UnitId::new(0)).unwrap();
+    assert!(first.is_off() && !first.is_lost());
+    let second = world.core.backend_mut().unit_mut(UnitId::new(1)).unwrap();
+    assert!(!second.is_off());
+    assert_eq!(world.dma(0, DISK, AT), Err(Fault::Silent));
+    assert!(matches!(
+        world.dma(1, DISK, AT),
+        Err(Fault::Recorded { stage2: true, .. })
+    ));
+}
+
+#[test]
+fn one_smmu_that_cannot_be_turned_off_is_lost_and_the_other_goes_on() {
+    let mut world = the_second_goes_on_when_the_first_is(Broken::Everything, Error::Timeout);
+    let first = world.core.backend_mut().unit_mut(UnitId::new(0)).unwrap();
+    assert!(first.is_lost());
+    // What a device may still reach is given to nobody: the core keeps it, and says so.
+    let World { core, vms, .. } = &mut world;
+    assert!(vms[0].try_unmap(core, Part::Data).is_err());
 }
 
 #[test]
