@@ -12,6 +12,7 @@ mod runner;
 mod shares;
 mod tables;
 mod tool;
+mod trees;
 mod two_smmus;
 
 use std::collections::BTreeMap;

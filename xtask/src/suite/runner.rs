@@ -13,6 +13,7 @@ use regex::Regex;
 use super::Tally;
 use super::bundles;
 use super::cases::{Case, Check, Disks, End, Ground, Smmus};
+use super::trees::{self, Tree};
 use super::{reports, tables, tool, two_smmus};
 use crate::board::{Arch, Board, Disk};
 use crate::build::{self, Built, Contents, Profile};
@@ -309,6 +310,12 @@ impl Bench<'_> {
             program = two_smmus::qemu(board.arch)?;
             let tree = files.disks.join(format!("{}.dtb", file_name(case)));
             (board, vary) = two_smmus::machine(&program, &board, &vary, &files, &tree)?;
+        }
+        if case.tree != Tree::OfMachine {
+            let tree = files.disks.join(format!("{}.dtb", file_name(case)));
+            let described = trees::described(&program, &board, &vary, &files, &tree)?;
+            let faulty = trees::faulty(&described, case.tree)?;
+            vary.args.extend(trees::given(&tree, &faulty)?);
         }
         let line: Line = qemu::line(&program, &board, &vary, &files)?;
         session::run(Plan {

@@ -4,18 +4,17 @@
 //! finds them. So the tree that QEMU makes is taken, the second bridge and the second SMMU are added, and the
 //! machine is started with that.
 
-use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 
-use anyhow::{Context as _, Result, anyhow, ensure};
+use anyhow::{Context as _, Result, anyhow};
 use dtoolkit::fdt::Fdt;
 use dtoolkit::model::{DeviceTree, DeviceTreeNode, DeviceTreeProperty};
 use dtoolkit::{Node as _, Property as _};
 
+use super::trees;
 use crate::board::{Arch, Board};
 use crate::provide::{self, Version};
-use crate::qemu::{self, Files, Variation};
+use crate::qemu::{Files, Variation};
 
 /// The oldest QEMU that gives each host bridge an SMMU of its own.
 pub(super) const LEAST: Version = Version::new(10, 1);
@@ -71,23 +70,9 @@ pub(super) fn machine(
     ];
     vary.args.splice(0..0, more);
 
-    let mut describing = board.clone();
-    let path = tree.to_str().context("the path is not UTF-8")?;
-    describing.machine.options.push(format!("dumpdtb={path}"));
-    let line = qemu::line(program, &describing, &vary, files)?;
-    let said = Command::new(&line.program)
-        .args(&line.args)
-        .stdin(Stdio::null())
-        .output()
-        .with_context(|| format!("cannot run {}", line.program.display()))?;
-    ensure!(
-        said.status.success(),
-        "QEMU does not describe the machine: {}",
-        String::from_utf8_lossy(&said.stderr)
-    );
-    let described = fs::read(tree).with_context(|| format!("cannot read {path}"))?;
-    fs::write(tree, extended(&described)?).with_context(|| format!("cannot write {path}"))?;
-    vary.args.extend(["-dtb".to_owned(), path.to_owned()]);
+    let described = trees::described(program, &board, &vary, files, tree)?;
+    vary.args
+        .extend(trees::given(tree, &extended(&described)?)?);
     Ok((board, vary))
 }
 

@@ -27,6 +27,7 @@ use regex::Regex;
 
 use super::Extent;
 use super::pairwise;
+use super::trees::Tree;
 use crate::board::Smmu;
 use crate::qemu::{Threads, Time, Variation};
 use crate::session::Typed;
@@ -46,6 +47,8 @@ pub(super) struct Case {
     pub(super) disks: Disks,
     /// Its SMMUs.
     pub(super) smmus: Smmus,
+    /// Its device tree.
+    pub(super) tree: Tree,
     /// The boot bundle.
     pub(super) bundle: Bundle,
     /// What the console must show, in order.
@@ -227,6 +230,7 @@ impl Case {
             vary: Variation::default(),
             disks: Disks::OfBoard,
             smmus: Smmus::OfBoard,
+            tree: Tree::OfMachine,
             bundle: Bundle::None,
             expects: Vec::new(),
             typed: Vec::new(),

@@ -1,6 +1,6 @@
 //! Tests of QEMU's Arm machine.
 
-use super::{Bundle, Case, Check, Disks, bundles, provoked, sampled};
+use super::{Bundle, Case, Check, Disks, Tree, bundles, provoked, sampled};
 use crate::qemu::Time;
 
 const BOARD: &str = "virt";
@@ -125,7 +125,45 @@ fn machines() -> Vec<Case> {
     // Linux says such things too.
     linux.forbids.clear();
 
+    let tree = |what: &str, tree: Tree| Case {
+        tree,
+        ..Case::new(BOARD, format!("a tree {what}"))
+    };
+    let mut without_cpus = tree("without CPUs is reported", Tree::Without("cpus")).expect(&[
+        "cpus: none described",
+        "WARN .*boot cpu: mpidr 0x0 is not in the device tree",
+        "cpus: 1 online of 0",
+        "report: complete",
+    ]);
+    without_cpus.forbids = vec!["PANIC|EXCEPTION".to_owned()];
+
     vec![
+        tree("without its GIC is refused", Tree::Without("intc@"))
+            .expect(&[
+                "ERROR .*device tree: /: interrupt-parent: no node has phandle 0x",
+                "verdict 1: the device tree cannot be used",
+            ])
+            .fatal(),
+        tree("without its SMMU is reported", Tree::Without("smmuv3@")).expect(&[
+            "smmu: none described: no device can be isolated",
+            "note: /pcie@.*: behind an IOMMU that is not supported",
+            "report: complete",
+        ]),
+        tree("without PCI is reported", Tree::Without("pcie@")).expect(&[
+            "pci: no host bridge described",
+            "pci: no host bridge",
+            "report: complete .*, 0 functions",
+        ]),
+        without_cpus,
+        tree(
+            "that is larger than any may be is refused",
+            Tree::Filled(4 << 20),
+        )
+        .expect(&[
+            "ERROR .*device tree: [0-9]+ bytes, more than the 4194304 that are allowed",
+            "verdict 1: the device tree cannot be used",
+        ])
+        .fatal(),
         same,
         linux,
         small,
