@@ -330,7 +330,7 @@ pub(super) fn of_board(board: &str, extent: Extent) -> Vec<Case> {
         .concat(),
         "pseries" => [
             vec![
-                image("pseries", 630),
+                image("pseries", 640),
                 figures("pseries", &["boot-report-pseries"]),
                 figures("pseries", &["traps", "--board", "pseries"]),
                 figures("pseries", &["tce"]),
