@@ -6,6 +6,7 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::board::Arch;
 use crate::build::Contents;
+use crate::provide::disk::{self, Work};
 use crate::provide::toolchain::{self, Toolchain};
 use crate::suite::host;
 use crate::{build, guest, say};
@@ -15,6 +16,7 @@ use crate::{build, guest, say};
 /// # Errors
 /// A check that fails; its messages are shown.
 pub(crate) fn lint() -> Result<u8> {
+    disk::ensure_room(Work::Lint)?;
     toolchain::provide_lints()?;
     let toolchain = toolchain::provide()?;
     let mut packages = Vec::new();

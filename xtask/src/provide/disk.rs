@@ -27,6 +27,8 @@ pub(crate) enum Work {
     Run,
     /// `cargo xtask test`.
     Test,
+    /// `cargo xtask lint`.
+    Lint,
 }
 
 impl Work {
@@ -36,6 +38,7 @@ impl Work {
             Self::Build => 1024,
             Self::Run => 1280,
             Self::Test => 3072,
+            Self::Lint => 1536,
         }
     }
 
@@ -44,6 +47,7 @@ impl Work {
             Self::Build => "cargo xtask build",
             Self::Run => "cargo xtask run",
             Self::Test => "cargo xtask test",
+            Self::Lint => "cargo xtask lint",
         }
     }
 }
@@ -117,7 +121,7 @@ fn growths(work: Work, wanted: Option<u64>) -> Vec<Growth> {
     let cache = workspace::cache_dir();
     // A cache that has something has most of it.
     let cached = cache.join("payloads").is_dir();
-    if work == Work::Build || cached || wanted.is_some() {
+    if matches!(work, Work::Build | Work::Lint) || cached || wanted.is_some() {
         return vec![target];
     }
     let cache = Growth {

@@ -103,6 +103,12 @@ fn refusals() -> Vec<Case> {
             "[0-9]+ MiB free, and `cargo xtask build` needs 1000000000 MiB there; .*CARGO_TARGET_DIR",
         ),
         around(
+            "a lint without room on disk is refused",
+            Around::DiskOf("1000000000"),
+            &["lint"],
+            "[0-9]+ MiB free, and `cargo xtask lint` needs 1000000000 MiB there; .*CARGO_TARGET_DIR",
+        ),
+        around(
             "a run without room on disk is refused",
             Around::DiskOf("1000000000"),
             &["run"],
