@@ -49,12 +49,14 @@ pub(crate) fn lint() -> Result<u8> {
             clippy(&toolchain, arch, package).args(["--", "-Dwarnings"]),
         )?;
     }
-    check(
-        "clippy, the program for Linux guests",
-        clippy(&toolchain, Arch::Aarch64, guest::TOOL_PACKAGE)
-            .args(["--features", guest::TOOL_FEATURE])
-            .args(["--", "-Dwarnings"]),
-    )?;
+    for arch in Arch::ALL {
+        check(
+            &format!("clippy, the program for Linux guests on {arch}"),
+            clippy(&toolchain, arch, guest::TOOL_PACKAGE)
+                .args(["--features", guest::TOOL_FEATURE])
+                .args(["--", "-Dwarnings"]),
+        )?;
+    }
     check(
         "documentation, host crates",
         host::cargo()

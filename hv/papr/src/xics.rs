@@ -85,7 +85,7 @@ pub(crate) struct Xics {
     servers: Vec<Server>,
     /// By ascending number.
     lines: Vec<Line>,
-    /// The same lines by the numbers that follow one another, the longest run first: what finds a line.
+    /// The same lines by the numbers that follow one another: what finds a line.
     runs: Box<[Run]>,
     /// A bit for each line, in their order: it is pending. All others need not be looked at.
     pending: Box<[u64]>,
@@ -117,7 +117,6 @@ fn runs(lines: &[Line]) -> Box<[Run]> {
             }),
         }
     }
-    runs.sort_by_key(|run| core::cmp::Reverse(run.count));
     runs.into_boxed_slice()
 }
 
@@ -173,7 +172,8 @@ impl Xics {
     /// Where the line of a source is.
     #[inline]
     fn place(&self, number: u32) -> Result<usize, UnknownSource> {
-        let found = self.runs.iter().find_map(|run| {
+        // Messages are most of what is looked for, and are the last.
+        let found = self.runs.iter().rev().find_map(|run| {
             let ahead = number.wrapping_sub(run.number);
             (ahead < run.count).then(|| run.at.wrapping_add(ahead as usize))
         });
@@ -215,21 +215,30 @@ impl Xics {
             number: IPI,
             line: None,
         };
+        if self.due > 0 {
+            self.favour(server, &mut best);
+        }
+        (best.priority < this.priority).then_some(best)
+    }
+
+    /// The same, when one of the pending lines is more favoured than `best`.
+    #[inline(never)]
+    fn favour(&self, server: usize, best: &mut Best) {
         let mut due = self.due;
         let mut words = self.pending.iter().enumerate();
         while due > 0 {
             let Some((number, word)) = words.next() else {
-                break;
+                return;
             };
             let mut left = *word;
             while let Some(bit) = take_lowest(&mut left) {
                 due = due.saturating_sub(1);
                 let at = number.wrapping_mul(WORD).wrapping_add(bit);
                 let Some(line) = self.lines.get(at) else {
-                    break;
+                    return;
                 };
                 if line.server == server && line.priority < best.priority {
-                    best = Best {
+                    *best = Best {
                         priority: line.priority,
                         number: line.source.number,
                         line: Some(at),
@@ -237,7 +246,6 @@ impl Xics {
                 }
             }
         }
-        (best.priority < this.priority).then_some(best)
     }
 
     /// Whether the vCPU is to be interrupted.

@@ -72,6 +72,11 @@ impl Row {
     pub(super) fn is_missed(&self) -> bool {
         self.per_mille < self.least_per_mille
     }
+
+    /// Instructions that a read costs beyond what it costs without the hypervisor.
+    pub(super) fn beyond(&self) -> u64 {
+        self.value.saturating_sub(self.bare)
+    }
 }
 
 /// Measures.
