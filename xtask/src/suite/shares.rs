@@ -10,6 +10,16 @@ const ALONE: std::ops::RangeInclusive<u64> = 4..=5;
 /// The share of each, and how far it may be off: in a thousand.
 const HALF: u64 = 500;
 const TOLERANCE: u64 = 50;
+/// What is shared while a device of `owner` floods: windows in which both compute, one in which the owner sleeps, and
+/// those in which it is off. Others lie between two of these.
+const FLOODED: std::ops::RangeInclusive<u64> = 2..=3;
+const ASLEEP: std::ops::RangeInclusive<u64> = 5..=5;
+const OFF: std::ops::RangeInclusive<u64> = 7..=8;
+/// How far the half of the flood's neighbour may be off, in a hundred thousand of the CPU.
+const FLOOD_TOLERANCE: u64 = 300;
+/// What reading the records takes at least, in the same: half of it would be missing to a neighbour, were it on nobody's
+/// account, which is to be more than what it may be off.
+const FLOOD_COSTS: u64 = 4 * FLOOD_TOLERANCE;
 /// How much of what the CPU can do may differ between two windows, in a thousand: more, and the control
 /// means nothing.
 const UNSTEADY: u64 = 10;
@@ -56,6 +66,49 @@ pub(super) fn judge_must_refuse(console: &str) -> Result<()> {
     }
 }
 
+/// Whether a VM that computes has its half of a CPU beside one whose devices flood, and is told of its own refused DMA.
+/// That reading the records takes enough to be seen is shown while the owner sleeps: nobody is there then to pay for it.
+///
+/// # Errors
+/// A share that is off, a record that is missing, or a flood that shows nothing.
+pub(super) fn judge_flood(console: &str) -> Result<()> {
+    let rate = |name, windows: std::ops::RangeInclusive<u64>| -> Result<u64> {
+        let count = windows.clone().count() as u64;
+        let mut sum = 0;
+        for window in windows {
+            sum += counted(console, name, "dma", window, "steps")?;
+        }
+        Ok(sum / count)
+    };
+    let alone = rate("neighbour", OFF)?;
+    ensure!(alone > 0, "alone on its CPU the neighbour stood still");
+    let share = |name, windows| Ok::<_, anyhow::Error>(rate(name, windows)? * 100_000 / alone);
+    let costs = 100_000_u64.saturating_sub(share("neighbour", ASLEEP)?);
+    ensure!(
+        costs >= FLOOD_COSTS,
+        "the flood takes {costs} of 100000 only: too little to show who pays for it"
+    );
+    let neighbour = share("neighbour", FLOODED)?;
+    ensure!(
+        neighbour.abs_diff(50_000) <= FLOOD_TOLERANCE,
+        "share of the flood's neighbour: {neighbour} of 100000, not 50000 ± {FLOOD_TOLERANCE}"
+    );
+    let owner = share("owner", FLOODED)?;
+    ensure!(
+        owner <= 50_000 - costs / 2,
+        "share of the flood's owner: {owner} of 100000, although reading takes {costs}"
+    );
+    for window in 1..=*OFF.end() {
+        let page = 0x30_0000_0000_u64 + window * 0x1000;
+        let line = format!("F_TRANSLATION sid 0x300 write of {page:#x}, stage 2, 03:00.0 of VM 2");
+        ensure!(
+            console.contains(&line),
+            "no record names the neighbour's write of {page:#x}"
+        );
+    }
+    Ok(())
+}
+
 fn per_mille(part: u64, whole: u64) -> u64 {
     part.saturating_mul(1000)
         .checked_div(whole)
@@ -63,8 +116,12 @@ fn per_mille(part: u64, whole: u64) -> u64 {
 }
 
 fn iterations(console: &str, name: &str, window: u64) -> Result<u64> {
+    counted(console, name, "busy", window, "iterations")
+}
+
+fn counted(console: &str, name: &str, who: &str, window: u64, what: &str) -> Result<u64> {
     let row = Regex::new(&format!(
-        r"(?m)^\[{name}\] busy window {window}: (\d+) iterations\r?$"
+        r"(?m)^\[{name}\] {who} window {window}: (\d+) {what}\r?$"
     ))?;
     let found = row
         .captures(console)
@@ -113,5 +170,41 @@ mod tests {
         judge_must_refuse(&console(333, 667, 1000)).unwrap();
         assert!(judge_must_refuse(&console(500, 500, 1000)).is_err());
         assert!(judge_must_refuse(&console(500, 500, 900)).is_err());
+    }
+
+    /// What of a thousand each has while both compute, and the neighbour while the other sleeps.
+    fn flooded(owner: u64, neighbour: u64, asleep: u64) -> String {
+        let mut console = String::new();
+        for window in 1..=8 {
+            let steps = match window {
+                1..=3 => neighbour,
+                4..=5 => asleep,
+                _ => 1_000,
+            };
+            let page = 0x30_0000_0000_u64 + window * 0x1000;
+            console += &format!(
+                "INFO  events: smmu0: F_TRANSLATION sid 0x300 write of {page:#x}, stage 2, 03:00.0 of VM 2\r\n\
+                 [owner] dma window {window}: {owner} steps\r\n\
+                 [neighbour] dma window {window}: {steps} steps\r\n"
+            );
+        }
+        console
+    }
+
+    #[test]
+    fn who_pays_for_a_flood_is_seen() {
+        // As measured, first as it is, then with reading on nobody's account: it is missing in both turns alike.
+        judge_flood(&flooded(468, 500, 966)).unwrap();
+        let refused = |console: &str| judge_flood(console).unwrap_err().to_string();
+        assert!(refused(&flooded(484, 484, 966)).contains("share of the flood's neighbour"));
+        // On the neighbour's.
+        assert!(refused(&flooded(500, 468, 966)).contains("share of the flood's neighbour"));
+        // All of what the owner loses, and more, goes to the neighbour.
+        assert!(refused(&flooded(451, 549, 966)).contains("share of the flood's neighbour"));
+        assert!(refused(&flooded(500, 500, 966)).contains("share of the flood's owner"));
+        assert!(refused(&flooded(500, 500, 999)).contains("too little to show"));
+        let well = flooded(468, 500, 966);
+        assert!(refused(&well.replace("of 0x3000003000", "of 0x3000000000")).contains("no record"));
+        assert!(refused("").contains("no window"));
     }
 }

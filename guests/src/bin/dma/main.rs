@@ -12,6 +12,7 @@
 //! | `its-flood` | `ops` commands and register accesses that an ITS must survive, `seed`; with two CPUs messages race with them, and writes of another function's MSI-X table |
 //! | `forge` | messages with numbers and addresses that were not given, plain DMA to the doorbell |
 //! | `storm` | `rounds` of refused DMA from all devices without a pause, then messages; `stage1=1` has an SMMU of the guest's own refuse it |
+//! | `share` | how far it comes in `windows` of time, while its devices flood (`flood`, `idle` of them) or another's do |
 //! | `linger` | goes off (`reset=1`: starts anew) `after_us` into a DMA that is to interrupt; the next life must notice neither. Lives are told apart by nothing, the host counts |
 //! | `watch` | has memory and a device that others want, for `beats` periods; both must stay as they are |
 //! | `wire` | INTx as the interrupt `intid`: turned off, left up for `hold` interrupts, shared by two devices |
@@ -38,6 +39,7 @@ mod linger;
 mod memory;
 mod peer;
 mod probe;
+mod share;
 mod smmu;
 mod smmu_attacks;
 mod smmu_flood;
@@ -188,13 +190,14 @@ impl fmt::Display for Summary {
 type Task = fn(&Options) -> Verdict;
 
 /// What there is to do.
-const TASKS: [(&str, Task); 18] = [
+const TASKS: [(&str, Task); 19] = [
     ("probe", probe::run),
     ("sweep", sweep::run),
     ("config-fuzz", config::run),
     ("its-flood", flood::run),
     ("forge", forge::run),
     ("storm", storm::run),
+    ("share", share::run),
     ("linger", linger::run),
     ("watch", watch::run),
     ("wire", wire::run),

@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::{Bundle, Case, Check, End, Ground};
 use crate::board::Smmu;
 use crate::qemu::Time;
-use crate::suite::refusals;
+use crate::suite::{refusals, shares};
 
 const BOARD: &str = "virt";
 
@@ -152,6 +152,28 @@ fn guarded() -> Vec<Case> {
         "dma verdict: watch ok: beats=1000 latest_us=",
     ]);
     stage1.check = Check::Judged(refusals::judge_bystander);
+
+    // Both on one CPU, which reads the records. While the flood's owner computes it pays for that; while it sleeps there is
+    // nobody who could, and what reading takes is seen in the neighbour's windows.
+    let mut paid = guarded_case(
+        "a flood's records are read in its owner's time, and a busy neighbour on the same CPU has its half",
+        Bundle::Manifest(concat!(
+            "[[vm]]\nname = \"owner\"\nmemory = \"80M\"\npin = [0]\ntime_slice_us = 2000\nkernel = \"guest:dma\"\n",
+            "kernel_format = \"flat\"\nrestart = \"never\"\niommu = \"nested\"\nmsi = \"vits\"\n",
+            "append = \"share windows=5 flood=3 idle=2\"\n",
+            "devices = [ { host = \"0000:01:00.0\" }, { host = \"0000:02:00.0\" } ]\n",
+            "[[vm]]\nname = \"neighbour\"\nmemory = \"80M\"\npin = [0]\ntime_slice_us = 2000\nkernel = \"guest:dma\"\n",
+            "kernel_format = \"flat\"\nrestart = \"never\"\niommu = \"stage2\"\nmsi = \"vits\"\n",
+            "append = \"share windows=8 refused=1\"\n",
+            "devices = [ { host = \"0000:03:00.0\" } ]\n"
+        )),
+    )
+    .expect(&[
+        r"dma verdict: share ok: windows=5 transfers=[1-9]\d+ events=[1-9]\d{3,}$",
+        "dma verdict: share ok: windows=8 transfers=0 events=0$",
+    ]);
+    paid.vary.smp = Some(1);
+    paid.check = Check::Judged(shares::judge_flood);
 
     // The control: it would notice.
     let noticed = guarded_case(
@@ -336,6 +358,7 @@ fn guarded() -> Vec<Case> {
         sweep,
         attacks,
         stage1,
+        paid,
         at_once,
         alike,
         level,
