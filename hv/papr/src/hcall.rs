@@ -187,11 +187,39 @@ impl Platform {
         After::Resume
     }
 
+    /// Serves what a handler of interrupts calls each time: `H_XIRR`, `H_CPPR`, and `H_EOI` of an edge or of an
+    /// interprocessor interrupt. Whether an external interrupt is to be given to the vCPU after it; `None`, and
+    /// nothing has happened, when it is another call, which [`Self::hypercall`] serves.
+    #[inline]
+    pub fn present(&self, vcpu: usize, gpr: &mut [u64; 32]) -> Option<bool> {
+        use number as n;
+        let [_, _, _, r3, r4, ..] = gpr;
+        let due = match *r3 {
+            n::XIRR => {
+                *r4 = self.xics.lock().accept(vcpu).into();
+                false
+            }
+            n::EOI => {
+                let mut xics = self.xics.lock();
+                if !xics.end_edge(vcpu, word(*r4)) {
+                    return None;
+                }
+                xics.is_pending(vcpu)
+            }
+            n::CPPR => {
+                let mut xics = self.xics.lock();
+                xics.set_priority(vcpu, low(*r4));
+                xics.is_pending(vcpu)
+            }
+            _ => return None,
+        };
+        *r3 = Status::SUCCESS.bits();
+        Some(due)
+    }
+
     fn presentation(&self, vcpu: usize, gpr: &mut Gpr, env: &dyn Environment) -> Status {
         use number as n;
         let [_, _, _, number, first, second, ..] = *gpr;
-        let low = |value: u64| value.to_le_bytes()[0];
-        let word = |value: u64| u32::try_from(value & 0xffff_ffff).unwrap_or(0);
         let server = |value: u64| usize::try_from(value).unwrap_or(usize::MAX);
         let mut xics = self.xics.lock();
         match number {
@@ -428,6 +456,14 @@ impl Platform {
         self.resets.fetch_or(told.bits(), Ordering::AcqRel);
         kick(Some(told), env)
     }
+}
+
+fn low(value: u64) -> u8 {
+    value.to_le_bytes()[0]
+}
+
+fn word(value: u64) -> u32 {
+    u32::try_from(value & 0xffff_ffff).unwrap_or(0)
 }
 
 fn answer(gpr: &mut Gpr, status: Status) {

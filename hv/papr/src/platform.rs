@@ -107,6 +107,7 @@ impl Platform {
 
     /// Whether an external interrupt is to be given to the vCPU as soon as it lets it through.
     #[must_use]
+    #[inline]
     pub fn has_interrupt(&self, vcpu: usize) -> bool {
         self.xics.lock().is_pending(vcpu)
     }
@@ -186,10 +187,11 @@ impl Platform {
         }
     }
 
-    /// An event of an edge source: who is to be kicked.
+    /// An event of an edge source: who is to be kicked, because it is to be interrupted by it.
     ///
     /// # Errors
     /// [`UnknownSource`].
+    #[inline]
     pub fn signal(&self, source: u32) -> Result<Servers, UnknownSource> {
         self.xics.lock().signal(source)
     }

@@ -68,6 +68,18 @@ impl Line {
                 Kind::Level | Kind::Sampled => self.high && !self.in_service,
             }
     }
+
+    /// Is the best, when it is pending, for that vCPU, and more favoured.
+    #[inline]
+    fn favour(&self, at: usize, server: usize, best: &mut Best) {
+        if self.server == server && self.priority < best.priority {
+            *best = Best {
+                priority: self.priority,
+                number: self.source.number,
+                line: Some(at),
+            };
+        }
+    }
 }
 
 /// One presentation controller.
@@ -91,6 +103,8 @@ pub(crate) struct Xics {
     pending: Box<[u64]>,
     /// How many bits there are in it.
     due: usize,
+    /// The line whose bit was the last to be set.
+    latest: usize,
 }
 
 /// Lines whose numbers follow one another.
@@ -166,6 +180,7 @@ impl Xics {
             pending: alloc::vec![0; lines.len().div_ceil(WORD)].into_boxed_slice(),
             lines,
             due: 0,
+            latest: 0,
         }
     }
 
@@ -189,11 +204,12 @@ impl Xics {
         let word = self.pending.get_mut(at / WORD)?;
         if line.is_pending() != (*word & bit != 0) {
             *word ^= bit;
-            self.due = if *word & bit == 0 {
-                self.due.saturating_sub(1)
+            if *word & bit == 0 {
+                self.due = self.due.wrapping_sub(1);
             } else {
-                self.due.saturating_add(1)
-            };
+                self.due = self.due.wrapping_add(1);
+                self.latest = at;
+            }
         }
         Some(line)
     }
@@ -215,10 +231,22 @@ impl Xics {
             number: IPI,
             line: None,
         };
-        if self.due > 0 {
-            self.favour(server, &mut best);
+        match self.due {
+            0 => {}
+            1 if self.is_latest_due() => {
+                let line = self.lines.get(self.latest)?;
+                line.favour(self.latest, server, &mut best);
+            }
+            _ => self.favour(server, &mut best),
         }
         (best.priority < this.priority).then_some(best)
+    }
+
+    /// Whether the line that became pending last still is.
+    #[inline]
+    fn is_latest_due(&self) -> bool {
+        let word = self.pending.get(self.latest / WORD);
+        word.is_some_and(|word| word >> (self.latest % WORD) & 1 == 1)
     }
 
     /// The same, when one of the pending lines is more favoured than `best`.
@@ -237,18 +265,13 @@ impl Xics {
                 let Some(line) = self.lines.get(at) else {
                     return;
                 };
-                if line.server == server && line.priority < best.priority {
-                    *best = Best {
-                        priority: line.priority,
-                        number: line.source.number,
-                        line: Some(at),
-                    };
-                }
+                line.favour(at, server, best);
             }
         }
     }
 
     /// Whether the vCPU is to be interrupted.
+    #[inline]
     pub(crate) fn is_pending(&self, server: usize) -> bool {
         self.best(server).is_some()
     }
@@ -263,6 +286,7 @@ impl Xics {
     }
 
     /// `H_CPPR`.
+    #[inline]
     pub(crate) fn set_priority(&mut self, server: usize, priority: u8) {
         if let Some(server) = self.servers.get_mut(server) {
             server.priority = priority;
@@ -275,7 +299,9 @@ impl Xics {
         Some(self.told(server))
     }
 
-    /// `H_XIRR`: accepts what is pending. The priority before, and the source; source 0 is none.
+    /// `H_XIRR`: accepts what is pending. The priority before, and the source; source 0 is none. Nothing is
+    /// pending for the vCPU after it: what was accepted was the most favoured.
+    #[inline]
     pub(crate) fn accept(&mut self, server: usize) -> u32 {
         let best = self.best(server);
         let Some(this) = self.servers.get_mut(server) else {
@@ -293,6 +319,21 @@ impl Xics {
             });
         }
         before | best.number
+    }
+
+    /// `H_EOI` of an edge or an interprocessor interrupt, whose end changes nothing but the priority: false, and
+    /// nothing is done, when it is another's.
+    #[inline]
+    pub(crate) fn end_edge(&mut self, server: usize, accepted: u32) -> bool {
+        let number = accepted & SOURCE_MASK;
+        if number != 0 && number != IPI {
+            let line = self.place(number).ok().and_then(|at| self.lines.get(at));
+            if line.is_none_or(|line| line.source.kind != Kind::Edge) {
+                return false;
+            }
+        }
+        self.set_priority(server, accepted.to_be_bytes()[0]);
+        true
     }
 
     /// `H_EOI`: the priority that [`Self::accept`] gave is back, and its source may interrupt again.
@@ -360,10 +401,19 @@ impl Xics {
         Ok(self.told(server))
     }
 
-    /// An event of an edge source.
+    /// An event of an edge source: who is to look because of it.
+    #[inline]
     pub(crate) fn signal(&mut self, number: u32) -> Result<Servers, UnknownSource> {
-        let server = self.change_source(number, |line| line.event = true)?.server;
-        Ok(self.told(server))
+        let line = self.change_source(number, |line| line.event = true)?;
+        let (server, priority, pending) = (line.server, line.priority, line.is_pending());
+        let lets_through = |this: &Server| priority < this.priority;
+        Ok(
+            if pending && self.servers.get(server).is_some_and(lets_through) {
+                Servers::one(server)
+            } else {
+                Servers::NONE
+            },
+        )
     }
 
     /// The line of a level source.

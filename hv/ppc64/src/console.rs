@@ -53,6 +53,8 @@ pub(crate) fn interrupts() -> bool {
 }
 
 /// What becomes of the interrupt of a source, if it is the terminal's.
+#[inline]
+#[optimize(speed)]
 pub(crate) fn came(source: u32, now: u64) -> Option<Afterwards> {
     let listening = LISTENING.get().filter(|it| it.source == source)?;
     let mut account = listening.account.lock();

@@ -214,6 +214,8 @@ impl Messages {
 
     /// An interrupt came, and is not yet ended at its controller: whose it is, if anybody's, and what is to
     /// become of it.
+    #[inline]
+    #[optimize(speed)]
     pub(crate) fn came(&self, source: u32, now: u64) -> (Option<Came>, Afterwards) {
         let mut routes = self.routes.lock();
         let mut found = routes.iter_mut();

@@ -226,6 +226,57 @@ proptest! {
         }
     }
 
+    /// The calls that are served quickly do what they do when they are not, and say what is due afterwards. What
+    /// would have been told to look by them has been told before.
+    #[test]
+    fn a_quick_call_is_the_call(steps in prop::collection::vec((0_u8..8, 0_usize..2, 0_usize..4, any::<u8>()), 0..200)) {
+        let (quick, slow, env) = (platform(2), platform(2), Fake::new());
+        let mut looked = [false; 2];
+        for (step, vcpu, which, value) in steps {
+            let source = [EDGE, LEVEL, SAMPLED, 0x9999][which];
+            let told = |platform: &Platform| match step {
+                0 => platform.signal(source),
+                1 => platform.raise(source),
+                2 => Ok(platform.xics.lock().route(source, u32::try_from(vcpu).unwrap(), value).unwrap_or(Servers::NONE)),
+                3 => Ok(platform.xics.lock().set_request(vcpu, value).unwrap_or(Servers::NONE)),
+                _ => Ok(Servers::NONE),
+            };
+            if step < 4 {
+                let (wanted, told) = (told(&slow), told(&quick));
+                assert_eq!(told, wanted);
+                for vcpu in told.unwrap_or(Servers::NONE).iter() { looked[vcpu] = true; }
+            } else {
+                let number = [n::XIRR, n::CPPR, n::EOI, n::IPOLL][usize::from(step) - 4];
+                let accepted = u64::from(value) << 24 | u64::from(if value & 1 == 0 { source } else { 2 });
+                let mut gpr = [7; 32];
+                (gpr[3], gpr[4]) = (number, if number == n::EOI { accepted } else { value.into() });
+                let mut other = gpr;
+                let before = gpr;
+                let _ = slow.hypercall(vcpu, &mut other, 0, &env);
+                env.take_kicked();
+                match quick.present(vcpu, &mut gpr) {
+                    Some(due) => {
+                        assert_eq!(due, quick.has_interrupt(vcpu));
+                        looked[vcpu] = due;
+                    }
+                    None => {
+                        assert_eq!(gpr, before, "nothing has happened");
+                        assert!(number == n::IPOLL || number == n::EOI && value & 1 == 0 && source != EDGE);
+                        let _ = quick.hypercall(vcpu, &mut gpr, 0, &env);
+                        for vcpu in env.take_kicked() { looked[vcpu] = true; }
+                        // Before it is entered.
+                        looked[vcpu] |= quick.has_interrupt(vcpu);
+                    }
+                }
+                assert_eq!(gpr, other);
+            }
+            for (vcpu, looked) in looked.iter().enumerate() {
+                assert_eq!(quick.has_interrupt(vcpu), slow.has_interrupt(vcpu));
+                assert!(*looked || !quick.has_interrupt(vcpu), "{vcpu} has not been told");
+            }
+        }
+    }
+
     /// A controller below that keeps a line off from when it is taken until its interrupt ends: the line is
     /// never forgotten while it is up, and never storms.
     #[test]

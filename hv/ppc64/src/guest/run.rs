@@ -1,5 +1,8 @@
 //! Which vCPU a core runs, and for how long.
 
+mod answer;
+mod quick;
+
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, Ordering, fence};
 
@@ -7,6 +10,7 @@ use boot::Frames;
 use papr::{After, End, Servers, Wake};
 use vm::{Arrival, CONSOLE_CORE, Departure, Ending, ExitCause};
 
+use self::answer::answer;
 use super::control::Platform;
 use super::devices::Access;
 use super::environment::Surroundings;
@@ -14,11 +18,8 @@ use super::vm::{Slot, Vm};
 use crate::cpu::{self, Cpu};
 use crate::hardware::Hardware;
 use crate::memory::Ram;
-use crate::messages;
-use crate::nested::{
-    self, Exit, GuestThread, Loaded, Location, MACHINE_CHECK, MSR_EE, Order, SYSTEM_RESET, Vcpu,
-};
-use crate::presentation::{self, Afterwards};
+use crate::nested::{self, Exit, GuestThread, Loaded, MACHINE_CHECK, MSR_EE, Vcpu};
+use crate::presentation;
 use crate::{console, smp, spr};
 
 /// How often a core looks around while it does something else: at the keyboard, at cores that may
@@ -126,51 +127,8 @@ pub(super) fn idle(guests: &Guests, core: &Core, thread: &GuestThread, due: Opti
     // A vCPU may have become ready since it was looked for; then its core has been called, and does
     // not sleep.
     nested::sleep(thread, due.map_or(look, |due| due.min(look)));
-    let _ = answer(guests, core);
+    let _ = answer(guests, core, None);
     watch(guests, core);
-}
-
-/// Takes back what called this core, which looks at everything after this.
-fn answer(guests: &Guests, core: &Core) -> ExitCause {
-    let mut typed = false;
-    let mut cause = ExitCause::Kick;
-    presentation::acknowledge(|source| {
-        let terminals = console::came(source, spr::timebase());
-        typed |= terminals.is_some();
-        cause = match terminals {
-            Some(_) => ExitCause::OtherInterrupt,
-            None => ExitCause::Message,
-        };
-        terminals.unwrap_or_else(|| deliver(guests, core, source))
-    });
-    if typed {
-        guests.read_keys(CONSOLE_CORE);
-    }
-    // Whoever finds this still set has done what this core is to see before.
-    core.called.store(false, Ordering::SeqCst);
-    fence(Ordering::SeqCst);
-    cause
-}
-
-/// Passes the interrupt of a device on to the VM that owns it.
-fn deliver(guests: &Guests, core: &Core, source: u32) -> Afterwards {
-    let Some(hardware) = guests.machine.hardware else {
-        return Afterwards::Held;
-    };
-    let (came, afterwards) = hardware.messages.came(source, spr::timebase());
-    let Some((came, vm)) = came.and_then(|came| Some((came, guests.vms.get(came.vm)?))) else {
-        return afterwards;
-    };
-    let told = match came.kind {
-        messages::Kind::Message => vm.platform.signal(came.source),
-        messages::Kind::Pin => vm.platform.raise(came.source),
-    };
-    if let Ok(told) = told {
-        let mut cores = guests.cores.iter();
-        let here = cores.position(|other| core::ptr::eq(other, core));
-        kick(guests, vm, told, here.unwrap_or(usize::MAX));
-    }
-    afterwards
 }
 
 /// Makes cores leave guests that have lost the ends of their slices, and hears devices again that
@@ -277,6 +235,7 @@ pub(super) fn stay(
         loaded: vcpu.load(thread),
         surroundings: &surroundings,
         slice_end: until,
+        pending: Vm::ticks(PENDING_US),
     };
     let departure = residency.run(shared);
     drop(residency);
@@ -308,6 +267,8 @@ struct Residency<'a> {
     surroundings: &'a Surroundings<'a>,
     /// When the core looks around, and others may have it.
     slice_end: u64,
+    /// [`PENDING_US`] in ticks.
+    pending: u64,
 }
 
 /// What follows an exit.
@@ -389,7 +350,8 @@ impl Residency<'_> {
                 self.slice_end = now + Vm::ticks(LOOK_US);
             }
             let then = match self.enter(now) {
-                Ok(exit) => self.handle(exit),
+                Ok(Some(exit)) => self.handle(exit),
+                Ok(None) => Then::Resume,
                 Err(refused) => self.fault(format_args!("{refused}")),
             };
             match then {
@@ -418,41 +380,6 @@ impl Residency<'_> {
         self.surroundings.core == CONSOLE_CORE && self.guests.has_command()
     }
 
-    /// Runs the vCPU until it leaves by itself, by the end of its slice, or because it was called.
-    #[optimize(speed)]
-    fn enter(&mut self, now: u64) -> Result<Exit, nested::Refused> {
-        let platform = &self.vm.platform;
-        let vcpu = &mut *self.loaded.vcpu;
-        let order = if platform.has_little_endian_interrupts() {
-            Order::Little
-        } else {
-            Order::Big
-        };
-        let location = if platform.has_alternate_location() {
-            Location::Alternate
-        } else {
-            Location::Low
-        };
-        vcpu.set_interrupts(order, location);
-        if platform.take_system_reset(self.index) {
-            vcpu.interrupt(SYSTEM_RESET, 0);
-        }
-        let mut deadline = self.slice_end;
-        if platform.has_interrupt(self.index) {
-            if vcpu.lets_interrupts_through() {
-                vcpu.interrupt(EXTERNAL, 0);
-            }
-            deadline = deadline.min(now + Vm::ticks(PENDING_US));
-        }
-        let inside = &self.slot.beside.inside;
-        inside.store(true, Ordering::SeqCst);
-        // SAFETY: the tree maps frames that were allocated for this guest.
-        let exit = unsafe { self.loaded.run(deadline) };
-        inside.store(false, Ordering::SeqCst);
-        self.slot.count_exit();
-        exit
-    }
-
     #[optimize(speed)]
     fn handle(&mut self, exit: Exit) -> Then {
         if exit == Exit::Hcall {
@@ -460,20 +387,14 @@ impl Residency<'_> {
             self.slot.causes.count(cause_of_call(number));
             return self.hypercall();
         }
-        if exit != Exit::Interrupt {
-            self.slot.causes.count(cause(exit));
-        }
+        self.slot.causes.count(cause(exit));
         match exit {
             Exit::Hcall => return self.hypercall(),
             Exit::HcallFromUser => {
                 self.vm.platform.refuse(&mut self.loaded.vcpu.registers.gpr);
             }
-            Exit::SliceEnd | Exit::Doorbell => {}
-            Exit::Interrupt => {
-                let came = answer(self.guests, self.core);
-                self.slot.causes.count(came);
-                self.show();
-            }
+            // An interrupt has been answered.
+            Exit::SliceEnd | Exit::Doorbell | Exit::Interrupt => {}
             Exit::Emulation | Exit::Facility => self.loaded.vcpu.interrupt(PROGRAM, ILLEGAL),
             // Nothing answers outside the guest's memory. A storage interrupt would not do: by the
             // guest's own tables all is well, and it would try again for ever.
@@ -585,7 +506,7 @@ impl Residency<'_> {
             }
             let look = spr::timebase() + Vm::ticks(LOOK_US);
             self.loaded.sleep(due.min(look));
-            let _ = answer(self.guests, self.core);
+            let _ = answer(self.guests, self.core, Some((self.vm, self.index)));
             self.show();
             self.look();
         }
@@ -596,5 +517,4 @@ impl Residency<'_> {
 const STORE: u64 = 1 << 25;
 /// Bytes of a store to registers. (One with a prefix has more; Linux has none for registers.)
 const INSTRUCTION: u64 = 4;
-const EXTERNAL: u64 = 0x500;
 const PROGRAM: u64 = 0x700;

@@ -268,7 +268,7 @@ fn lose_slice(vcpu: &mut Loaded<'_>) -> Result<(), Failure> {
     vcpu.lose_next();
     match enter_late(vcpu)? {
         Exit::Interrupt if smp::watched() == Watched::ByOthers => {
-            presentation::acknowledge(|_| Afterwards::Held);
+            take_back();
             end_at_once(vcpu)
         }
         Exit::SliceEnd if smp::watched() == Watched::ByNobody => Ok(()),
@@ -281,7 +281,7 @@ fn end_at_once(vcpu: &mut Loaded<'_>) -> Result<(), Failure> {
     for _ in 0..SLICES {
         match enter_late(vcpu)? {
             // One more that was on its way.
-            Exit::Interrupt => presentation::acknowledge(|_| Afterwards::Held),
+            Exit::Interrupt => take_back(),
             Exit::SliceEnd => return Ok(()),
             exit => return Err(unexpected(vcpu, exit)),
         }
@@ -341,7 +341,7 @@ fn run_once(
         match exit.map_err(|refused| Failure::Refused { step, refused })? {
             // On a busy machine the end of a slice may come so late that another CPU interferes.
             Exit::Interrupt if kicks < SLICES => {
-                presentation::acknowledge(|_| Afterwards::Held);
+                take_back();
                 kicks += 1;
             }
             exit if wanted(exit) => return Ok(()),
@@ -351,6 +351,12 @@ fn run_once(
             }
         }
     }
+}
+
+/// Takes back what interrupted this CPU.
+#[inline(never)]
+fn take_back() {
+    let _ = presentation::acknowledge(|_| Afterwards::Held);
 }
 
 fn register(

@@ -75,7 +75,7 @@ trait Enter {
     /// # Safety
     /// The guest must reach memory of its own only, and nobody may depend on what registers hold that are
     /// not in the two structures.
-    unsafe fn enter(state: &mut HvState, registers: &mut Registers) -> Result<u64, Refused>;
+    unsafe fn enter(state: &mut HvState, registers: &mut Registers) -> Result<Vector, Refused>;
 }
 
 /// Version 1 of the platform's calls: `H_ENTER_NESTED`.
@@ -83,7 +83,8 @@ struct V1;
 
 impl Enter for V1 {
     #[optimize(speed)]
-    unsafe fn enter(state: &mut HvState, registers: &mut Registers) -> Result<u64, Refused> {
+    #[inline]
+    unsafe fn enter(state: &mut HvState, registers: &mut Registers) -> Result<Vector, Refused> {
         let state = core::ptr::from_mut(state).expose_provenance() as u64;
         let registers = core::ptr::from_mut(registers).expose_provenance() as u64;
         // SAFETY: the platform reads and writes the two structures, which are exactly as it wants
@@ -92,9 +93,22 @@ impl Enter for V1 {
         // Vectors are positive, and so are some refusals; no vector lies below the first.
         match outcome.status {
             status @ ..0x100 => Err(Refused { status }),
-            vector => Ok(vector.cast_unsigned()),
+            vector => Ok(Vector(vector.cast_unsigned())),
         }
     }
+}
+
+/// By what a guest CPU stopped running.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Vector(u64);
+
+impl Vector {
+    /// A hypercall.
+    pub(crate) const HYPERCALL: Self = Self(0xc00);
+    /// An external interrupt.
+    pub(crate) const EXTERNAL: Self = Self(0x500);
+    /// The same, where it is virtualized.
+    pub(crate) const VIRTUALIZATION: Self = Self(0xea0);
 }
 
 /// Why a guest CPU stopped running.
@@ -212,8 +226,9 @@ impl Vcpu {
         Loaded { vcpu: self, thread }
     }
 
+    /// Why it stopped, when it did so by `vector`.
     #[optimize(speed)]
-    fn exit(&self, vector: u64) -> Exit {
+    pub(crate) fn exit(&self, Vector(vector): Vector) -> Exit {
         match vector {
             0xc00 if self.registers.msr & MSR_PR != 0 => Exit::HcallFromUser,
             0xc00 => Exit::Hcall,
@@ -296,6 +311,11 @@ impl Vcpu {
         self.state.sprg[0] = value;
     }
 
+    /// Whether it is not in problem state.
+    pub(crate) fn is_privileged(&self) -> bool {
+        self.registers.msr & MSR_PR == 0
+    }
+
     /// Whether external interrupts are let through.
     pub(crate) fn lets_interrupts_through(&self) -> bool {
         self.registers.msr & MSR_EE != 0
@@ -374,8 +394,7 @@ impl Primer {
     fn prime(&mut self) {
         self.registers.msr = MSR_SF | MSR_ME;
         self.registers.nip = 0;
-        self.state.dpdes = 0;
-        self.state.hdec_expiry = spr::timebase().saturating_add(Self::FAR);
+        self.state.hdec_expiry = spr::timebase().wrapping_add(Self::FAR);
         // SAFETY: the partition has no memory. How it is left says nothing.
         let _ = unsafe { V1::enter(&mut self.state, &mut self.registers) };
     }
@@ -472,11 +491,26 @@ impl Loaded<'_> {
     ///
     /// # Safety
     /// The partition's tree must give the guest only memory that is its own.
-    #[optimize(speed)]
+    #[inline(never)]
     pub(crate) unsafe fn run(&mut self, deadline: u64) -> Result<Exit, Refused> {
+        // SAFETY: passed on to the caller.
+        let vector = unsafe { self.run_to_vector(deadline) };
+        vector.map(|vector| self.vcpu.exit(vector))
+    }
+
+    /// The same, by which vector it happens.
+    ///
+    /// # Errors
+    /// As [`Loaded::run`].
+    ///
+    /// # Safety
+    /// As [`Loaded::run`].
+    #[optimize(speed)]
+    #[inline]
+    pub(crate) unsafe fn run_to_vector(&mut self, deadline: u64) -> Result<Vector, Refused> {
         let earliest = spr::timebase() + SHORTEST_SLICE;
         // SAFETY: passed on to the caller.
-        unsafe { self.enter(deadline.max(earliest)) }
+        unsafe { self.enter_to_vector(deadline.max(earliest)) }
     }
 
     /// As [`Loaded::run`], with the end of the slice as it is given. One that is past comes at once, as long as the
@@ -487,8 +521,18 @@ impl Loaded<'_> {
     ///
     /// # Safety
     /// As [`Loaded::run`].
-    #[optimize(speed)]
+    #[inline(never)]
     pub(super) unsafe fn enter(&mut self, slice_end: u64) -> Result<Exit, Refused> {
+        // SAFETY: passed on to the caller.
+        let vector = unsafe { self.enter_to_vector(slice_end) };
+        vector.map(|vector| self.vcpu.exit(vector))
+    }
+
+    /// # Safety
+    /// As [`Loaded::run`].
+    #[optimize(speed)]
+    #[inline]
+    unsafe fn enter_to_vector(&mut self, slice_end: u64) -> Result<Vector, Refused> {
         let vcpu = &mut *self.vcpu;
         vcpu.registers.msr = vcpu.registers.msr & !MSR_HV | MSR_ME;
         // What directed doorbells a guest leaves pending makes QEMU stop.
@@ -516,7 +560,7 @@ impl Loaded<'_> {
         let left = spr::decrementer();
         vcpu.unswitched.decrementer_expires = spr::timebase().wrapping_add_signed(left);
         spr::postpone_decrementer();
-        vector.map(|vector| vcpu.exit(vector))
+        vector
     }
 
     /// Has the next entry lose the end of its slice, if it is past.

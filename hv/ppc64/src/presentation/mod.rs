@@ -64,12 +64,22 @@ pub(crate) enum Afterwards {
     Held,
 }
 
+/// What made a CPU leave its guest or wake.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Heard {
+    /// Devices, one at least, and nothing else.
+    Devices,
+    /// Another CPU, or something else, if anything.
+    Other,
+}
+
 /// Takes back what made this CPU leave its guest or wake. `came` is called with each device's source.
+#[inline]
 #[optimize(speed)]
-pub(crate) fn acknowledge(mut came: impl FnMut(u32) -> Afterwards) {
+pub(crate) fn acknowledge(mut came: impl FnMut(u32) -> Afterwards) -> Heard {
     let this = cpu::this();
     match XIVE.get() {
-        Some(xive) => xive.acknowledge(this.number(), &mut came),
+        Some(xive) => xive.acknowledge(this.number(), came),
         None => xics::acknowledge(this.server(), &mut came),
     }
 }

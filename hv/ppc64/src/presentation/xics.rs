@@ -1,6 +1,6 @@
 //! The older interrupt presentation controller, by the platform's calls. [LoPAPR §14.5.4.5]
 
-use super::Afterwards;
+use super::{Afterwards, Heard};
 use crate::hcall::{self, Hcall};
 
 /// The priority at which devices interrupt the machine's CPUs.
@@ -32,21 +32,24 @@ pub(super) fn kick(server: u64) {
 }
 
 /// Takes back what is pending for this CPU, `server`. If more is, it comes when this is over.
-pub(super) fn acknowledge(server: u64, came: &mut dyn FnMut(u32) -> Afterwards) {
+pub(super) fn acknowledge(server: u64, came: &mut dyn FnMut(u32) -> Afterwards) -> Heard {
     // SAFETY: accepts what is pending for this CPU, which is done with below.
     let outcome = unsafe { hcall::call(Hcall::Xirr, [0; 4]) };
     let [accepted, ..] = outcome.values;
-    match accepted & 0x00ff_ffff {
-        0 => return,
+    let heard = match accepted & 0x00ff_ffff {
+        0 => return Heard::Other,
         IPI => {
             // SAFETY: as above.
             let _ = unsafe { hcall::call(Hcall::Ipi, [server, LEAST, 0, 0]) };
+            Heard::Other
         }
         source => {
             // A source that is to be held is off already.
             came(u32::try_from(source).unwrap_or(0));
+            Heard::Devices
         }
-    }
+    };
     // SAFETY: as above.
     let _ = unsafe { hcall::call(Hcall::Eoi, [accepted, 0, 0, 0]) };
+    heard
 }

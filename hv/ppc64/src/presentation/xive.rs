@@ -10,7 +10,7 @@ use spin::Mutex;
 use xive::esb::{Access, CLEAR, Kind, LOOK_AGAIN, OFF, Source, TRIGGER};
 use xive::{Cursor, ENTRIES, QUEUE_BYTES};
 
-use super::Afterwards;
+use super::{Afterwards, Heard};
 use crate::hcall::{self, Hcall, SUCCESS};
 
 /// No interrupts can be had by it.
@@ -132,28 +132,32 @@ impl Xive {
     }
 
     /// Takes what is in the queue of this CPU, `number`.
+    #[inline]
     #[optimize(speed)]
-    pub(super) fn acknowledge(&self, number: u64, came: &mut dyn FnMut(u32) -> Afterwards) {
+    pub(super) fn acknowledge(
+        &self,
+        number: u64,
+        mut came: impl FnMut(u32) -> Afterwards,
+    ) -> Heard {
         let register = core::ptr::with_exposed_provenance::<u16>(self.thread + ACCEPT);
         // SAFETY: a register of this thread's, by the device tree, that is for this.
         let accepted = u16::from_be(unsafe { register.read_volatile() });
         in_order();
         if accepted & WAS_PENDING == 0 {
-            return;
+            return Heard::Other;
         }
         let Some(seat) = self.seat(number) else {
-            return;
+            return Heard::Other;
         };
         // Nothing in the queue is told of again: all of it has to be taken, or asked for once more.
         let mut left = AT_ONCE;
-        while let Some(source) = Self::take(seat) {
-            let afterwards = if source == seat.ipi {
+        let mut rang = false;
+        let mut cursor = seat.cursor.lock();
+        while let Some(source) = Self::take(seat, &mut cursor) {
+            if source == seat.ipi {
+                rang = true;
                 end(seat.ipi, seat.bell);
-                Afterwards::Held
-            } else {
-                came(source)
-            };
-            if afterwards == Afterwards::Heard {
+            } else if came(source) == Afterwards::Heard {
                 self.end(source);
             }
             left -= 1;
@@ -162,13 +166,19 @@ impl Xive {
                 break;
             }
         }
+        drop(cursor);
         self.open();
+        if rang || left == AT_ONCE {
+            Heard::Other
+        } else {
+            Heard::Devices
+        }
     }
 
     #[inline]
     #[optimize(speed)]
-    fn take(seat: &Seat) -> Option<u32> {
-        seat.cursor.lock().take(|index| {
+    fn take(seat: &Seat, cursor: &mut Cursor) -> Option<u32> {
+        cursor.take(|index| {
             let at = seat.queue + 4 * index as usize;
             let word = core::ptr::with_exposed_provenance::<u32>(at);
             // SAFETY: the frame has as many words, and no reference is to any of them.
@@ -191,6 +201,8 @@ impl Xive {
     }
 
     /// What is known of a source that was directed to a CPU.
+    #[inline]
+    #[optimize(speed)]
     fn source(&self, number: u32) -> Option<Source> {
         let all = self.sources.lock();
         let found = all.iter().find(|(known, _)| *known == number);
@@ -204,6 +216,8 @@ impl Xive {
     }
 
     /// An event is over: the next one is let through.
+    #[inline]
+    #[optimize(speed)]
     pub(super) fn end(&self, number: u32) -> bool {
         self.source(number)
             .is_some_and(|source| end(number, source))
@@ -252,6 +266,7 @@ fn begin(number: u32, source: Source) {
 }
 
 /// An event of a source is over, whether it has been silenced meanwhile or not. False when it cannot be told so.
+#[inline]
 #[optimize(speed)]
 fn end(number: u32, source: Source) -> bool {
     let loaded = load(number, source, CLEAR);
