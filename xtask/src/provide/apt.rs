@@ -90,6 +90,11 @@ impl Apt {
         format!("{}-backports", self.codename)
     }
 
+    /// Whether this is the release of that name.
+    pub(crate) fn is_of(&self, release: &str) -> bool {
+        self.codename == release
+    }
+
     /// Fetches the package lists.
     ///
     /// # Errors
