@@ -90,9 +90,17 @@ impl Apt {
         format!("{}-backports", self.codename)
     }
 
-    /// Whether this is the release of that name.
-    pub(crate) fn is_of(&self, release: &str) -> bool {
-        self.codename == release
+    /// A folder for packages until all of them are there, beside the one that is then to be made of it. What a
+    /// download that was cut off has left in it stays. Each release has its own: their packages do not go together.
+    ///
+    /// # Errors
+    /// It cannot be made.
+    pub(crate) fn partial_folder(&self, into: &Path) -> Result<PathBuf> {
+        let name = into.file_name().unwrap_or_default().to_string_lossy();
+        let folder = into.with_file_name(format!("{name}.{}.part", self.codename));
+        std::fs::create_dir_all(&folder)
+            .with_context(|| format!("cannot create {}", folder.display()))?;
+        Ok(folder)
     }
 
     /// Fetches the package lists.
@@ -273,6 +281,50 @@ impl Apt {
             .env("LC_ALL", "C.UTF-8");
         command
     }
+}
+
+/// The releases of Debian that have what guests are made of, the newest first.
+const RELEASES: [&str; 2] = ["trixie", "bookworm"];
+
+/// Fetches packages of another architecture from the machine's own release, and from other ones only if it has not what
+/// is wanted, or lists what its mirror does not have.
+///
+/// # Errors
+/// Those of the machine's own release: no other one has what is wanted, either.
+pub(crate) fn from_any_release(
+    architecture: &str,
+    fetch: impl Fn(&Apt) -> Result<()>,
+) -> Result<()> {
+    let own = Apt::new(Scope::Foreign(architecture.to_owned()))?;
+    own.update()?;
+    let others = RELEASES
+        .into_iter()
+        .filter(|release| *release != own.codename)
+        .map(|release| {
+            say!("asking Debian's {release}");
+            let apt = Apt::of_release(architecture.to_owned(), release)?;
+            apt.update()?;
+            Ok(apt)
+        });
+    first_that_gives(&own, others, fetch)
+}
+
+fn first_that_gives(
+    own: &Apt,
+    others: impl Iterator<Item = Result<Apt>>,
+    fetch: impl Fn(&Apt) -> Result<()>,
+) -> Result<()> {
+    let Err(first) = fetch(own) else {
+        return Ok(());
+    };
+    say!("{first:#}");
+    for other in others {
+        match other.and_then(|apt| fetch(&apt)) {
+            Ok(()) => return Ok(()),
+            Err(error) => say!("{error:#}"),
+        }
+    }
+    Err(first)
 }
 
 /// Runs apt or dpkg with their own progress on standard error.
@@ -507,6 +559,42 @@ case "$*" in
 *policy*) echo "  Candidate: 2.0-1" ;;
 esac
 "#;
+
+    /// `apt-get` that has everything, and one that has nothing.
+    const GIVES: &str = "for last; do :; done\n: >${last}_1_arm64.deb\n";
+    const LACKS: &str = "exit 100\n";
+
+    #[test]
+    fn another_release_is_asked_when_the_machines_own_has_nothing_to_give() {
+        let dir = std::env::temp_dir().join(format!("xtask-releases-{}", std::process::id()));
+        let of = |name: &str, get: &str| Apt {
+            codename: name.to_owned(),
+            ..scripted(&dir.join(name), get, "exit 0\n")
+        };
+        let into = dir.join("debs-6.12-arm64");
+        let fetch = |apt: &Apt| {
+            let folder = apt.partial_folder(&into)?;
+            apt.download_together(&["first"], None, &folder)?;
+            apt.download_together(&["x"], None, &folder)
+        };
+        let unreachable = Err(anyhow!("there is no such release"));
+        let half = of("half", &format!("case $* in *x) exit 100 ;; esac\n{GIVES}"));
+        let others = [unreachable, Ok(half), Ok(of("other", GIVES))];
+        first_that_gives(&of("own", LACKS), others.into_iter(), fetch).unwrap();
+        // Packages of two releases, or of two architectures, are never mixed.
+        let folder = |release: &str| of(release, LACKS).partial_folder(&into).unwrap();
+        let there = |release: &str, name: &str| folder(release).join(name).is_file();
+        assert!(there("other", "first_1_arm64.deb") && there("other", "x_1_arm64.deb"));
+        assert!(there("half", "first_1_arm64.deb") && !there("half", "x_1_arm64.deb"));
+        let arm = of("own", LACKS).partial_folder(&dir.join("debian-6.12-arm64"));
+        let power = of("own", LACKS).partial_folder(&dir.join("debian-6.12-ppc64el"));
+        assert_ne!(arm.unwrap(), power.unwrap());
+        // The controls: nobody has it, and nobody else is asked when the machine's own release has it.
+        assert!(first_that_gives(&of("own", LACKS), std::iter::empty(), fetch).is_err());
+        let others = std::iter::from_fn(|| -> Option<Result<Apt>> { panic!("asked") });
+        first_that_gives(&of("own", GIVES), others, fetch).unwrap();
+        std::fs::remove_dir_all(dir).unwrap();
+    }
 
     #[test]
     fn another_version_is_tried_when_the_mirror_lacks_one() {

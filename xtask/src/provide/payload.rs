@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use serde::Deserialize;
 
 use super::Need;
-use super::apt::{self, Apt, Scope};
+use super::apt::{self, Apt};
 use super::programs;
 use crate::board::Arch;
 use crate::manifest::PayloadName;
@@ -195,9 +195,6 @@ pub(crate) fn need(arch: Arch, series: &str) -> Need {
     }
 }
 
-/// The releases that have kernels for guests, the newest first.
-const RELEASES: [&str; 2] = ["trixie", "bookworm"];
-
 fn debs_dir(packages: &Packages, series: &str) -> PathBuf {
     workspace::cache_dir().join(format!(
         "payloads/debian-{series}-{}",
@@ -243,43 +240,9 @@ fn fetch(packages: &Packages, series: &str, into: &Path) -> Result<()> {
         packages.architecture,
         packages.kernel
     );
-    let own = Apt::new(Scope::Foreign(packages.architecture.clone()))?;
-    own.update()?;
-    let others = RELEASES
-        .into_iter()
-        .filter(|release| !own.is_of(release))
-        .map(|release| {
-            say!("asking Debian's {release} for Linux {series}");
-            let apt = Apt::of_release(packages.architecture.clone(), release)?;
-            apt.update()?;
-            Ok(apt)
-        });
-    fetch_from_any(&own, others, packages, series, into)
-}
-
-/// Fetches from the machine's own release, and from others only if it has no kernel of the series to give, or lists
-/// one that its mirror does not have.
-///
-/// # Errors
-/// Those of the machine's own release: no other one has what is wanted, either.
-fn fetch_from_any(
-    own: &Apt,
-    others: impl Iterator<Item = Result<Apt>>,
-    packages: &Packages,
-    series: &str,
-    into: &Path,
-) -> Result<()> {
-    let Err(first) = fetch_from(own, packages, series, into) else {
-        return Ok(());
-    };
-    say!("{first:#}");
-    for other in others {
-        match other.and_then(|apt| fetch_from(&apt, packages, series, into)) {
-            Ok(()) => return Ok(()),
-            Err(error) => say!("{error:#}"),
-        }
-    }
-    Err(first)
+    apt::from_any_release(&packages.architecture, |apt| {
+        fetch_from(apt, packages, series, into)
+    })
 }
 
 fn fetch_from(apt: &Apt, packages: &Packages, series: &str, into: &Path) -> Result<()> {
@@ -298,8 +261,7 @@ fn fetch_from(apt: &Apt, packages: &Packages, series: &str, into: &Path) -> Resu
         );
     };
     // The folder takes its final name only when everything is in it.
-    let partial = into.with_extension("part");
-    fs::create_dir_all(&partial).with_context(|| format!("cannot create {}", partial.display()))?;
+    let partial = apt.partial_folder(into)?;
     download_kernel(apt, packages, series, suite, &partial)?;
     apt.download(BUSYBOX, None, &partial)?;
     if into.exists() {
@@ -491,33 +453,6 @@ esac
         let apt = apt::scripted(&dir, get, LISTS);
         assert!(fetch_from(&apt, &arm64(), "6.12", &dir.join("none")).is_err());
         assert!(!dir.join("none").exists());
-        fs::remove_dir_all(dir).unwrap();
-    }
-
-    #[test]
-    fn another_release_is_asked_when_the_machines_own_has_nothing_to_give() {
-        let dir = scratch("releases");
-        let given = "for last; do :; done\n: >${last}_1_arm64.deb\n";
-        let has_none = apt::scripted(&dir.join("none"), "exit 100\n", LISTS);
-        let of_another_series = LISTS.replace("6.12.95-1", "6.18.1-1");
-        let too_new = apt::scripted(&dir.join("new"), given, &of_another_series);
-        for (index, own) in [has_none, too_new].iter().enumerate() {
-            let into = dir.join(format!("debs{index}"));
-            let other = apt::scripted(&dir.join("other"), given, LISTS);
-            let unreachable = Err(anyhow::anyhow!("there is no such release"));
-            let others = [unreachable, Ok(other)].into_iter();
-            fetch_from_any(own, others, &arm64(), "6.12", &into).unwrap();
-            assert!(Debs::find(&into).is_some());
-            // The control: nobody else has it.
-            let none = dir.join(format!("nobody{index}"));
-            let nobody = std::iter::empty();
-            assert!(fetch_from_any(own, nobody, &arm64(), "6.12", &none).is_err());
-            assert!(!none.exists());
-        }
-        // Nobody else is asked when the machine's own release has it.
-        let own = apt::scripted(&dir.join("own"), given, LISTS);
-        let others = std::iter::from_fn(|| -> Option<Result<Apt>> { panic!("asked") });
-        fetch_from_any(&own, others, &arm64(), "6.12", &dir.join("debs")).unwrap();
         fs::remove_dir_all(dir).unwrap();
     }
 

@@ -11,7 +11,7 @@ use object::read::elf::ElfFile64;
 use object::{Endianness, Object as _, ObjectSection as _};
 use serde::Deserialize;
 
-use super::apt::{self, Apt, Scope};
+use super::apt::{self, Apt};
 use crate::{say, workspace};
 
 /// Which programs of which packages. In `qemu/payloads/linux.toml`.
@@ -83,16 +83,13 @@ fn fetch(wanted: &Wanted, architecture: &str, into: &Path) -> Result<()> {
         "fetching {} and its libraries for {architecture} (nothing is installed)",
         wanted.packages.join(", ")
     );
-    let apt = Apt::new(Scope::Foreign(architecture.to_owned()))?;
-    apt.update()?;
-    download(&apt, None, wanted, into)
+    apt::from_any_release(architecture, |apt| download(apt, None, wanted, into))
 }
 
 /// Downloads the packages and the libraries that they depend on. What a download that was cut off has left is not
 /// fetched again.
 pub(super) fn download(apt: &Apt, suite: Option<&str>, wanted: &Wanted, into: &Path) -> Result<()> {
-    let partial = into.with_extension("part");
-    fs::create_dir_all(&partial).with_context(|| format!("cannot create {}", partial.display()))?;
+    let partial = apt.partial_folder(into)?;
     let mut packages: BTreeSet<String> = wanted.packages.iter().cloned().collect();
     let mut open = wanted.packages.clone();
     while let Some(package) = open.pop() {
