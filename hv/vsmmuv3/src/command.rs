@@ -160,9 +160,10 @@ fn by_address(va: u64, range: Range, depth: Depth, features: &Features) -> Optio
     // From an address that is not aligned to a leaf of that level, what is invalidated is UNPREDICTABLE.
     let above = 3_u32.saturating_sub(level.into());
     let leaf = shift.saturating_add(shift.saturating_sub(3).saturating_mul(above));
-    let level = match start.trailing_zeros() >= leaf {
-        true => level,
-        false => 0,
+    let level = if start.trailing_zeros() >= leaf {
+        level
+    } else {
+        0
     };
     // NUM, SCALE and TTL all zero is reserved with a granule: two granules cover one.
     let num = if range.num == 0 && range.scale == 0 && level == 0 {
