@@ -3,10 +3,11 @@
 //!
 //! Counted are instructions of whatever exception level, out of QEMU's recording of the run; a CPU that sleeps
 //! executes none. The guest reads in stretches, and what a stretch takes is known from the bytes it writes to
-//! the console. How long the emulator's disk takes is not deterministic: a read that is done before its
-//! program sleeps spares the kernel thousands of instructions. So the disk is one that answers at once
-//! (`null-co`: it reads as zeros), every run is repeated, and of each stretch the least counts: on both sides
-//! that is the read which was waited for the least. The runs alternate, so that what else the machine does is everybody's,
+//! the console. A disk that answers at once (`null-co`) answers before the reading program sleeps or after it, as the
+//! emulator's threads happen to run, and that decides about thousands of instructions on either side. So the disk
+//! takes as long as flash does ([`LATENCY`]): the program always sleeps, the CPU always idles, and every read is woken for.
+//! It reads as zeros. Every run is repeated, and of each stretch the least counts: on both sides that is the read beside
+//! which the least else happened. The runs alternate, so that what else the machine does is everybody's,
 //! and how far the ratio depends on any one round of them is told beside it.
 
 use std::collections::BTreeMap;
@@ -36,7 +37,9 @@ const STRETCH: u64 = 256;
 /// How often each kind is run, in rounds.
 pub(super) const ROUNDS: usize = 5;
 pub(super) const ORDERS: [&str; 2] = ["in-order", "at-random"];
-/// A run takes a few seconds.
+/// What the disk takes for a read, in nanoseconds by the clock on the wall.
+const LATENCY: u64 = 100_000;
+/// A run takes some ten seconds.
 const PATIENCE: Duration = Duration::from_secs(300);
 
 /// What the guest has, its kernel's word, and the least that its reads may come to, in a thousand.
@@ -236,7 +239,7 @@ pub(super) fn recorded_run(line: &Line, name: &str) -> Result<(Vec<u8>, Record)>
     Ok((fs::read(&console)?, record))
 }
 
-/// The arguments, with a recording, the console in a file, and a disk that answers at once. The clock of a CPU
+/// The arguments, with a recording, the console in a file, and a disk that takes its time. The clock of a CPU
 /// that sleeps goes as that on the wall: otherwise it would be woken by timer after timer while it waits.
 fn recorded(args: &[String], record: &Path, console: &Path) -> Result<Vec<String>> {
     let mut args = args.to_vec();
@@ -255,7 +258,7 @@ fn recorded(args: &[String], record: &Path, console: &Path) -> Result<Vec<String
     replace("-serial", format!("file:{}", console.display()))?;
     replace(
         "-drive",
-        "if=none,id=disk0,driver=null-co,size=16M,read-zeroes=on".to_owned(),
+        format!("if=none,id=disk0,driver=null-co,size=16M,read-zeroes=on,latency-ns={LATENCY}"),
     )?;
     Ok(args)
 }
@@ -418,7 +421,7 @@ mod tests {
         let args = "-chardev stdio,id=console -serial chardev:console -icount shift=0,sleep=off -drive x -device y";
         let args: Vec<String> = args.split(' ').map(str::to_owned).collect();
         let made = recorded(&args, Path::new("/r"), Path::new("/c")).unwrap();
-        let wanted = "-serial file:/c -icount shift=0,rr=record,rrfile=/r -drive if=none,id=disk0,driver=null-co,size=16M,read-zeroes=on -device y";
+        let wanted = "-serial file:/c -icount shift=0,rr=record,rrfile=/r -drive if=none,id=disk0,driver=null-co,size=16M,read-zeroes=on,latency-ns=100000 -device y";
         assert_eq!(made.join(" "), wanted);
         assert!(recorded(&args[..4], Path::new("/r"), Path::new("/c")).is_err());
     }
