@@ -39,6 +39,7 @@ pub(crate) fn run(options: &RunOptions) -> Result<u8> {
         manifest::check(file, overrides)?;
     }
     disk::ensure_room(Work::Run)?;
+    provide::permission::ensure(&[board.arch])?;
     let qemu = provide::qemu::provide(board.arch)?;
     let toolchain = toolchain::provide()?;
     let (profile, contents) = (options.profile(), options.contents());

@@ -341,10 +341,10 @@ fn run(command: &mut Command, failed: &'static str) -> Result<()> {
 }
 
 /// Packages from one suite, for the line that a user without the right to install them is given.
-#[derive(Debug)]
-pub(crate) struct Wanted<'a> {
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Wanted {
     /// The packages.
-    pub(crate) packages: &'a [&'a str],
+    pub(crate) packages: &'static [&'static str],
     /// Whether they come from backports.
     pub(crate) from: Suite,
 }
@@ -360,33 +360,60 @@ pub(crate) enum Suite {
 
 impl Apt {
     /// The one command that makes an administrator's apt install the packages.
-    pub(crate) fn command_for_root(&self, wanted: &Wanted<'_>) -> String {
-        let packages = shell::line(wanted.packages.iter().copied());
-        let install = "apt-get install -y --no-install-recommends";
-        let script = match wanted.from {
-            Suite::Default => format!("apt-get update && {install} {packages}"),
-            Suite::Backports => {
-                let suite = self.backports();
-                let source = sources::backports(&self.sources, &self.codename).unwrap_or_default();
-                let uri = source.uris.first().map_or("", String::as_str);
-                // A key written into the sources themselves has no place in one line.
-                let key = source
-                    .signed_by
-                    .filter(|key| key.starts_with('/'))
-                    .map(|key| format!("[signed-by={key}] "))
-                    .unwrap_or_default();
-                format!(
-                    "echo deb {key}{uri} {suite} main >/etc/apt/sources.list.d/{suite}.list && \
-                     apt-get update && {install} -t {suite} {packages}"
-                )
-            }
-        };
+    pub(crate) fn command_for_root(&self, wanted: &[Wanted]) -> String {
+        let suite = self.backports();
+        let mut steps = Vec::new();
+        if wanted.iter().any(|wanted| wanted.from == Suite::Backports) {
+            let source = sources::backports(&self.sources, &self.codename).unwrap_or_default();
+            let uri = source.uris.first().map_or("", String::as_str);
+            // A key written into the sources themselves has no place in one line.
+            let key = source
+                .signed_by
+                .filter(|key| key.starts_with('/'))
+                .map(|key| format!("[signed-by={key}] "))
+                .unwrap_or_default();
+            steps.push(format!(
+                "echo deb {key}{uri} {suite} main >/etc/apt/sources.list.d/{suite}.list"
+            ));
+        }
+        steps.push("apt-get update".to_owned());
+        for Wanted { packages, from } in wanted {
+            let target = match from {
+                Suite::Default => String::new(),
+                Suite::Backports => format!("-t {suite} "),
+            };
+            let packages = shell::line(packages.iter().copied());
+            steps.push(format!(
+                "apt-get install -y --no-install-recommends {target}{packages}"
+            ));
+        }
         let root = if workspace::find_program("sudo").is_some() {
             "sudo sh -c"
         } else {
             "su -c"
         };
-        format!("{root} {}", shell::quote(&script))
+        format!("{root} {}", shell::quote(&steps.join(" && ")))
+    }
+
+    /// The suite to take a package from: the release's own if what it offers is new enough, by the lists that the
+    /// machine has. Where it has none yet, the release tells: Debian 12 is the one whose QEMU is too old.
+    pub(super) fn suite_of(&self, package: &str, least: Version) -> Suite {
+        suite_of(
+            &self.codename,
+            candidate_of_machine(package).as_deref(),
+            least,
+        )
+    }
+}
+
+fn suite_of(codename: &str, offered: Option<&str>, least: Version) -> Suite {
+    let own = match offered {
+        Some(_) => new_enough(offered, least),
+        None => codename != "bookworm",
+    };
+    match own {
+        true => Suite::Default,
+        false => Suite::Backports,
     }
 }
 
@@ -653,10 +680,8 @@ esac
             sources: vec![source],
             programs: PathBuf::new(),
         };
-        let line = apt.command_for_root(&Wanted {
-            packages: &["qemu-system-arm"],
-            from: Suite::Backports,
-        });
+        let wanted = |packages, from| Wanted { packages, from };
+        let line = apt.command_for_root(&[wanted(&["qemu-system-arm"], Suite::Backports)]);
         assert!(
             line.contains("-t bookworm-backports qemu-system-arm"),
             "{line}"
@@ -668,5 +693,26 @@ esac
             "{line}"
         );
         assert_eq!(line.lines().count(), 1);
+
+        let line = apt.command_for_root(&[
+            wanted(&["rustc-web", "lld"], Suite::Default),
+            wanted(&["qemu-system-arm"], Suite::Default),
+        ]);
+        assert!(
+            line.ends_with(
+                "-c 'apt-get update && apt-get install -y --no-install-recommends rustc-web lld && \
+                 apt-get install -y --no-install-recommends qemu-system-arm'"
+            ),
+            "{line}"
+        );
+    }
+
+    #[test]
+    fn the_suite_is_known_without_lists_too() {
+        let least = Version::new(9, 2);
+        assert_eq!(suite_of("trixie", None, least), Suite::Default);
+        assert_eq!(suite_of("bookworm", None, least), Suite::Backports);
+        assert_eq!(suite_of("trixie", Some("1:7.2"), least), Suite::Backports);
+        assert_eq!(suite_of("bookworm", Some("1:10.0"), least), Suite::Default);
     }
 }

@@ -4,6 +4,7 @@
 pub(crate) mod apt;
 pub(crate) mod disk;
 pub(crate) mod payload;
+pub(crate) mod permission;
 pub(crate) mod programs;
 pub(crate) mod qemu;
 pub(crate) mod qemu_beside;

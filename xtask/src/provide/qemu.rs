@@ -5,7 +5,8 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
 
-use super::apt::{self, Apt, Scope, Suite, Wanted};
+use super::apt::{self, Apt, Scope, Wanted};
+use super::permission::{self, Cure, Lack};
 use super::{Need, Version, output_of};
 use crate::board::Arch;
 use crate::workspace;
@@ -70,25 +71,39 @@ pub(crate) fn need(arch: Arch) -> Need {
 }
 
 fn cure() -> String {
-    match Apt::new(Scope::Machine) {
+    match permission::apt() {
         Ok(_) if apt::may_install() => "cargo xtask run installs it".to_owned(),
-        Ok(apt) => {
-            let own = apt::candidate_of_machine(PACKAGES[0]);
-            let from = if apt::new_enough(own.as_deref(), LEAST) {
-                Suite::Default
-            } else {
-                Suite::Backports
-            };
-            apt.command_for_root(&Wanted {
-                packages: &PACKAGES,
-                from,
-            })
-        }
-        Err(error) => format!(
-            "{error}: install QEMU {}.{} or newer and put it first in PATH",
+        apt => permission::command(&[cure_of(apt.as_ref().ok())], apt),
+    }
+}
+
+fn cure_of(apt: Option<&Apt>) -> Cure {
+    let from = apt.map_or(apt::Suite::Default, |apt| apt.suite_of(PACKAGES[0], LEAST));
+    let packages = &PACKAGES;
+    Cure {
+        packages: Some(Wanted { packages, from }),
+        by_hand: format!(
+            "install QEMU {}.{} or newer and put it first in PATH",
             LEAST.major, LEAST.minor
         ),
     }
+}
+
+/// What the machine lacks for it, if it does.
+pub(super) fn lack(arch: Arch, apt: Option<&Apt>) -> Option<Lack> {
+    good(arch).is_none().then(|| Lack {
+        why: why(arch),
+        cure: cure_of(apt),
+    })
+}
+
+fn why(arch: Arch) -> String {
+    format!(
+        "QEMU {}.{} or newer is needed for {arch} and was not found ({})",
+        LEAST.major,
+        LEAST.minor,
+        describe(arch)
+    )
 }
 
 /// QEMU for the architecture; installed first if it is missing.
@@ -99,16 +114,9 @@ pub(crate) fn provide(arch: Arch) -> Result<PathBuf> {
     if let Some(path) = good(arch) {
         return Ok(path);
     }
-    let why = format!(
-        "QEMU {}.{} or newer is needed for {arch} and was not found ({})",
-        LEAST.major,
-        LEAST.minor,
-        describe(arch)
-    );
-    let apt = match Apt::new(Scope::Machine) {
-        Ok(apt) if apt::may_install() => apt,
-        _ => bail!("{why}; the cure:\n  {}", cure()),
-    };
+    permission::ensure(&[arch])?;
+    let why = why(arch);
+    let apt = Apt::new(Scope::Machine)?;
     crate::say!("{why}; asking the package archive");
     apt.update()?;
     let backports = apt.backports();

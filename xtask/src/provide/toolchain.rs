@@ -9,7 +9,8 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, bail};
 
-use super::apt::{self, Apt, Scope, Suite, Wanted};
+use super::apt::{self, Suite, Wanted};
+use super::permission::{self, Cure, Lack};
 use super::{Need, Version, output_of};
 use crate::{say, workspace};
 
@@ -17,6 +18,8 @@ use crate::{say, workspace};
 pub(crate) const ARM_TARGET: &str = "aarch64-unknown-none-softfloat";
 /// The oldest compiler that takes the code; `rust-version` in the workspace says the same.
 const LEAST: Version = Version::new(1, 88);
+/// Why it is needed.
+const WHY: &str = "the sources of Rust's core library are needed to build for POWER";
 /// Debian's set.
 const PACKAGES: [&str; 4] = ["rustc-web", "cargo-web", "rust-web-src", "lld"];
 
@@ -203,22 +206,38 @@ pub(crate) fn need() -> Need {
 }
 
 fn cure() -> String {
-    match Apt::new(Scope::Machine) {
-        Ok(apt) => {
-            let offered = apt::candidate_of_machine(PACKAGES[0]);
-            if !apt::new_enough(offered.as_deref(), LEAST) {
-                return too_old(offered.as_deref());
-            }
-            if apt::may_install() {
-                return "cargo xtask build installs it".to_owned();
-            }
-            apt.command_for_root(&Wanted {
-                packages: &PACKAGES,
-                from: Suite::Default,
-            })
+    let cure = cure_of();
+    match permission::apt() {
+        Ok(_) if apt::may_install() && cure.packages.is_some() => {
+            "cargo xtask build installs it".to_owned()
         }
-        Err(error) => format!("{error}: install rustup, then its component rust-src"),
+        apt => permission::command(&[cure], apt),
     }
+}
+
+fn cure_of() -> Cure {
+    let offered = apt::candidate_of_machine(PACKAGES[0]);
+    let packages = &PACKAGES;
+    let from = Suite::Default;
+    match apt::new_enough(offered.as_deref(), LEAST) {
+        true => Cure {
+            packages: Some(Wanted { packages, from }),
+            by_hand: "install rustup, then its component rust-src".to_owned(),
+        },
+        false => Cure {
+            packages: None,
+            by_hand: too_old(offered.as_deref()),
+        },
+    }
+}
+
+/// What the machine lacks for it, if it does and rustup cannot help.
+pub(super) fn lack() -> Option<Lack> {
+    let helped = own().is_some() || rustup_toolchain().is_some() || debian().is_some();
+    (!helped).then(|| Lack {
+        why: format!("{WHY}, and this compiler has none"),
+        cure: cure_of(),
+    })
 }
 
 /// What to do where the archive's compiler does not take the code.
@@ -247,8 +266,8 @@ pub(crate) fn provide() -> Result<Toolchain> {
     if let Some(toolchain) = debian() {
         return Ok(toolchain);
     }
-    let why = "the sources of Rust's core library are needed to build for POWER";
-    let apt = match Apt::new(Scope::Machine) {
+    let why = WHY;
+    let apt = match permission::apt() {
         Ok(apt) if apt::may_install() => apt,
         _ => bail!("{why}, and this compiler has none; the cure:\n  {}", cure()),
     };

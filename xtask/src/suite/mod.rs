@@ -21,9 +21,10 @@ use std::fmt;
 use anyhow::{Result, anyhow, bail};
 
 use self::cases::Smmus;
-use crate::board::{self, Board};
+use crate::board::{self, Arch, Board};
 use crate::cli::TestOptions;
 use crate::provide::disk::{self, Work};
+use crate::provide::permission;
 use crate::{say, show, timings, workspace};
 
 /// How many tests came to what.
@@ -124,7 +125,13 @@ pub(crate) fn command(options: &TestOptions) -> Result<u8> {
     let mut chosen = Vec::new();
     let mut boards = BTreeMap::new();
     for name in &selection.boards {
-        let board = Board::load(&folder, name)?;
+        boards.insert(name.clone(), Board::load(&folder, name)?);
+    }
+    if !boards.is_empty() {
+        let arches: Vec<Arch> = boards.values().map(|board| board.arch).collect();
+        permission::ensure(&arches)?;
+    }
+    for (name, board) in &boards {
         let cases = cases::of_board(name, extent);
         if cases.is_empty() {
             say!("board {name} has no tests");
@@ -145,7 +152,6 @@ pub(crate) fn command(options: &TestOptions) -> Result<u8> {
                 ),
             }
         }
-        boards.insert(name.clone(), board);
     }
     // One compiler or unpacker alone leaves processors idle: what boards need is made meanwhile.
     let (hosts, prepared) = std::thread::scope(|scope| {
