@@ -10,12 +10,19 @@ use iommu::{
 };
 use types::{Iova, PageSize, PeNumber, Span};
 
-use super::table::{Error, Tree};
+use super::table::{Error, Tree, tree_shape};
 use super::{Bound, Bridge, BridgeError, Half, Ioda, IodaBackend, Table, TreeWindow, Tve};
 use crate::Tce;
 
-fn most_entries(bridge: &Bridge) -> u64 {
-    1_u64.checked_shl(bridge.entries.into()).unwrap_or(0)
+/// Whether a window of a bridge can be of that size: a power of two of pages that it has, whose tables take no
+/// bit of a bus address that chooses the window.
+pub(super) fn can_be(bridge: &Bridge, page: PageSize, bytes: u64) -> bool {
+    let most = 1_u64.checked_shl(bridge.entries.into()).unwrap_or(0);
+    let entries = bytes >> page.shift();
+    bridge.pages.contains(page)
+        && bytes.is_power_of_two()
+        && (1..=most).contains(&entries)
+        && tree_shape(entries).is_some_and(|shape| shape.bits(page) <= Half::BITS)
 }
 
 fn pe(endpoint: Endpoint) -> Result<PeNumber, BackendError> {
@@ -269,13 +276,7 @@ impl<B: Ioda, P: SharedMemory, F: FrameAllocator> Backend for IodaBackend<B, P, 
             .into_iter()
             .find(|half| !taken(*half))
             .ok_or(BackendError::NoWindow)?;
-        let entries = bytes >> page.shift();
-        if !bridge.pages.contains(page)
-            || !bytes.is_power_of_two()
-            || entries == 0
-            || entries > most_entries(&bridge)
-            || bytes > Half::High.base()
-        {
+        if !can_be(&bridge, page, bytes) {
             return Err(BackendError::BadWindow);
         }
         let window = self.make_window(half, page, bytes)?;
@@ -331,12 +332,17 @@ impl<B: Ioda, P: SharedMemory, F: FrameAllocator> Backend for IodaBackend<B, P, 
                 pages: PageSizes::NONE,
             };
         };
-        let page = bridge.pages.bits().checked_ilog2().unwrap_or(0);
-        let largest = u32::from(bridge.entries).saturating_add(page).min(59);
+        let possible = |shift: &u8| {
+            let bytes = 1_u64.checked_shl((*shift).into()).unwrap_or(0);
+            let mut pages = (0..=Half::BITS).filter_map(|page| PageSize::from_shift(page).ok());
+            pages.any(|page| can_be(bridge, page, bytes))
+        };
+        let largest = (0..=Half::BITS).rev().find(possible);
+        let largest = largest.and_then(|shift| 1_u64.checked_shl(shift.into()));
         let free = 2_usize.saturating_sub(table.windows.len());
         WindowLimits {
             available: u32::try_from(free).unwrap_or(0),
-            largest: 1_u64.checked_shl(largest).unwrap_or(0),
+            largest: largest.unwrap_or(0),
             pages: bridge.pages,
         }
     }

@@ -30,6 +30,9 @@ pub enum Half {
 }
 
 impl Half {
+    /// How many bits of a bus address are below the one that chooses.
+    pub const BITS: u8 = 59;
+
     /// Both.
     pub const BOTH: [Self; 2] = [Self::Low, Self::High];
 
@@ -38,7 +41,7 @@ impl Half {
     pub const fn base(self) -> u64 {
         match self {
             Self::Low => 0,
-            Self::High => 1 << 59,
+            Self::High => 1 << Self::BITS,
         }
     }
 }
@@ -181,11 +184,7 @@ impl<B: Ioda, P: SharedMemory, F: FrameAllocator> IodaBackend<B, P, F> {
     pub fn new(bridge: B, units: Vec<Bridge>, memory: P, frames: F) -> Result<Self, Unclosed> {
         for (number, described) in (0..).zip(&units) {
             let unit = UnitId::new(number);
-            let usable = described.default_bytes.is_power_of_two()
-                && described.default_bytes >= described.default_page.bytes()
-                && described.default_bytes <= Half::High.base()
-                && described.pages.contains(described.default_page);
-            if !usable {
+            if !backend::can_be(described, described.default_page, described.default_bytes) {
                 return Err(Unclosed::Impossible { unit });
             }
             for pe in 0..described.pes {

@@ -36,14 +36,19 @@ fn slot(table: Pa, place: u64) -> Pa {
     Pa::truncated(table.bits() | place << 3)
 }
 
+/// The tables of a window of so many entries.
+pub(super) fn tree_shape(entries: u64) -> Option<Shape> {
+    let log2 = entries.checked_next_power_of_two()?.trailing_zeros();
+    let log2 = u8::try_from(log2).ok()?;
+    // One bit more than the window needs: bridges are known that do not look at the address bits
+    // above those of the table, and an access that runs out of the window shall find nothing
+    // rather than its beginning.
+    Shape::for_entries(log2.saturating_add(1))
+}
+
 impl Tree {
     pub(super) fn new<F: FrameAllocator>(frames: &F, entries: u64) -> Result<Self, OutOfMemory> {
-        let log2 = entries.checked_next_power_of_two().ok_or(OutOfMemory)?;
-        let log2 = u8::try_from(log2.trailing_zeros()).map_err(|_| OutOfMemory)?;
-        // One bit more than the window needs: bridges are known that do not look at the address bits
-        // above those of the table, and an access that runs out of the window shall find nothing
-        // rather than its beginning.
-        let shape = Shape::for_entries(log2.saturating_add(1)).ok_or(OutOfMemory)?;
+        let shape = tree_shape(entries).ok_or(OutOfMemory)?;
         let root = frames
             .alloc_zeroed(shape.order())
             .map_err(|_| OutOfMemory)?;

@@ -40,6 +40,14 @@ impl Shape {
         self.levels
     }
 
+    /// How many bits of a bus address its tables and the page take.
+    #[must_use]
+    pub const fn bits(self, page: PageSize) -> u8 {
+        self.bits
+            .saturating_mul(self.levels)
+            .saturating_add(page.shift())
+    }
+
     /// The bytes of each table: a power of two of at least 4096.
     #[must_use]
     pub const fn table_bytes(self) -> u64 {

@@ -102,14 +102,15 @@ impl Hardware {
         }
         let shift = page + 11;
         let bits = table + 8;
-        let address = at & ((1 << 59) - 1);
         let key = (unit, pe, at >> shift);
         let cached = self.cache.borrow().get(&key).copied();
         let entry = cached.unwrap_or_else(|| {
             let mut base = tve >> 16 << 12;
             let mut entry = 0;
             for level in (0..=levels).rev() {
-                let index = (address >> (shift + bits * level)) & ((1 << bits) - 1);
+                // As QEMU's: bit 59, which chose the window, is one of the table's, too, where that reaches so far.
+                let index = at.unbounded_shr(u32::try_from(shift + bits * level).unwrap());
+                let index = index & ((1 << bits) - 1);
                 entry = self.word(base | index << 3);
                 base = entry & !0xfff;
                 if entry & 3 == 0 {
@@ -350,6 +351,52 @@ fn nothing_of_a_table_is_visible_before_its_page_is_zeroed_and_linked() {
             let at = base | 1 << bit;
             let expected = pages.contains(&at).then_some(((bit + 1) << 40 | 5, 3));
             assert_eq!(rig.dma(1, at | 5), expected, "{at:#x}");
+        }
+    }
+}
+
+#[test]
+fn the_largest_window_of_each_page_size_can_be_used_whole() {
+    for page in [
+        PageSize::SIZE_4K,
+        PageSize::SIZE_64K,
+        PageSize::SIZE_2M,
+        PageSize::SIZE_1G,
+    ] {
+        let mut rig = Rig::new();
+        let table = rig.table();
+        rig.bind(1, table).unwrap();
+        for half in Half::BOTH {
+            if half == Half::High {
+                rig.backend.remove_window(table, Iova::ZERO).unwrap();
+            }
+            let limits = rig.backend.window_limits(table);
+            let mut sizes = (page.shift()..=59).rev().map(|shift| 1_u64 << shift);
+            let window = sizes.find_map(|bytes| {
+                let made = rig.backend.create_window(table, page, bytes);
+                if let Err(error) = made {
+                    assert_eq!(error, BackendError::BadWindow, "{page} {bytes:#x}");
+                }
+                made.ok()
+            });
+            let span = window.unwrap().span;
+            let bytes = span.len().unwrap();
+            assert!(bytes <= limits.largest, "{page} {bytes:#x}");
+            if page == PageSize::SIZE_1G {
+                assert_eq!(bytes, limits.largest, "the largest is to be had");
+            }
+            for at in [span.start().bits(), span.last().bits() - page.mask()] {
+                let there = Run {
+                    iova: Iova::truncated(at),
+                    pa: Pa::new(5 << 40).unwrap(),
+                    bytes: page.bytes(),
+                    leaves: PageSizes::new(&[page]),
+                    ..run(0, 1, 0)
+                };
+                rig.backend.map(table, &there).unwrap();
+                let found = rig.dma(1, at + 7);
+                assert_eq!(found, Some((5 << 40 | 7, 3)), "{page} {at:#x}");
+            }
         }
     }
 }
