@@ -12,6 +12,7 @@ use iommu::{
     Backend, BackendError, Binding, Endpoint, MemoryType, PageSizes, Permissions, Run, TableId,
     TableOptions, UnitId,
 };
+use proptest::prelude::*;
 use types::{Iova, Pa, PageSize, PeNumber, Span};
 
 use crate::Tce;
@@ -502,5 +503,169 @@ fn no_bypass_is_to_be_had() {
     assert_eq!(refused, Err(BackendError::Unsupported));
     for at in [0, 0x1000, 1 << 59, 1 << 59 | 0x1000, 1 << 60] {
         assert_eq!(rig.dma(1, at), None);
+    }
+}
+
+/// What a table shows, page by page of 4 KiB or more: by bus address, how large and where.
+type Shown = BTreeMap<u64, (u64, u64)>;
+
+/// A step: what, of which table, for which PE, where, how many pages, and when a call fails.
+type Step = (u8, usize, u16, u64, u64, Option<u64>);
+
+fn do_step(
+    rig: &mut Rig,
+    tables: &[TableId; 2],
+    shown: &mut [Shown; 2],
+    step: Step,
+) -> [Option<Option<usize>>; 2] {
+    let (what, which, pe, at, pages, failing) = step;
+    let table = tables[which];
+    let windows = rig.backend.windows(table).to_vec();
+    let window = usize::try_from(at).unwrap().checked_rem(windows.len());
+    let window = window.map(|place| windows[place]);
+    let mut bound = [None; 2];
+    if let Some(failing) = failing {
+        rig.hardware.fail_after(failing, 1);
+    }
+    match (what, window) {
+        (0..=3, Some(window)) => {
+            let page = window.pages.smallest();
+            // At either end of the window, and in the middle.
+            let of_window = window.span.len().unwrap() / page;
+            let pages = pages.min(of_window);
+            let first = (of_window - pages) * (at % 5) / 4;
+            let start = window.span.start().bits() + first * page;
+            let end = start + pages * page;
+            let there = Run {
+                iova: Iova::truncated(start),
+                pa: Pa::new((at + 1) << 40).unwrap(),
+                bytes: pages * page,
+                leaves: window.pages,
+                ..run(0, 1, 0)
+            };
+            let taken = shown[which].range(..end).next_back();
+            if taken.is_none_or(|(other, (bytes, _))| other + bytes <= start)
+                && rig.backend.map(table, &there).is_ok()
+            {
+                let all = (0..pages).map(|n| n * page);
+                shown[which].extend(all.map(|n| (start + n, (page, there.pa.bits() + n))));
+            }
+        }
+        (4, _) => {
+            let some = usize::try_from(at).unwrap().checked_rem(shown[which].len());
+            let some = some.and_then(|n| shown[which].iter().nth(n));
+            if let Some((start, (page, _))) = some.map(|(at, page)| (*at, *page)) {
+                let new = Run {
+                    iova: Iova::truncated(start),
+                    pa: Pa::new((at + 77) << 40).unwrap(),
+                    bytes: page,
+                    ..run(0, 1, 0)
+                };
+                if rig.backend.exchange(table, &new).is_ok() {
+                    shown[which].insert(start, (page, new.pa.bits()));
+                }
+            }
+        }
+        (5, Some(window)) => {
+            rig.backend.unmap(table, window.span);
+            let waited = rig.backend.invalidate(table, window.span);
+            rig.hardware.heal();
+            // Whoever waits does so until it is certain.
+            if waited.is_err() {
+                rig.backend.invalidate(table, window.span).unwrap();
+            }
+            shown[which].retain(|at, _| !window.span.contains(Iova::truncated(*at)));
+        }
+        (6, _) => {
+            let size = [PageSize::SIZE_4K, PageSize::SIZE_64K, PageSize::SIZE_2M];
+            let page = size[usize::try_from(at % 3).unwrap()];
+            let _ = rig
+                .backend
+                .create_window(table, page, page.bytes() << (at % 28));
+        }
+        (7, Some(window)) => {
+            let mut inside = shown[which].keys();
+            if !inside.any(|at| window.span.contains(Iova::truncated(*at))) {
+                let _ = rig.backend.remove_window(table, window.span.start());
+            }
+        }
+        (8, _) => {
+            if shown[which].is_empty() {
+                let _ = rig.backend.reset_windows(table);
+            }
+        }
+        (9, _) => {
+            let done = rig.bind(pe.into(), table).is_ok();
+            bound[usize::from(pe) - 1] = done.then_some(Some(which));
+        }
+        _ => {
+            let done = rig.backend.install(endpoint(pe.into()), &Binding::Abort);
+            bound[usize::from(pe) - 1] = done.is_ok().then_some(None);
+        }
+    }
+    rig.hardware.heal();
+    bound
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(256))]
+    /// Whatever is done, and whichever call fails on the way: a PE finds what its table shows, to the page,
+    /// or the backend says that it is not sure.
+    #[test]
+    fn a_pe_finds_what_its_table_shows(steps in proptest::collection::vec(
+        (0u8..11, 0usize..2, 1u16..3, 0u64..60, prop_oneof![1u64..4, 1u64..1300], proptest::option::of(0u64..6)), 1..40,
+    )) {
+        let mut rig = Rig::new();
+        let tables = [rig.table(), rig.table()];
+        let mut shown: [Shown; 2] = Default::default();
+        let mut bound = [None; 2];
+        for step in steps {
+            let now = do_step(&mut rig, &tables, &mut shown, step);
+            for (bound, now) in bound.iter_mut().zip(now) {
+                *bound = now.unwrap_or(*bound);
+            }
+            if !rig.backend.is_sure() {
+                break;
+            }
+            let probes = shown.iter().flat_map(|shown| {
+                let all = shown.len();
+                shown.iter().step_by(1 + all / 64).chain(shown.last_key_value())
+            });
+            let mut probes: Vec<u64> = probes
+                .flat_map(|(at, (page, _))| [*at, at + page - 1, at + page, at.wrapping_sub(1)])
+                .collect();
+            let ends = tables.iter().flat_map(|table| rig.backend.windows(*table));
+            probes.extend(ends.flat_map(|window| {
+                [window.span.start(), window.span.last()].map(Iova::bits)
+            }));
+            for (pe, bound) in (1..).zip(bound) {
+                let table: Option<&Shown> = bound.map(|which: usize| &shown[which]);
+                let windows = bound.map_or(&[][..], |which| rig.backend.windows(tables[which]));
+                for at in &probes {
+                    // Far behind a window a bridge finds its beginning again: it has no end in a bridge.
+                    let far = windows.iter().any(|window| {
+                        let (start, bytes) = (window.span.start().bits(), window.span.len().unwrap());
+                        at >> 59 == start >> 59 && at - start >= 2 * bytes
+                    });
+                    if far {
+                        continue;
+                    }
+                    let page = table.and_then(|shown| shown.range(..=at).next_back());
+                    let there = page.filter(|(start, (bytes, _))| at - *start < *bytes);
+                    let expected = there.map(|(start, (_, pa))| (pa + (at - start), 3));
+                    prop_assert_eq!(rig.dma(pe, *at), expected, "PE {} at {:#x}", pe, at);
+                }
+            }
+        }
+        for pe in 1..3 {
+            rig.backend.install(endpoint(pe), &Binding::Abort).unwrap();
+        }
+        let was_sure = rig.backend.is_sure();
+        for table in tables {
+            rig.backend.destroy_table(table);
+        }
+        if was_sure {
+            prop_assert_eq!(rig.frames.live_blocks(), 0);
+        }
     }
 }
