@@ -448,6 +448,13 @@ impl<B: Ioda, P: SharedMemory, F: FrameAllocator> Backend for IodaBackend<B, P, 
             // The bridge could let everything through; nobody here may ask for it.
             Binding::Identity | Binding::Nested { .. } => return Err(BackendError::Unsupported),
         };
+        let of_another = |id| {
+            self.table(id)
+                .is_none_or(|table: &Table| table.unit != endpoint.unit)
+        };
+        if new.is_some_and(of_another) {
+            return Err(BackendError::Incompatible);
+        }
         let place = self.bound.iter().position(|b| b.endpoint == endpoint);
         let old = place.and_then(|at| self.bound.get(at)).map(|b| b.table);
         let (to, from) = (self.tves(new)?, self.tves(old)?);

@@ -357,6 +357,34 @@ fn nothing_of_a_table_is_visible_before_its_page_is_zeroed_and_linked() {
 }
 
 #[test]
+fn a_table_is_for_one_bridge() {
+    let memory = leak(FakeMemory::new(Pa::new(TABLES).unwrap(), TABLES_BYTES));
+    let hardware = leak(Hardware::new(memory));
+    let frames = leak(FakeFrames::new(memory));
+    let plain = Bridge {
+        pages: PageSizes::new(&[PageSize::SIZE_4K]),
+        ..bridge(PageSize::SIZE_4K)
+    };
+    let units = vec![bridge(PageSize::SIZE_64K), plain];
+    let mut backend = IodaBackend::new(hardware, units, memory, frames).unwrap();
+    let options = TableOptions {
+        nest_parent: false,
+        dirty: false,
+    };
+    let table = backend.create_table(endpoint(1), options).unwrap();
+    // The other one does not even have pages of that size.
+    let other = Endpoint {
+        unit: UnitId::new(1),
+        source: 1,
+    };
+    let refused = backend.install(other, &Binding::Table(table));
+    assert_eq!(refused, Err(BackendError::Incompatible));
+    backend
+        .install(endpoint(1), &Binding::Table(table))
+        .unwrap();
+}
+
+#[test]
 fn the_largest_window_of_each_page_size_can_be_used_whole() {
     for page in [
         PageSize::SIZE_4K,
