@@ -180,8 +180,10 @@ impl Dma {
         let policy = bridge.options.policy;
         let pages = limits.pages.common(policy.pages).common(self.slots.pages());
         let most = 1_u64.checked_shl(policy.entries.into()).unwrap_or(0);
-        let largest = limits.largest.checked_div(pages.smallest()).unwrap_or(0);
-        Ok((limits, pages, most.min(largest)))
+        // As many as the largest window has, which is one of the largest pages: tables are bounded by their
+        // entries.
+        let page = limits.pages.bits().checked_ilog2().unwrap_or(0);
+        Ok((limits, pages, most.min(limits.largest >> page)))
     }
 
     fn query<B: Backend>(

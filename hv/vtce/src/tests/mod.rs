@@ -138,6 +138,11 @@ pub(super) fn options(number: u8, ioas: IoasId, domain: DomainId) -> BridgeOptio
 
 impl Rig {
     pub(super) fn new() -> Self {
+        Self::with(Policy::usual())
+    }
+
+    /// The first VM may have what this policy says.
+    pub(super) fn with(policy: Policy) -> Self {
         let bridges = [FakePlatform::bridge(0), FakePlatform::bridge(1)];
         let backend = PaprBackend::new(FakePlatform::new(2), &bridges).unwrap();
         let mut core = Iommu::new(backend);
@@ -155,7 +160,11 @@ impl Rig {
             memories.push(memory);
         }
         let (ioas, domain, device) = attached(&mut core, 0, VM);
-        dma.add_bridge(&mut core, options(0, ioas, domain)).unwrap();
+        let its = BridgeOptions {
+            policy,
+            ..options(0, ioas, domain)
+        };
+        dma.add_bridge(&mut core, its).unwrap();
 
         let mut other = Dma::new().unwrap();
         let extent = Extent {

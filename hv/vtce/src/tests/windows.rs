@@ -30,6 +30,23 @@ fn a_query_says_what_can_be_had() {
 }
 
 #[test]
+fn a_query_says_no_more_entries_than_the_hardware_has_for_any_page_size() {
+    // The policy allows more than the bridge's tables can have, which is 2^20 whatever the page size.
+    let mut rig = Rig::with(Policy {
+        entries: 22,
+        ..Policy::usual()
+    });
+    assert_eq!(query(&mut rig), [1, 0, 1 << 20, 0x3, 0]);
+    for page in [12, 16] {
+        assert_eq!(rig.create(page, page + 21).status, -3);
+        let made = rig.create(page, page + 20);
+        assert_eq!(made.status, 0, "what a query says can be had");
+        let gone = rig.service(Service::Remove, &made.values()[..1], 1);
+        assert_eq!(gone.status, 0);
+    }
+}
+
+#[test]
 fn a_window_is_made_used_and_removed() {
     let mut rig = Rig::new();
     let made = rig.create(16, 32);
