@@ -241,7 +241,7 @@ impl<M: Mmio, P: SharedMemory, F: FrameAllocator, C: Clock> Smmu<M, P, F, C> {
         self.mmio.write64(regs::CMDQ_BASE, base);
         self.mmio.write32(regs::CMDQ_PROD, 0);
         self.mmio.write32(regs::CMDQ_CONS, 0);
-        let cr0 = Cr0::new().with_cmdqen(true);
+        let cr0 = self.checks().with_cmdqen(true);
         self.set_cr0(cr0)?;
         // What caches held before us is of no table of ours.
         self.send(&[Command::CFGI_ALL, Command::TlbiNsnhAll])?;
@@ -259,6 +259,12 @@ impl<M: Mmio, P: SharedMemory, F: FrameAllocator, C: Clock> Smmu<M, P, F, C> {
         self.mmio.write32(regs::IRQ_CTRL, 1 << 2 | 1);
         self.wait(regs::IRQ_CTRLACK, "IRQ_CTRLACK", 1 << 2 | 1)?;
         self.set_cr0(cr0.with_smmuen(true))
+    }
+
+    /// What stays in `CR0` whatever else changes. Without `ATSCHK`, an SMMU with ATS lets pass what a device calls
+    /// translated, and looks at no stream table entry: each of ours forbids it (`EATS` 0). [IHI 0070 §3.9]
+    fn checks(&self) -> Cr0 {
+        Cr0::new().with_atschk(self.identity.idr0.ats())
     }
 
     fn set_cr0(&self, cr0: Cr0) -> Result<(), Error> {
@@ -453,7 +459,7 @@ impl<M: Mmio, P: SharedMemory, F: FrameAllocator, C: Clock> Smmu<M, P, F, C> {
                 settled(v) && Gbpa::from_bits(v).abort()
             });
         }
-        let off = self.set_cr0(Cr0::new());
+        let off = self.set_cr0(self.checks());
         self.is_lost = off.is_err() || sure.is_err();
     }
 
@@ -464,7 +470,7 @@ impl<M: Mmio, P: SharedMemory, F: FrameAllocator, C: Clock> Smmu<M, P, F, C> {
         }
         // Translation ends first: nothing is cached anew behind the invalidation. The queues still
         // run, so that its end is the end of every access that used what was cached.
-        let queues = Cr0::new().with_cmdqen(true).with_eventqen(true);
+        let queues = self.checks().with_cmdqen(true).with_eventqen(true);
         if self.set_cr0(queues).is_ok() {
             // Where this fails it is turned off at once, which is what comes next anyway.
             let _ = self.send(&[Command::CFGI_ALL, Command::TlbiNsnhAll]);

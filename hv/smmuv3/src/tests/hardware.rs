@@ -50,6 +50,9 @@ pub(super) struct Hardware {
     pub(super) deaf: Cell<bool>,
 }
 
+/// `CR0.ATSCHK`, which only an SMMU with ATS has.
+const ATSCHK: u32 = 1 << 4;
+
 /// The read and the write bit of `S2AP`.
 pub(super) const READ: u64 = 1;
 pub(super) const WRITE: u64 = 2;
@@ -96,6 +99,17 @@ impl Hardware {
         self.set(regs::IDR0, idr0.into_bits().into());
         self.set(regs::IDR1, idr1.into_bits().into());
         self
+    }
+
+    /// With ATS: devices may say of an address that it is translated.
+    pub(super) fn with_ats(self) -> Self {
+        let idr0 = Idr0::from_bits(u32::try_from(self.get(regs::IDR0)).unwrap());
+        self.set(regs::IDR0, idr0.with_ats(true).into_bits().into());
+        self
+    }
+
+    fn has_ats(&self) -> bool {
+        Idr0::from_bits(u32::try_from(self.get(regs::IDR0)).unwrap()).ats()
     }
 
     fn set(&self, register: usize, value: u64) {
@@ -185,6 +199,21 @@ impl Hardware {
             Command::Sync(_) => {}
             other => panic!("not expected: {other:?}"),
         }
+    }
+
+    /// Where an access goes whose device says that its address is translated: past everything, unless the
+    /// stream's entry is asked first. [IHI 0070 §3.9.1.3]
+    pub(super) fn translated_dma(&self, sid: u32, at: u64) -> Option<u64> {
+        let cr0 = u32::try_from(self.get(regs::CR0)).unwrap();
+        if cr0 & 1 == 0 || !self.has_ats() {
+            return None;
+        }
+        if cr0 & ATSCHK == 0 {
+            return Some(at);
+        }
+        let base = self.get(regs::STRTAB_BASE) & 0x000f_ffff_ffff_ffc0;
+        let eats = self.word(base + u64::from(sid) * 64 + 8) >> 28 & 3;
+        (eats == 1).then_some(at)
     }
 
     /// Where a device's access goes, and what is allowed there.
@@ -296,6 +325,7 @@ impl Mmio for &'static Hardware {
         let value = match offset {
             // The update is done at once.
             regs::GBPA => value & !(1 << 31),
+            regs::CR0 if !self.has_ats() => value & !ATSCHK,
             _ => value,
         };
         if offset == regs::EVENTQ_CONS

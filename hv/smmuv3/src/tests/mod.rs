@@ -3,6 +3,7 @@
 mod conformance;
 mod errors;
 mod hardware;
+mod products;
 
 use std::boxed::Box;
 
