@@ -182,7 +182,13 @@ where
                             dss: translate.default_substream as u64,
                             eats: 0,
                         };
-                        Ste::nested(&stage1, &stage2)
+                        let ste = Ste::nested(&stage1, &stage2);
+                        // PCI Express forbids that a transaction waits for somebody, and a guest has no
+                        // command to let one go. [IHI 0070 §3.12.1]
+                        match identity.idr0.stall_model() {
+                            0 => ste.without_stalls(),
+                            _ => ste,
+                        }
                     }
                 }
             }

@@ -38,6 +38,9 @@ pub enum Unusable {
     /// `IDR5.GRAN4K` is 0.
     #[error("no 4 KiB granule")]
     No4k,
+    /// `IDR0.STALL_MODEL` is 2: no fault terminates, and a device that waits for ever holds up others.
+    #[error("faults can only stall")]
+    StallForced,
     /// `IDR1` fixes the addresses of tables or queues.
     #[error("tables or queues are at preset addresses")]
     Preset,
@@ -75,6 +78,9 @@ impl Identity {
         }
         if !self.idr5.gran4k() {
             return Err(Unusable::No4k);
+        }
+        if self.idr0.stall_model() & 0b10 != 0 {
+            return Err(Unusable::StallForced);
         }
         if self.idr1.queues_preset() || self.idr1.tables_preset() {
             return Err(Unusable::Preset);
@@ -186,6 +192,7 @@ mod tests {
             ((regs::IDR0, 0x0d44_1017), Unusable::NoAarch64Tables),
             ((regs::IDR0, 0x0d64_101b), Unusable::BigEndian),
             ((regs::IDR5, 0x64), Unusable::No4k),
+            ((regs::IDR0, 0x0e44_101b), Unusable::StallForced),
             ((regs::IDR1, 0x4273_0010), Unusable::Preset),
             ((regs::IDR1, 0x2273_0010), Unusable::Preset),
             ((regs::IDR1, 0x0013_0010), Unusable::SmallQueue),

@@ -228,6 +228,16 @@ impl Ste {
         ste
     }
 
+    /// The same, whose stage 1, if it has one, stalls nothing, whatever its context descriptors say. Only for an SMMU that
+    /// can stall and terminate (`IDR0.STALL_MODEL` 0): for others the entry would be illegal. [IHI 0070 §5.2.2]
+    #[must_use]
+    pub const fn without_stalls(mut self) -> Self {
+        if self.config().stage1() {
+            self.0[1] |= S1STALLD;
+        }
+        self
+    }
+
     /// The same, with its faults recorded or not: by `S2R` where there is a stage 2; an entry that is not valid,
     /// and where nothing else helps one with a stage 1, aborts instead.
     #[must_use]

@@ -108,6 +108,14 @@ impl Hardware {
         self
     }
 
+    /// With a stage 1, and this `IDR0.STALL_MODEL`.
+    pub(super) fn with_stage_one(self, stall_model: u8) -> Self {
+        let idr0 = Idr0::from_bits(u32::try_from(self.get(regs::IDR0)).unwrap());
+        let idr0 = idr0.with_s1p(true).with_stall_model(stall_model);
+        self.set(regs::IDR0, idr0.into_bits().into());
+        self
+    }
+
     fn has_ats(&self) -> bool {
         Idr0::from_bits(u32::try_from(self.get(regs::IDR0)).unwrap()).ats()
     }

@@ -1,14 +1,22 @@
 //! What products have that an emulator has not.
 
+use std::vec;
+
 use hal::fake::{FakeClock, FakeFrames, FakeMemory};
+use iommu::{
+    Ats, Backend, Binding, ContextFormat, DefaultSubstream, Endpoint, NestedConfig, StageOne,
+    TableOptions, Translate, UnitId,
+};
 use types::{Pa, StreamId};
 
 use super::hardware::{Hardware, Ranges, Vmids};
 use super::leak;
-use crate::spec::{Ste, Walks, regs};
-use crate::{Error, Locked, Smmu};
+use crate::spec::{Ste, SteConfig, Walks, regs};
+use crate::{Error, Locked, Platform, Smmu, SmmuBackend, Unusable};
 
-type Driver = Smmu<&'static Hardware, &'static FakeMemory, &'static FakeFrames<'static>, FakeClock>;
+type Memory = &'static FakeMemory;
+type Frames = &'static FakeFrames<'static>;
+type Driver = Smmu<&'static Hardware, Memory, Frames, FakeClock>;
 
 /// The driver, on an SMMU that is as `with` makes it.
 fn driver(with: impl FnOnce(Hardware) -> Hardware) -> (&'static Hardware, Result<Driver, Error>) {
@@ -19,6 +27,65 @@ fn driver(with: impl FnOnce(Hardware) -> Hardware) -> (&'static Hardware, Result
     let locked = Locked::take(hardware, &FakeClock::default()).unwrap();
     let driver = Smmu::enable(locked, memory, frames, FakeClock::default());
     (hardware, driver)
+}
+
+/// The entry of a stream in which a guest's stage 1 is over our stage 2.
+fn nested_entry(with: impl FnOnce(Hardware) -> Hardware) -> Ste {
+    let memory = leak(FakeMemory::new(Pa::new(0x4000_0000).unwrap(), 4 << 20));
+    let frames = leak(FakeFrames::new(memory));
+    let hardware = Hardware::new(memory, Ranges::Yes, Vmids::Short, Walks::Coherent);
+    let hardware = leak(with(hardware));
+    let locked = Locked::take(hardware, &FakeClock::default()).unwrap();
+    let smmu = Smmu::enable(locked, memory, frames, FakeClock::default()).unwrap();
+    let platform = Platform {
+        input_bits: 40,
+        coherent: true,
+    };
+    let mut backend = SmmuBackend::new(vec![smmu], memory, frames, platform);
+    let endpoint = Endpoint {
+        unit: UnitId::new(0),
+        source: 8,
+    };
+    let options = TableOptions {
+        nest_parent: true,
+        dirty: false,
+    };
+    let parent = backend.create_table(endpoint, options).unwrap();
+    let config = NestedConfig {
+        stage_one: StageOne::Translate(Translate {
+            format: ContextFormat::Linear,
+            default_substream: DefaultSubstream::Terminate,
+            substream_bits: 0,
+            base: 0x1000,
+        }),
+        ats: Ats::Off,
+    };
+    backend
+        .install(endpoint, &Binding::Nested { parent, config })
+        .unwrap();
+    backend.read_entry(endpoint).unwrap()
+}
+
+/// `STE.S1STALLD`. [IHI 0070 §5.2]
+const S1STALLD: u64 = 1 << 27;
+
+#[test]
+fn a_guests_context_descriptor_does_not_make_transactions_stall() {
+    let [stalls, terminates] = [0, 1].map(|model| nested_entry(|h| h.with_stage_one(model)));
+    assert_eq!(stalls.config(), SteConfig::Nested);
+    assert_eq!(stalls.0[1] & S1STALLD, S1STALLD);
+    // Where nothing stalls, the bit would make the entry illegal. [IHI 0070 §5.2.2]
+    assert_eq!(terminates.0[1] & S1STALLD, 0);
+    let mut same = stalls;
+    same.0[1] &= !S1STALLD;
+    assert_eq!(same, terminates);
+}
+
+#[test]
+fn an_smmu_that_can_only_stall_is_not_used() {
+    let (_, driver) = driver(|hardware| hardware.with_stage_one(2));
+    let error = driver.map(|_| ()).unwrap_err();
+    assert_eq!(error, Error::Unusable(Unusable::StallForced));
 }
 
 #[test]
