@@ -10,7 +10,7 @@ use bundle::Bundle;
 use hal::Mmio;
 use machine::{ConfigAccess, CpuStatus, InterruptController, Machine, Mapping, ReservationSource};
 use pci::{BusRange, Ecam, GroupPolicy};
-use smmuv3::Locked;
+use smmuv3::{Errata, Locked};
 use types::{Pa, Span};
 
 use crate::console::SystemCounter;
@@ -103,6 +103,7 @@ fn lock_smmus(machine: &Machine, map: &mut Map) -> Vec<Locked<Registers>> {
             Ok(smmu) => {
                 let (found, state) = (smmu.found(), smmu.state());
                 log::info!("smmu{index} at {:#x}: {}", span.start(), smmu.identity());
+                log::info!("smmu{index}: {}", Errata::of(smmu.identity().iidr));
                 log::info!(
                     "smmu{index}: locked: GBPA.ABORT {} (was {}), SMMUEN {} (was {}): every \
                      transaction behind it aborts",

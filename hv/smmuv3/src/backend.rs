@@ -62,7 +62,7 @@ pub struct SmmuBackend<M, P, F, C> {
 
 /// Whether a guest's stage 1 may run on it.
 fn nests<M: Mmio, P: SharedMemory, F: FrameAllocator, C: Clock>(unit: &Smmu<M, P, F, C>) -> bool {
-    unit.identity().nests() && !unit.errata().no_nesting
+    unit.identity().nests() && !unit.errata().forbid_nesting()
 }
 
 fn backend_error(error: Error) -> BackendError {

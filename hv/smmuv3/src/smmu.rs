@@ -20,8 +20,8 @@ const COMMANDS: u8 = 8;
 /// Log2 of the entries of the event queue: 256 KiB. One access of a device may be many records
 /// (QEMU: one for each four bytes), all before a CPU can read any: a smaller queue loses those of neighbours.
 const EVENTS: u8 = 13;
-/// The most commands between two `CMD_SYNC`s. More than 62 without one hang some SMMUs
-/// ([`Errata`]).
+/// The most commands between two `CMD_SYNC`s: few enough for SMMUs that hang behind too many
+/// ([`Errata`]; Linux sends 62 to those).
 const BATCH: u32 = 32;
 /// How often a command that the SMMU refuses is got rid of in one batch.
 const RECOVERIES: u32 = 8;

@@ -8,7 +8,7 @@ use hal::fake::{FakeCache, FakeMemory};
 use hal::{Mmio, PhysMemory};
 use types::Pa;
 
-use crate::spec::{Command, Event, Idr0, Idr1, Idr3, Idr5, Walks, command, event, regs};
+use crate::spec::{Command, Event, Idr0, Idr1, Idr3, Idr5, Iidr, Walks, command, event, regs};
 
 /// Whether it has invalidation by range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,6 +48,8 @@ pub(super) struct Hardware {
     pub(super) snoops_commands: Cell<Option<&'static FakeCache<'static>>>,
     /// Commands that invalidate are consumed and not carried out.
     pub(super) deaf: Cell<bool>,
+    /// Commands since the last `CMD_SYNC`, and the most there were.
+    pub(super) unsynced: Cell<(u32, u32)>,
 }
 
 /// `CR0.ATSCHK`, which only an SMMU with ATS has.
@@ -88,6 +90,7 @@ impl Hardware {
             interrupts: Cell::new(0),
             snoops_commands: Cell::new(None),
             deaf: Cell::new(false),
+            unsynced: Cell::default(),
         }
     }
 
@@ -113,6 +116,12 @@ impl Hardware {
         let idr0 = Idr0::from_bits(u32::try_from(self.get(regs::IDR0)).unwrap());
         let idr0 = idr0.with_s1p(true).with_stall_model(stall_model);
         self.set(regs::IDR0, idr0.into_bits().into());
+        self
+    }
+
+    /// As this product.
+    pub(super) fn with_product(self, iidr: Iidr) -> Self {
+        self.set(regs::IIDR, iidr.into_bits().into());
         self
     }
 
@@ -172,6 +181,12 @@ impl Hardware {
                 None => self.word(at),
             });
             let command = Command::decode(words).unwrap();
+            let (now, most) = self.unsynced.get();
+            let now = match command {
+                Command::Sync(_) => 0,
+                _ => now + 1,
+            };
+            self.unsynced.set((now, most.max(now)));
             if !self.deaf.get() {
                 self.execute(command);
             }

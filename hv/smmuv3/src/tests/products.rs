@@ -11,7 +11,7 @@ use types::{Pa, StreamId};
 
 use super::hardware::{Hardware, Ranges, Vmids};
 use super::leak;
-use crate::spec::{Ste, SteConfig, Walks, regs};
+use crate::spec::{Command, Iidr, Ste, SteConfig, Walks, regs};
 use crate::{Error, Locked, Platform, Smmu, SmmuBackend, Unusable};
 
 type Memory = &'static FakeMemory;
@@ -29,8 +29,9 @@ fn driver(with: impl FnOnce(Hardware) -> Hardware) -> (&'static Hardware, Result
     (hardware, driver)
 }
 
-/// The entry of a stream in which a guest's stage 1 is over our stage 2.
-fn nested_entry(with: impl FnOnce(Hardware) -> Hardware) -> Ste {
+type Backed = SmmuBackend<&'static Hardware, Memory, Frames, FakeClock>;
+
+fn backend(with: impl FnOnce(Hardware) -> Hardware) -> Backed {
     let memory = leak(FakeMemory::new(Pa::new(0x4000_0000).unwrap(), 4 << 20));
     let frames = leak(FakeFrames::new(memory));
     let hardware = Hardware::new(memory, Ranges::Yes, Vmids::Short, Walks::Coherent);
@@ -41,7 +42,12 @@ fn nested_entry(with: impl FnOnce(Hardware) -> Hardware) -> Ste {
         input_bits: 40,
         coherent: true,
     };
-    let mut backend = SmmuBackend::new(vec![smmu], memory, frames, platform);
+    SmmuBackend::new(vec![smmu], memory, frames, platform)
+}
+
+/// The entry of a stream in which a guest's stage 1 is over our stage 2.
+fn nested_entry(with: impl FnOnce(Hardware) -> Hardware) -> Ste {
+    let mut backend = backend(with);
     let endpoint = Endpoint {
         unit: UnitId::new(0),
         source: 8,
@@ -110,4 +116,34 @@ fn an_smmu_without_ats_is_not_asked_to_check_it() {
     let (hardware, driver) = driver(|hardware| hardware);
     assert!(!driver.unwrap().is_off());
     assert_eq!(hardware.get(regs::CR0), 0xd);
+}
+
+#[test]
+fn a_product_on_which_nesting_does_not_work_gives_no_guest_a_stage_1() {
+    let arm = |product, variant, revision| {
+        let iidr = Iidr::new()
+            .with_implementer(0x43b)
+            .with_product_id(product)
+            .with_variant(variant)
+            .with_revision(revision);
+        let backend = backend(|h| h.with_stage_one(1).with_product(iidr));
+        backend.capabilities(UnitId::new(0)).unwrap().nesting
+    };
+    assert!(!arm(0x483, 1, 9) && !arm(0x487, 1, 0));
+    assert!(arm(0x483, 2, 0) && arm(0, 0, 0));
+}
+
+#[test]
+fn a_sync_is_never_behind_more_than_32_commands() {
+    let (hardware, driver) = driver(|hardware| hardware);
+    let many = [Command::TlbiNsnhAll; 200];
+    driver.unwrap().send(&many).unwrap();
+    assert_eq!(hardware.unsynced.get(), (0, 32));
+}
+
+#[test]
+fn broadcast_maintenance_is_ignored_and_streams_out_of_the_table_are_recorded() {
+    let (hardware, driver) = driver(|hardware| hardware);
+    assert!(!driver.unwrap().is_off());
+    assert_eq!(hardware.get(regs::CR2), 1 << 2 | 1 << 1, "PTM, RECINVSID");
 }

@@ -71,6 +71,7 @@ fn reports() -> Vec<Case> {
             case.expects = vec![
                 "Bulkhead .* on Arm, EL2".to_owned(),
                 // The first touch of the SMMU closes it.
+                r"smmu0: names no product, no erratum known".to_owned(),
                 r"smmu0: locked: GBPA.ABORT 1 \(was 0\)".to_owned(),
                 format!("memory: {range}"),
                 format!("boot cpu: .*{name}"),
