@@ -229,22 +229,43 @@ impl Acs {
     pub const COMPLETION_REDIRECT: u16 = 1 << 3;
     /// What the port does not claim is forwarded up.
     pub const UPSTREAM_FORWARDING: u16 = 1 << 4;
-    /// What isolation asks for: all four of the above.
+    /// Requests that are not untranslated are blocked.
+    pub const TRANSLATION_BLOCKING: u16 = 1 << 1;
+    /// Peer-to-peer requests that say that their address is translated go directly, whatever is to be
+    /// redirected.
+    pub const DIRECT_TRANSLATED: u16 = 1 << 6;
+    /// What isolation asks for: all but the last two.
     pub const ISOLATION: u16 = Self::SOURCE_VALIDATION
         | Self::REQUEST_REDIRECT
         | Self::COMPLETION_REDIRECT
         | Self::UPSTREAM_FORWARDING;
 
-    /// What isolation asks for, is offered, and is not switched on.
+    /// The control with which requests meet an IOMMU that gives nobody translated addresses: isolation
+    /// and translation blocking where they are offered, nothing that goes directly.
     #[must_use]
-    pub const fn missing(&self) -> u16 {
-        Self::ISOLATION & self.capability & !self.control
+    pub const fn wanted(&self) -> u16 {
+        let on = (Self::ISOLATION | Self::TRANSLATION_BLOCKING) & self.capability;
+        self.control & !Self::DIRECT_TRANSLATED | on
     }
 
-    /// What isolation asks for and is not on, offered or not.
+    /// What isolation asks for, is offered, and is not as it should be.
+    #[must_use]
+    pub const fn missing(&self) -> u16 {
+        Self::ISOLATION & self.capability & !self.control | self.direct()
+    }
+
+    /// What isolation asks for and is not so, offered or not.
     #[must_use]
     pub const fn absent(&self) -> u16 {
-        Self::ISOLATION & !(self.capability & self.control)
+        Self::ISOLATION & !(self.capability & self.control) | self.direct()
+    }
+
+    /// [`Acs::DIRECT_TRANSLATED`] where it is on and counts: what is blocked goes nowhere.
+    const fn direct(&self) -> u16 {
+        match self.control & Self::TRANSLATION_BLOCKING {
+            0 => self.control & Self::DIRECT_TRANSLATED,
+            _ => 0,
+        }
     }
 }
 

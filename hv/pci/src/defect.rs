@@ -124,7 +124,7 @@ impl fmt::Display for Defect {
             Self::NoBusNumber => f.write_str("no bus number left for this bridge"),
             Self::TooDeep => f.write_str("bridges nested too deep"),
             Self::WindowsDoNotHold => f.write_str("bridge does not hold its windows"),
-            Self::AcsDoesNotHold { missing } => write!(f, "ACS bits {missing:#x} stay off"),
+            Self::AcsDoesNotHold { missing } => write!(f, "ACS bits {missing:#x} do not follow"),
         }
     }
 }

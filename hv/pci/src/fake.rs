@@ -303,6 +303,16 @@ impl FakeFunction {
         self.set(at + 4, bits, bits << 16);
         self
     }
+
+    /// Adds access control services with these capability bits, and these switched on, as firmware
+    /// leaves them.
+    #[must_use]
+    pub fn acs_on(mut self, capability: u16, control: u16) -> Self {
+        let at = self.add_extended(0x000d, 8);
+        let (bits, on) = (u32::from(capability), u32::from(control));
+        self.set(at + 4, bits | on << 16, bits << 16);
+        self
+    }
 }
 
 /// A function placed in the hierarchy.

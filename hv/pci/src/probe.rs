@@ -4,7 +4,7 @@ use alloc::vec::Vec;
 
 use types::Bdf;
 
-use crate::capability::{Acs, Capabilities, InBar};
+use crate::capability::{Capabilities, InBar};
 use crate::config::ConfigSpace;
 use crate::defect::Defect;
 use crate::function::{
@@ -370,17 +370,19 @@ fn drop_impossible_msix(function: &mut Function) {
 }
 
 /// Isolation is wanted everywhere it is offered: it costs a trip to the root complex for
-/// peer-to-peer traffic, which then is translated like any other.
+/// peer-to-peer traffic, which then is translated like any other. A request that says of itself that
+/// its address is translated needs no leave to say so, and no device gets such an address: it is
+/// blocked where that is offered, and goes to no neighbour directly.
 fn switch_acs_on(space: &dyn ConfigSpace, function: &mut Function) {
     let Some(acs) = &mut function.capabilities.acs else {
         return;
     };
-    if acs.missing() == 0 {
+    let wanted = acs.wanted();
+    if acs.control == wanted {
         return;
     }
     let at = acs.offset.saturating_add(6);
-    let control = acs.control | (Acs::ISOLATION & acs.capability);
-    space.write16(function.bdf, at, control);
+    space.write16(function.bdf, at, wanted);
     acs.control = space.read16(function.bdf, at);
     let missing = acs.missing();
     if missing != 0 {

@@ -346,14 +346,38 @@ fn isolation_bits_are_switched_on_where_they_are_offered() {
     let topology = scan(&pci);
     assert_eq!(
         topology.functions()[0].capabilities.acs.unwrap().control,
-        0x1d
+        0x1f
     );
-    assert_eq!(pci.register(port, 0x104) >> 16, 0x1d);
+    assert_eq!(pci.register(port, 0x104) >> 16, 0x1f);
     assert_eq!(
         topology.functions()[1].defects,
         [Defect::AcsDoesNotHold { missing: 0x1d }]
     );
     assert_eq!(pci.register(fixed, 0x104) >> 16, 0);
+}
+
+#[test]
+fn translated_requests_are_blocked_at_ports_and_go_nowhere_directly() {
+    let mut pci = FakePci::new();
+    // Firmware let requests that say they are translated go from device to device.
+    let port = FakeFunction::bridge(1, 1)
+        .express(PortType::RootPort)
+        .acs_on(0x5f, 0x40);
+    let port = pci.add(ROOT, 1, 0, port);
+    // One that cannot block them, and a function of a device, which has no such control.
+    let plain = FakeFunction::bridge(1, 1)
+        .express(PortType::RootPort)
+        .acs(0x5d);
+    let plain = pci.add(ROOT, 2, 0, plain);
+    let end = FakeFunction::endpoint(1, 1, 0)
+        .express(PortType::Endpoint)
+        .acs_on(0x4c, 0x40);
+    let end = pci.add(Below::Bridge(port), 0, 0, end);
+    let topology = scan(&pci);
+    assert_eq!(pci.register(port, 0x104) >> 16, 0x1f);
+    assert_eq!(pci.register(plain, 0x104) >> 16, 0x1d);
+    assert_eq!(pci.register(end, 0x104) >> 16, 0x0c);
+    assert!(topology.functions().iter().all(|f| f.defects.is_empty()));
 }
 
 #[test]

@@ -66,6 +66,30 @@ fn a_port_without_acs_joins_everything_below_it() {
 }
 
 #[test]
+fn a_port_through_which_translated_requests_go_directly_does_not_separate() {
+    for (control, writable, apart) in [
+        (0x5d, false, false),
+        (0x5f, false, true),
+        (0x5d, true, true),
+    ] {
+        let mut pci = FakePci::new();
+        let port = FakeFunction::bridge(1, 1)
+            .express(PortType::RootPort)
+            .acs_on(0x5f, control);
+        let mask = if writable { 0x5f << 16 } else { 0 };
+        let bits = 0x5f | u32::from(control) << 16;
+        let port = pci.add(ROOT, 1, 0, port.with(0x104, bits, mask));
+        pci.add(Below::Bridge(port), 0, 0, FakeFunction::nvme());
+        let topology = scan(&pci);
+        assert_eq!(members(&topology).len(), if apart { 2 } else { 1 });
+        if !apart {
+            let all = groups(&topology, GroupPolicy::Acs);
+            assert_eq!(all[0].why[0].why, Reason::Port { absent: 0x40 });
+        }
+    }
+}
+
+#[test]
 fn a_switch_without_acs_is_one_group_from_its_upstream_port_down() {
     let mut pci = FakePci::new();
     switch(
