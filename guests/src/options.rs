@@ -1,6 +1,6 @@
 //! What the device tree says: options from the kernel command line (`name=number` words), memory.
 
-use dtoolkit::fdt::Fdt;
+use dtoolkit::fdt::{Fdt, FdtNode};
 use dtoolkit::{Node, Property};
 
 /// Bytes of a device tree that are looked at.
@@ -11,6 +11,26 @@ const TREE_LIMIT: usize = 1 << 20;
 pub struct Options {
     words: &'static str,
     memory: u64,
+    console: bool,
+}
+
+/// The consoles that a platform may have: a PL011, a terminal of hypervisor calls.
+const CONSOLES: [&str; 2] = ["arm,pl011", "hvterm1"];
+
+/// Whether the tree has a console: a node that is one, or a path to one.
+fn has_console(tree: &Fdt<'static>) -> bool {
+    let is_one = |node: FdtNode<'static>| {
+        let compatible = node.property("compatible");
+        compatible.is_some_and(|compatible| {
+            let mut names = compatible.value().split(|byte| *byte == 0);
+            names.any(|name| CONSOLES.iter().any(|console| console.as_bytes() == name))
+        })
+    };
+    // On POWER the node is one level down.
+    let mut nodes = tree.root().children();
+    let chosen = tree.find_node("/chosen");
+    chosen.is_some_and(|chosen| chosen.property("stdout-path").is_some())
+        || nodes.any(|node| is_one(node) || node.children().any(is_one))
 }
 
 impl Options {
@@ -36,6 +56,7 @@ impl Options {
         Self {
             words: words().unwrap_or_default(),
             memory: memory().unwrap_or_default(),
+            console: has_console(&tree),
         }
     }
 
@@ -67,6 +88,11 @@ impl Options {
         self.words
             .split_whitespace()
             .find(|word| !word.contains('='))
+    }
+
+    /// Whether a console is described.
+    pub fn console(&self) -> bool {
+        self.console
     }
 
     /// Bytes of memory, of the first memory node; 0 if none is described.

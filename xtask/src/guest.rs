@@ -26,12 +26,21 @@ pub(crate) const TOOL_FEATURE: &str = "program";
 /// The guests there are.
 fn names(arch: Arch) -> &'static [&'static str] {
     match arch {
-        Arch::Aarch64 => &["bench", "busy", "dma", "heartbeat", "hidden", "hostile"],
+        Arch::Aarch64 => &[
+            "bench",
+            "busy",
+            "dma",
+            "heartbeat",
+            "hidden",
+            "hostile",
+            "mute",
+        ],
         Arch::Ppc64 => &[
             "bench",
             "dma",
             "heartbeat",
             "hostile",
+            "mute",
             "platform",
             "registers",
         ],

@@ -18,6 +18,8 @@ pub const CPPR: u64 = 0x68;
 pub const IPI: u64 = 0x6c;
 /// Accepts an interrupt.
 pub const XIRR: u64 = 0x74;
+/// Takes what was typed.
+pub const GET_TERM_CHAR: u64 = 0x54;
 /// Prints.
 pub const PUT_TERM_CHAR: u64 = 0x58;
 /// Waits.

@@ -56,3 +56,10 @@ pub fn power_off() -> ! {
         let [_] = service(0, 0x2003, &[0, 0]);
     }
 }
+
+/// Starts the VM anew.
+pub fn reboot() -> ! {
+    loop {
+        let [_] = service(0, 0x2004, &[]);
+    }
+}

@@ -4,9 +4,9 @@ use alloc::{string::String, vec, vec::Vec};
 use core::fmt::{self, Write as _};
 
 use crate::{
-    Field, Firmware, GuestDevice, HostDevice, IommuMode, MANIFEST_NAME, MAX_CPUS, MAX_DEVICES,
-    MAX_SMMU, MAX_VMS, MEMORY_ALIGNMENT, Manifest, Place, Start, TcePolicy, UnsafeDma, VmConfig,
-    archive::is_file_name,
+    ConsoleUart, Field, Firmware, GuestDevice, HostDevice, IommuMode, MANIFEST_NAME, MAX_CPUS,
+    MAX_DEVICES, MAX_SMMU, MAX_VMS, MEMORY_ALIGNMENT, Manifest, Place, Start, TcePolicy, UnsafeDma,
+    VmConfig, archive::is_file_name,
 };
 
 /// The most memory of a VM, in bytes.
@@ -121,6 +121,9 @@ pub enum Invalid {
     /// Another VM has this serial port.
     #[error("vm[{0}] has this serial port already")]
     SerialTaken(usize),
+    /// A serial port for a VM that has no console.
+    #[error("a VM without a console has no use for a serial port")]
+    SerialWithoutConsole,
     /// An MSI window that cannot be mapped.
     #[error("start and size must be multiples of 64 KiB, the size not zero, the end below 1 TiB")]
     MsiWindow,
@@ -271,6 +274,9 @@ fn check(vm: &VmConfig) -> Check {
     }
     if let Some(serial) = vm.console.serial {
         in_range(Field::Serial, serial, 0..=MAX_SERIAL)?;
+        if vm.console.uart == ConsoleUart::None {
+            return Err((Field::Serial, Invalid::SerialWithoutConsole));
+        }
     }
     if let Some(window) = vm.msi_window {
         let aligned = (window.start | window.bytes).is_multiple_of(MSI_ALIGNMENT);

@@ -105,7 +105,8 @@ impl VmConfig {
         if self.dtb.is_some() && own == ConsoleUart::Hvc {
             return Some(Field::Dtb);
         }
-        if self.console.uart != ConsoleUart::Auto && self.console.uart != own {
+        let here = [ConsoleUart::Auto, ConsoleUart::None, own];
+        if !here.contains(&self.console.uart) {
             return Some(Field::Console);
         }
         // The terminal of a POWER partition is all that there is.

@@ -71,8 +71,10 @@ fn build_tables(platform: &GuestPlatform, base: Ipa, identity: &Identity) -> Opt
     let mut described = Vec::from([
         (*b"APIC", tables::madt(platform, identity)),
         (*b"GTDT", tables::gtdt(identity)),
-        (*b"SPCR", tables::spcr(platform, identity)),
     ]);
+    if let Some(uart) = platform.uart {
+        described.push((*b"SPCR", tables::spcr(uart, identity)));
+    }
     if let Some(host) = &platform.pci {
         described.push((*b"MCFG", tables::mcfg(host, identity)));
         if !platform.smmus.is_empty() || platform.gic.its.is_some() {

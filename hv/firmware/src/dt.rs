@@ -143,7 +143,7 @@ pub fn build(
         .children(pmu(platform))
         .child(gic(platform))
         .child(clock())
-        .child(uart(platform.uart))
+        .children(platform.uart.map(uart))
         .children(platform.rtc.map(rtc))
         .children(
             platform
@@ -232,8 +232,11 @@ fn chosen_common(platform: &GuestPlatform, initrd: Option<Span<Ipa>>) -> NodeBui
 }
 
 fn chosen(platform: &GuestPlatform, initrd: Option<Span<Ipa>>) -> NodeBuilder {
-    let console = format!("/pl011@{:x}", platform.uart.base.bits());
-    chosen_common(platform, initrd).with("stdout-path", console)
+    let node = chosen_common(platform, initrd);
+    match platform.uart {
+        Some(uart) => node.with("stdout-path", format!("/pl011@{:x}", uart.base.bits())),
+        None => node,
+    }
 }
 
 fn memory(platform: &GuestPlatform) -> impl Iterator<Item = NodeBuilder> {

@@ -292,8 +292,8 @@ pub struct GuestPlatform {
     pub gic: Gic,
     /// The INTID of the PMU overflow interrupt (a PPI, 16 to 31), when the guest has a PMU.
     pub pmu_ppi: Option<u8>,
-    /// The console, a PL011.
-    pub uart: Peripheral,
+    /// The console, a PL011, if the guest has one.
+    pub uart: Option<Peripheral>,
     /// The clock, a PL031. ACPI has no name for one, so only a device tree tells of it.
     pub rtc: Option<Peripheral>,
     /// The SMMUs in front of the PCI host. Every requester is behind the first that [`GuestPlatform::behind`] does not

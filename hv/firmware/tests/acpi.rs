@@ -260,6 +260,22 @@ fn the_iort_of_a_guest_with_all_of_it() {
     insta::assert_snapshot!(dump(&find(&write(&platform), b"IORT")));
 }
 
+#[test]
+fn a_guest_without_a_console_is_told_of_none() {
+    let has = |all: &[Table], text: &[u8]| {
+        let dsdt = find(all, b"DSDT");
+        dsdt.windows(text.len()).any(|bytes| bytes == text)
+    };
+    let mut platform = with_pci();
+    let all = write(&platform);
+    assert!(has(&all, b"ARMH0011") && all.iter().any(|table| table.signature == *b"SPCR"));
+    platform.uart = None;
+    let all = write(&platform);
+    walk(&all);
+    assert!(!has(&all, b"ARMH0011") && has(&all, b"ACPI0007"));
+    assert!(all.iter().all(|table| table.signature != *b"SPCR"));
+}
+
 fn stage_2_only() -> GuestPlatform {
     let platform = GuestPlatform::virt(1 << 30, 2).unwrap();
     platform.with_virt_pci_and_no_smmu(15)

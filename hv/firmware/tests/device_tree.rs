@@ -36,6 +36,21 @@ fn with_rmr() -> GuestPlatform {
 }
 
 #[test]
+fn a_guest_without_a_console_is_told_of_none() {
+    let mut platform = GuestPlatform::virt(1 << 30, 1).unwrap();
+    let text = |platform: &GuestPlatform| {
+        let bytes = dt::build(platform, None).unwrap();
+        Fdt::new(&bytes).unwrap().to_string()
+    };
+    let with = text(&platform);
+    assert!(with.contains("pl011@9000000") && with.contains("stdout-path"));
+    platform.uart = None;
+    let without = text(&platform);
+    assert!(!without.contains("pl011@") && !without.contains("stdout-path"));
+    assert!(without.contains("pl031@9010000"), "{without}");
+}
+
+#[test]
 fn a_tree_that_was_given_keeps_all_but_what_the_loader_knows() {
     let mut platform = GuestPlatform::virt(512 << 20, 1).unwrap();
     platform.bootargs = "theirs".into();
@@ -325,8 +340,11 @@ fn a_description_that_makes_no_sense_is_refused() {
             PlatformError::Redistributors(3),
         ),
         (|p| p.pmu_ppi = Some(32), PlatformError::NotAPpi(32)),
-        (|p| p.uart.base = map::RAM, PlatformError::Device(map::RAM)),
-        (|p| p.rtc = Some(p.uart), PlatformError::Device(map::UART)),
+        (
+            |p| p.uart.as_mut().unwrap().base = map::RAM,
+            PlatformError::Device(map::RAM),
+        ),
+        (|p| p.rtc = p.uart, PlatformError::Device(map::UART)),
         (
             #[expect(clippy::reversed_empty_ranges, reason = "that is the damage")]
             |p| p.pci.as_mut().unwrap().buses = 1..=0,

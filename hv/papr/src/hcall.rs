@@ -133,9 +133,9 @@ impl Platform {
         let status = match number {
             // Of all calls for devices the one that comes for every page.
             n::PUT_TCE if env.put_tce(arguments) => Status::SUCCESS,
-            n::PUT_TERM_CHAR => term::put(arguments, env),
-            n::GET_TERM_CHAR => values(gpr, term::get(a, env)),
-            n::VIO_SIGNAL => term::signal(a, b),
+            n::PUT_TERM_CHAR => term::put(self.config().terminal, arguments, env),
+            n::GET_TERM_CHAR => values(gpr, term::get(self.config().terminal, a, env)),
+            n::VIO_SIGNAL => term::signal(self.config().terminal, a, b),
             n::EOI | n::CPPR | n::IPI | n::IPOLL | n::XIRR | n::XIRR_X => {
                 self.presentation(vcpu, gpr, env)
             }

@@ -15,6 +15,8 @@ use crate::{Environment, MOST_CPUS, Servers, Source, UnknownSource};
 pub struct Config {
     /// vCPUs: [`MOST_CPUS`] at most count.
     pub cpus: usize,
+    /// The unit address of its terminal, if it has one; calls may name it 0 as well.
+    pub terminal: Option<u32>,
     /// Interrupt sources; others that the guest names are refused.
     pub sources: Vec<Source>,
     /// What `H_GET_CPU_CHARACTERISTICS` answers: what the platform below says of the same CPUs.

@@ -2,19 +2,24 @@
 
 use crate::{Environment, Status};
 
-/// The unit address of the guest's terminal; calls may name it 0 as well.
+/// The unit address of a guest's terminal.
 pub const TERMINAL: u32 = 0x7100_0000;
 
-fn is_terminal(unit: u64) -> bool {
-    unit == 0 || unit == u64::from(TERMINAL)
+/// Whether a call that names `unit` means the terminal: of a guest without one, none does.
+fn is(terminal: Option<u32>, unit: u64) -> bool {
+    terminal.is_some_and(|terminal| unit == 0 || unit == u64::from(terminal))
 }
 
 /// The first character is the most significant byte of the first register.
-pub(crate) fn put([unit, length, first, second]: [u64; 4], env: &dyn Environment) -> Status {
+pub(crate) fn put(
+    terminal: Option<u32>,
+    [unit, length, first, second]: [u64; 4],
+    env: &dyn Environment,
+) -> Status {
     let bytes = (u128::from(first) << 64 | u128::from(second)).to_be_bytes();
     let length = usize::try_from(length).unwrap_or(usize::MAX);
     match bytes.get(..length) {
-        Some(bytes) if is_terminal(unit) => {
+        Some(bytes) if is(terminal, unit) => {
             env.print(bytes);
             Status::SUCCESS
         }
@@ -23,8 +28,12 @@ pub(crate) fn put([unit, length, first, second]: [u64; 4], env: &dyn Environment
 }
 
 /// How many characters there are, and the characters.
-pub(crate) fn get(unit: u64, env: &dyn Environment) -> Result<[u64; 3], Status> {
-    if !is_terminal(unit) {
+pub(crate) fn get(
+    terminal: Option<u32>,
+    unit: u64,
+    env: &dyn Environment,
+) -> Result<[u64; 3], Status> {
+    if !is(terminal, unit) {
         return Err(Status::PARAMETER);
     }
     let mut block = [0; 16];
@@ -35,8 +44,8 @@ pub(crate) fn get(unit: u64, env: &dyn Environment) -> Result<[u64; 3], Status> 
 }
 
 /// `H_VIO_SIGNAL`: a terminal's interrupt is always on, and is turned off at its source.
-pub(crate) fn signal(unit: u64, mode: u64) -> Status {
-    if is_terminal(unit) && mode == 0 {
+pub(crate) fn signal(terminal: Option<u32>, unit: u64, mode: u64) -> Status {
+    if is(terminal, unit) && mode == 0 {
         Status::SUCCESS
     } else {
         Status::PARAMETER

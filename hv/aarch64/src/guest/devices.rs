@@ -41,6 +41,8 @@ pub(crate) enum Target {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Bus {
     uart: u64,
+    /// Its interrupt.
+    uart_intid: u32,
     rtc: u64,
     distributor: u64,
     redistributors: u64,
@@ -57,6 +59,7 @@ impl Bus {
     pub(crate) fn new(platform: &GuestPlatform) -> Self {
         let redistributors = platform.gic.redistributors;
         const NOTHING: (u64, u64) = (u64::MAX, 0);
+        const BEYOND: u64 = u64::MAX - 0xfff;
         let place = |span: Span<Ipa>| (span.start().bits(), span.len().unwrap_or(0));
         let pci = platform.pci.as_ref();
         let config = pci.and_then(PciHost::ecam_span).map_or(NOTHING, place);
@@ -65,12 +68,10 @@ impl Bus {
             window.map_or(NOTHING, place)
         };
         Self {
-            uart: platform.uart.base.bits(),
             // No page is there that a guest could name.
-            rtc: platform
-                .rtc
-                .as_ref()
-                .map_or(u64::MAX, |rtc| rtc.base.bits()),
+            uart: platform.uart.map_or(BEYOND, |uart| uart.base.bits()),
+            uart_intid: platform.uart.map_or(0, |uart| uart.interrupt.intid()),
+            rtc: platform.rtc.as_ref().map_or(BEYOND, |rtc| rtc.base.bits()),
             distributor: platform.gic.distributor.bits(),
             redistributors: redistributors.start().bits(),
             redistributor_bytes: redistributors.len().unwrap_or(0),
@@ -163,7 +164,7 @@ pub(crate) fn read(vm: &Vm, target: Target, width: Width) -> Option<(u64, Kicks)
             let mut uart = vm.uart.lock();
             let (value, effects) = uart.read(offset, width);
             // Under the lock, so that two CPUs cannot tell the line's states in the wrong order.
-            let kicks = carry_out(vm, vm.platform().uart.interrupt.intid(), effects);
+            let kicks = carry_out(vm, vm.bus.uart_intid, effects);
             drop(uart);
             // The guest has made room, if it read a byte.
             (value, kicks.union(feed(vm)))
@@ -201,7 +202,7 @@ pub(crate) fn write(vm: &Vm, target: Target, width: Width, value: u64) -> Option
         Target::Uart(offset) => {
             let mut uart = vm.uart.lock();
             let effects = uart.write(offset, width, value);
-            let kicks = carry_out(vm, vm.platform().uart.interrupt.intid(), effects);
+            let kicks = carry_out(vm, vm.bus.uart_intid, effects);
             drop(uart);
             // It may have turned its receiver on.
             kicks.union(feed(vm))
@@ -260,7 +261,7 @@ fn feed(vm: &Vm) -> Kicks {
     let taken = taken.min(input.len());
     input.drain(..taken);
     vm.has_input.store(!input.is_empty(), Ordering::Release);
-    carry_out(vm, vm.platform().uart.interrupt.intid(), effects)
+    carry_out(vm, vm.bus.uart_intid, effects)
 }
 
 #[inline]

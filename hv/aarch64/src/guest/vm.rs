@@ -10,7 +10,7 @@ use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use armv8::{Psci, Shown};
 use boot::{Frames, Taken};
-use bundle::{Bundle, Firmware, KernelFormat, VmConfig};
+use bundle::{Bundle, ConsoleUart, Firmware, KernelFormat, VmConfig};
 use firmware::{FirmwareError, FirmwareKind, GuestPlatform, Payload, PlatformError};
 use hal::{Clock, OutOfFrames, PhysMemory};
 use pagetable::{PageTable, Stage2};
@@ -150,6 +150,9 @@ impl Vm {
         let mut platform =
             GuestPlatform::virt(config.memory, cpus).map_err(BuildError::Platform)?;
         platform.bootargs.clone_from(&config.append);
+        if config.console.uart == ConsoleUart::None {
+            platform.uart = None;
+        }
         let mut taken = Taken::new(frames);
         // Devices that nothing translates for write to where the guest believes its memory is.
         let placed = match &devices {
@@ -240,9 +243,10 @@ impl Vm {
 
     /// Where its console is.
     pub(crate) fn line(&self) -> vm::Line {
-        match &self.port {
-            Some(_) => vm::Line::Own,
-            None => vm::Line::Shared,
+        match (&self.platform.uart, &self.port) {
+            (None, _) => vm::Line::Absent,
+            (Some(_), Some(_)) => vm::Line::Own,
+            (Some(_), None) => vm::Line::Shared,
         }
     }
 

@@ -24,7 +24,7 @@ pub(super) fn build(platform: &GuestPlatform, identity: &Identity) -> Vec<u8> {
         .zip(&platform.cpus)
         .map(|(uid, _)| cpu(uid))
         .collect();
-    devices.push(console(platform.uart));
+    devices.extend(platform.uart.map(console));
     if let Some(host) = &platform.pci {
         devices.push(root_bridge(host));
         devices.extend(host.ecam_span().map(ecam_reservation));

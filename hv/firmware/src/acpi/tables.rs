@@ -8,7 +8,7 @@ use acpi_tables::rsdp::Rsdp;
 use types::Ipa;
 
 use super::{Bytes, Identity};
-use crate::platform::{Conduit, GuestPlatform, PciHost};
+use crate::platform::{Conduit, GuestPlatform, PciHost, Peripheral};
 
 /// The length of a revision 2 RSDP.
 pub(super) const RSDP_BYTES: usize = 36;
@@ -153,7 +153,7 @@ pub(super) fn gtdt(identity: &Identity) -> Vec<u8> {
 }
 
 /// The console.
-pub(super) fn spcr(platform: &GuestPlatform, identity: &Identity) -> Vec<u8> {
+pub(super) fn spcr(uart: Peripheral, identity: &Identity) -> Vec<u8> {
     const PL011: u8 = 3;
     const SYSTEM_MEMORY: u8 = 0;
     const ACCESS_32: u8 = 3;
@@ -166,10 +166,10 @@ pub(super) fn spcr(platform: &GuestPlatform, identity: &Identity) -> Vec<u8> {
         .u8(32)
         .u8(0)
         .u8(ACCESS_32)
-        .u64(platform.uart.base.bits())
+        .u64(uart.base.bits())
         .u8(INTERRUPT_GIC)
         .u8(0)
-        .u32(platform.uart.interrupt.intid())
+        .u32(uart.interrupt.intid())
         // Baud rate as it is, no parity, one stop bit, no flow control.
         .raw(&[0, 0, 1, 0])
         .u8(ANSI)

@@ -71,7 +71,7 @@ impl GuestPlatform {
         let fixed = [
             (Some(self.gic.distributor), DISTRIBUTOR_BYTES),
             (self.gic.its, ITS_BYTES),
-            (Some(self.uart.base), PRIMECELL_BYTES),
+            (self.uart.map(|uart| uart.base), PRIMECELL_BYTES),
             (self.rtc.map(|rtc| rtc.base), PRIMECELL_BYTES),
         ];
         let smmus = self.smmus.iter().map(|smmu| (Some(smmu.base), SMMU_BYTES));

@@ -33,10 +33,10 @@ impl GuestPlatform {
                 its: None,
             },
             pmu_ppi: None,
-            uart: Peripheral {
+            uart: Some(Peripheral {
                 base: map::UART,
                 interrupt: Spi(1),
-            },
+            }),
             rtc: Some(Peripheral {
                 base: map::RTC,
                 interrupt: Spi(2),

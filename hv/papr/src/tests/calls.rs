@@ -5,7 +5,7 @@ use std::vec::Vec;
 
 use super::{Fake, MEMORY, call, platform, status};
 use crate::hcall::number as n;
-use crate::{After, Environment, Text, Wake};
+use crate::{After, Config, Environment, Platform, Text, Wake};
 
 #[test]
 fn the_calls_that_are_served_are_those_of_the_table() {
@@ -69,6 +69,26 @@ fn a_terminal_takes_sixteen_characters_and_gives_as_many() {
     assert_eq!(status(&platform, &env, n::GET_TERM_CHAR, &[5]), -4);
     assert_eq!(status(&platform, &env, n::VIO_SIGNAL, &[0, 0]), 0);
     assert_eq!(status(&platform, &env, n::VIO_SIGNAL, &[0, 1]), -4);
+}
+
+#[test]
+fn a_guest_without_a_terminal_prints_nothing_and_is_typed_nothing() {
+    let with_terminal = platform(1);
+    let config = Config {
+        terminal: None,
+        ..with_terminal.config().clone()
+    };
+    let (platform, env) = (Platform::new(config), Fake::new());
+    env.typed.borrow_mut().extend(b"typed");
+    for unit in [0, 0x7100_0000] {
+        let put = [unit, 1, 0x61 << 56, 0];
+        assert_eq!(status(&platform, &env, n::PUT_TERM_CHAR, &put), -4);
+        assert_eq!(status(&platform, &env, n::GET_TERM_CHAR, &[unit]), -4);
+        assert_eq!(status(&platform, &env, n::VIO_SIGNAL, &[unit, 0]), -4);
+        assert_eq!(status(&with_terminal, &env, n::VIO_SIGNAL, &[unit, 0]), 0);
+    }
+    assert!(env.printed.borrow().is_empty());
+    assert_eq!(env.typed.borrow().len(), 5);
 }
 
 #[test]

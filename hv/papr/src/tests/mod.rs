@@ -12,7 +12,7 @@ use std::vec::Vec;
 
 use crate::{
     After, Characteristics, Config, Date, Environment, Kind, NotGuestMemory, Platform, Servers,
-    Source,
+    Source, TERMINAL,
 };
 
 /// Bytes of the guest's memory.
@@ -142,6 +142,7 @@ impl Environment for Fake {
 
 fn platform(cpus: usize) -> Platform {
     Platform::new(Config {
+        terminal: Some(TERMINAL),
         cpus,
         sources: [
             Source {

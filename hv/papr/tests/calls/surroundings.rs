@@ -2,7 +2,9 @@
 
 use std::cell::RefCell;
 
-use bulkhead_papr::{Config, Date, Environment, Kind, NotGuestMemory, Platform, Servers, Source};
+use bulkhead_papr::{
+    Config, Date, Environment, Kind, NotGuestMemory, Platform, Servers, Source, TERMINAL,
+};
 
 pub(crate) const MEMORY: usize = 0x1_0000;
 
@@ -68,6 +70,7 @@ impl Environment for Surroundings {
 pub(crate) fn platform() -> Platform {
     let source = |number, kind| Source { number, kind };
     Platform::new(Config {
+        terminal: Some(TERMINAL),
         cpus: 3,
         sources: [source(0x1100, Kind::Edge), source(0x1200, Kind::Level)].into(),
         characteristics: None,

@@ -7,7 +7,7 @@ use core::sync::atomic::Ordering;
 use boot::{Frames, Verdict};
 use hal::Clock;
 use types::{Bdf, Iova, Ipa};
-use vm::{Arrival, Departure, Iommu, Plug, Refusal, Registers, SharedTerminal, Walk};
+use vm::{Arrival, Departure, Iommu, Line, Plug, Refusal, Registers, SharedTerminal, Walk};
 
 use super::devices::Devices;
 use super::environment::Surroundings;
@@ -53,6 +53,13 @@ impl vm::Arch for Platform {
 
     fn terminal() -> &'static SharedTerminal<Vty> {
         &console::TERMINAL
+    }
+
+    fn line(vm: &Vm) -> Line {
+        match vm.platform.config().terminal {
+            Some(_) => Line::Shared,
+            None => Line::Absent,
+        }
     }
 
     fn power_off(reason: &str) -> ! {

@@ -26,8 +26,8 @@ pub(crate) struct Facts<'a> {
     /// Whether the platform tells the time.
     pub(crate) has_clock: bool,
     pub(crate) services: Services,
-    /// The interrupt of the terminal, by edge.
-    pub(crate) terminal: u32,
+    /// The interrupt of the terminal, by edge, if there is a terminal.
+    pub(crate) terminal: Option<u32>,
     /// The devices it owns.
     pub(crate) devices: Option<&'a Devices>,
 }
@@ -82,8 +82,10 @@ fn property<T: dtoolkit::ToPropertyValue>(name: &str, value: T) -> DeviceTreePro
 fn chosen(facts: &Facts<'_>) -> DeviceTreeNode {
     let mut node = DeviceTreeNode::new_unchecked("chosen");
     node.add_property(property("bootargs", facts.bootargs));
-    node.add_property(property("stdout-path", TERMINAL_PATH));
-    node.add_property(property("linux,stdout-path", TERMINAL_PATH));
+    if facts.terminal.is_some() {
+        node.add_property(property("stdout-path", TERMINAL_PATH));
+        node.add_property(property("linux,stdout-path", TERMINAL_PATH));
+    }
     if let Some((start, end)) = facts.initrd {
         node.add_property(property("linux,initrd-start", start));
         node.add_property(property("linux,initrd-end", end));
@@ -211,12 +213,15 @@ fn vdevice(facts: &Facts<'_>) -> DeviceTreeNode {
     node.add_property(property("#size-cells", 0_u32));
     node.add_property(property("#interrupt-cells", 2_u32));
     node.add_property(property("interrupt-controller", ""));
+    let Some(interrupt) = facts.terminal else {
+        return node;
+    };
     let mut vty = DeviceTreeNode::new_unchecked("vty@71000000");
     vty.add_property(property("name", "vty"));
     vty.add_property(property("device_type", "serial"));
     vty.add_property(property("compatible", "hvterm1"));
     vty.add_property(property("reg", papr::TERMINAL));
-    vty.add_property(property("interrupts", [facts.terminal, 0_u32]));
+    vty.add_property(property("interrupts", [interrupt, 0_u32]));
     node.add_child(vty);
     node
 }

@@ -7,7 +7,7 @@ use core::num::NonZeroU16;
 use core::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 
 use boot::Frames;
-use bundle::{Bundle, KernelFormat, VmConfig};
+use bundle::{Bundle, ConsoleUart, KernelFormat, VmConfig};
 use dtoolkit::model::DeviceTreeNode;
 use hal::{Clock, NotMemory};
 use papr::{Characteristics, Config, Kind, Platform, Source};
@@ -185,6 +185,7 @@ impl Vm {
         // Its number is in the table: nothing fails after the plan.
         machine.partitions.set(lpid, memory.partition_entry(), 0)?;
         let platform = Platform::new(Config {
+            terminal: (config.console.uart != ConsoleUart::None).then_some(papr::TERMINAL),
             cpus,
             sources: sources(devices.as_ref()),
             characteristics: machine.characteristics,
@@ -300,7 +301,7 @@ impl Vm {
                 base: u32::try_from(services).unwrap_or(0),
                 bytes: SERVICES,
             },
-            terminal: TERMINAL_SOURCE,
+            terminal: self.platform.config().terminal.map(|_| TERMINAL_SOURCE),
             devices: self.devices.as_ref(),
         };
         let tree = tree::build(self.machine.tree, &facts);

@@ -64,6 +64,8 @@ pub enum Line {
     Shared,
     /// On a serial line of the VM's own, which is none of the terminal's business.
     Own,
+    /// Nowhere: the VM has no console.
+    Absent,
 }
 
 #[derive(Debug)]
@@ -314,8 +316,12 @@ impl Terminal {
         self.editor.clear();
         if self.is_here(vm) {
             self.focus = vm;
-        } else if vm < self.vms.len() {
-            let text = format!("{} has a serial line of its own\n", self.name(vm));
+        } else if let Some(other) = self.vms.get(vm) {
+            let has = match other.at {
+                Line::Absent => "no console",
+                Line::Own | Line::Shared => "a serial line of its own",
+            };
+            let text = format!("{} has {has}\n", self.name(vm));
             self.print(text.as_bytes(), out);
         }
         if self.is_here(self.focus) {

@@ -142,6 +142,13 @@ fn a_vm_with_a_line_of_its_own_is_not_on_the_terminal() {
     );
     assert_eq!(screen.typed(b"y"), [Typed::Guest { vm: 1, byte: b'y' }]);
     screen.take();
+    screen.terminal.add("mute", Line::Absent);
+    screen.guest(1, b"x");
+    assert_eq!(screen.take(), "x", "still alone on it");
+    assert_eq!(screen.typed(&[ESCAPE, b'3']), []);
+    let shown = screen.take();
+    assert!(shown.contains("[mute] has no console"), "{shown}");
+    assert!(shown.contains("[here] has the keyboard"), "{shown}");
     let out = &mut screen.shown;
     screen
         .terminal

@@ -472,6 +472,7 @@ fn bundles(board: &'static str) -> Vec<Case> {
         ),
         refused("of garbage", Bundle::Garbage, &[]),
         not_acted_on(board),
+        without_console(board),
         not_made(board),
     ]
 }
@@ -479,19 +480,27 @@ fn bundles(board: &'static str) -> Vec<Case> {
 /// A VM is never run in another way than its manifest asks for.
 fn not_acted_on(board: &'static str) -> Case {
     macro_rules! manifest {
-        ($key:literal) => {
+        ($key:literal, $other:literal) => {
             Bundle::Unchecked(concat!(
                 "version = 1\n[[vm]]\nname = \"other\"\nmemory = \"256M\"\nkernel = \"off.bin\"\n",
                 "kernel_format = \"flat\"\n",
                 $key,
-                "\n[[vm]]\nname = \"mute\"\nmemory = \"256M\"\nkernel = \"off.bin\"\n",
-                "kernel_format = \"flat\"\nconsole = \"none\"\n"
+                "\n[[vm]]\nname = \"second\"\nmemory = \"256M\"\nkernel = \"off.bin\"\n",
+                "kernel_format = \"flat\"\n",
+                $other,
+                "\n"
             ))
         };
     }
-    let (manifest, key) = match board {
-        "pseries" => (manifest!("dtb = \"own.dtb\""), "dtb"),
-        _ => (manifest!("console = \"hvc\""), "console"),
+    let (manifest, keys) = match board {
+        "pseries" => (
+            manifest!("dtb = \"own.dtb\"", "console = \"pl011\""),
+            ["dtb", "console"],
+        ),
+        _ => (
+            manifest!("console = \"hvc\"", "console = \"hvc\"\nserial = 1"),
+            ["console", "console"],
+        ),
     };
     Case::new(
         board,
@@ -499,11 +508,39 @@ fn not_acted_on(board: &'static str) -> Case {
     )
     .bundle(manifest)
     .expect(&[
-        &format!("ERROR .*vm other: left out: {key}: not supported"),
-        "ERROR .*vm mute: left out: console: not supported",
+        &format!("ERROR .*vm other: left out: {}: not supported", keys[0]),
+        &format!("ERROR .*vm second: left out: {}: not supported", keys[1]),
         "verdict 1: no VM of the bundle can be run",
     ])
     .fatal()
+}
+
+/// The guest finds no console, and says so by the way it ends; the same guest finds that of a VM that has one.
+fn without_console(board: &'static str) -> Case {
+    macro_rules! manifest {
+        ($format:literal) => {
+            Bundle::Manifest(concat!(
+                "[[vm]]\nname = \"mute\"\nmemory = \"32M\"\nkernel = \"guest:mute\"\nkernel_format = \"",
+                $format,
+                "\"\nrestart = \"never\"\nconsole = \"none\"\n",
+                "[[vm]]\nname = \"loud\"\nmemory = \"32M\"\nkernel = \"guest:mute\"\nkernel_format = \"",
+                $format,
+                "\"\nrestart = \"never\"\nstart = \"after:mute\"\n"
+            ))
+        };
+    }
+    let manifest = match board {
+        "pseries" => manifest!("elf"),
+        _ => manifest!("flat"),
+    };
+    Case::new(board, "a VM without a console has none to be found")
+        .bundle(manifest)
+        .expect(&[
+            "vm mute: .* console none",
+            "vm mute: powered off",
+            "vm loud: reset",
+            "verdict 0: all VMs are off",
+        ])
 }
 
 /// A VM that cannot be made leaves no frame taken, whatever of it was there already.
