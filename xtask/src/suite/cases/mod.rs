@@ -655,4 +655,61 @@ mod tests {
             );
         }
     }
+
+    /// Whether the monitor has the keyboard once all is typed: while it has, the machine stays on, whatever its VMs do.
+    fn stays_in_monitor(case: &Case) -> bool {
+        const ESCAPE: char = '\x1d';
+        let text: String = case.typed.iter().map(|typed| typed.text.as_str()).collect();
+        let (mut open, mut line) = (false, String::new());
+        let mut keys = text.chars();
+        while let Some(key) = keys.next() {
+            match key {
+                ESCAPE => {
+                    open = match keys.next() {
+                        Some('m') => !open,
+                        Some('1'..='9') => false,
+                        _ => open,
+                    };
+                    line.clear();
+                }
+                '\r' => {
+                    let word = line.split_whitespace().next();
+                    open &= !matches!(word, Some("quit" | "focus"));
+                    line.clear();
+                }
+                _ => line.push(key),
+            }
+        }
+        open
+    }
+
+    #[test]
+    fn no_run_waits_for_a_machine_whose_monitor_is_left_open() {
+        for case in ["virt", "pseries"]
+            .iter()
+            .flat_map(|board| of_board(board, Extent::Full))
+        {
+            let waits = matches!(case.end, End::PowerOff(_)) && stays_in_monitor(&case);
+            assert!(
+                !waits,
+                "{}: `quit`, `focus` or `until_expected` is needed",
+                case.name
+            );
+        }
+    }
+
+    #[test]
+    fn a_monitor_that_is_left_open_is_noticed() {
+        let case = || Case::new("virt", "x").types(vms::MONITOR);
+        assert!(stays_in_monitor(&case()));
+        assert!(stays_in_monitor(&case().asks("stop one", &["stopped"])));
+        assert!(stays_in_monitor(&case().types("\x1d1").types(vms::MONITOR)));
+        assert!(!stays_in_monitor(&case().asks("quit", &["verdict 0"])));
+        assert!(!stays_in_monitor(&case().asks("focus one", &[])));
+        assert!(!stays_in_monitor(&case().types(vms::MONITOR)));
+        assert!(!stays_in_monitor(&case().types("\x1d2").types("echo\r")));
+        assert!(!stays_in_monitor(
+            &Case::new("virt", "x").types("poweroff -f\r")
+        ));
+    }
 }
