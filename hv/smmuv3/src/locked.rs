@@ -3,7 +3,7 @@
 use hal::{Clock, Mmio};
 
 use crate::identity::Identity;
-use crate::spec::{Cr0, Gbpa, IrqCtrl, regs};
+use crate::spec::{Cr0, Gbpa, regs};
 
 /// An SMMU that did not do as it was told. Nothing may be assumed about the devices behind it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -66,20 +66,21 @@ impl<M: Mmio> Locked<M> {
         if !Gbpa::from_bits(now).abort() {
             return Err(Error::WillNotAbort(now));
         }
-        let cr0 = Cr0::from_bits(mmio.read32(regs::CR0));
-        if cr0 != Cr0::new() {
-            mmio.write32(regs::CR0, 0);
-            wait(&mmio, clock, regs::CR0ACK, "CR0ACK", |v| v == 0)?;
-        }
-        if IrqCtrl::from_bits(mmio.read32(regs::IRQ_CTRL)) != IrqCtrl::new() {
-            mmio.write32(regs::IRQ_CTRL, 0);
-            wait(&mmio, clock, regs::IRQ_CTRLACK, "IRQ_CTRLACK", |v| v == 0)?;
-        }
+        let cr0 = turn_off(&mmio, clock, (regs::CR0, regs::CR0ACK), "CR0ACK")?;
+        turn_off(
+            &mmio,
+            clock,
+            (regs::IRQ_CTRL, regs::IRQ_CTRLACK),
+            "IRQ_CTRLACK",
+        )?;
         let identity = Identity::read(&mmio);
         Ok(Self {
             mmio,
             identity,
-            found: Found { cr0, gbpa },
+            found: Found {
+                cr0: Cr0::from_bits(cr0),
+                gbpa,
+            },
         })
     }
 
@@ -115,6 +116,25 @@ impl<M: Mmio> Locked<M> {
             gbpa: Gbpa::from_bits(self.mmio.read32(regs::GBPA)),
         }
     }
+}
+
+/// Clears a register of enables, and waits until that holds; gives what the register was. Whoever was here before may
+/// not have waited: a field is not to be written while it follows an earlier write, and one that reads 0 may not have
+/// followed. [IHI 0070 §6.3.9]
+fn turn_off(
+    mmio: &impl Mmio,
+    clock: &impl Clock,
+    (control, acknowledge): (usize, usize),
+    name: &'static str,
+) -> Result<u32, Error> {
+    let found = mmio.read32(control);
+    if found != 0 {
+        // One that will not follow what it was told before may yet follow this.
+        let _ = wait(mmio, clock, acknowledge, name, |v| v == found);
+        mmio.write32(control, 0);
+    }
+    wait(mmio, clock, acknowledge, name, |v| v == 0)?;
+    Ok(found)
 }
 
 /// Reads a register until `done`, at least twice however slow the reads are.
@@ -161,6 +181,8 @@ mod tests {
         slow: u32,
         pending: Cell<u32>,
         sticky_bypass: bool,
+        /// `CR0ACK` when `CR0` was written last.
+        acknowledged: Cell<u32>,
         writes: RefCell<Vec<(usize, u64)>>,
     }
 
@@ -175,6 +197,7 @@ mod tests {
                 slow,
                 pending: Cell::new(0),
                 sticky_bypass: false,
+                acknowledged: Cell::new(0),
                 writes: RefCell::default(),
             }
         }
@@ -216,7 +239,10 @@ mod tests {
         fn write8(&self, _: usize, _: u8) {}
         fn write16(&self, _: usize, _: u16) {}
         fn write32(&self, offset: usize, value: u32) {
-            self.pending.set(self.slow);
+            if offset == regs::CR0 {
+                self.acknowledged.set(self.store.read32(regs::CR0ACK));
+            }
+            self.pending.set(self.slow.max(self.pending.get()));
             self.writes.borrow_mut().push((offset, value.into()));
             self.store.write32(offset, value);
         }
@@ -242,6 +268,25 @@ mod tests {
             *model.writes.borrow(),
             [(regs::GBPA, 0x8010_1000), (regs::CR0, 0)]
         );
+    }
+
+    #[test]
+    fn an_update_that_whoever_was_here_before_did_not_wait_for_is_waited_for() {
+        // Turned off a moment ago: what it translates, it translates still.
+        let model = Model::new(0, 0);
+        model.store.preset(regs::CR0ACK, 4, 0xd);
+        model.pending.set(50);
+        let locked = Locked::take(&model, &FakeClock::default()).unwrap();
+        assert_eq!(model.store.read32(regs::CR0ACK), 0);
+        assert_eq!(locked.state().cr0.into_bits(), 0);
+        // Turned on a moment ago: nothing is written while it follows. [IHI 0070 §6.3.9]
+        let model = Model::new(0xd, 0);
+        model.store.preset(regs::CR0ACK, 4, 0);
+        model.pending.set(50);
+        Locked::take(&model, &FakeClock::default()).unwrap();
+        let written = model.writes.borrow().clone();
+        assert_eq!(written, [(regs::GBPA, 0x8010_1000), (regs::CR0, 0)]);
+        assert_eq!(model.acknowledged.get(), 0xd, "when CR0 was written");
     }
 
     #[test]
