@@ -55,7 +55,7 @@ pub use pci::{
     ConfigAccess, Ddw, DmaWindow, HostBridge, IdMap, IdRange, IntxMap, Prefetch, Window, WindowKind,
 };
 pub use rtas::Rtas;
-pub use smmu::{Master, Smmu, SmmuInterrupts};
+pub use smmu::{Master, RegisterPages, Smmu, SmmuInterrupts};
 pub use tree::{Node, Tree, blob_size};
 pub use uart::{Uart, UartKind};
 

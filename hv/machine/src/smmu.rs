@@ -17,6 +17,8 @@ use crate::{
 pub struct Smmu {
     /// Its registers: page 0, and page 1 at 64 KiB.
     pub registers: Span<Pa>,
+    /// Where those of page 1 are.
+    pub pages: RegisterPages,
     /// Its wired interrupts.
     pub interrupts: SmmuInterrupts,
     /// Whether its table walks see the CPUs' caches. IDR0.COHACC says the same.
@@ -27,6 +29,26 @@ pub struct Smmu {
     pub msi_parent: Option<usize>,
     /// Where it is in the tree.
     pub path: NodePath,
+}
+
+/// Where an SMMU's registers of page 1 are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RegisterPages {
+    /// In page 1.
+    Two,
+    /// In page 0, at the same offsets: Cavium's ThunderX2
+    /// [Linux, Documentation/arch/arm64/silicon-errata.rst: 74].
+    One,
+}
+
+impl RegisterPages {
+    /// The bytes of the registers.
+    const fn bytes(self) -> u64 {
+        match self {
+            Self::One => 0x1_0000,
+            Self::Two => 0x2_0000,
+        }
+    }
 }
 
 /// The wired interrupts of an SMMU [IHI 0070 §3.18].
@@ -62,8 +84,19 @@ pub(crate) fn smmu(node: Node<'_, '_>) -> Result<Option<Smmu>, Error> {
     }
     let lines = interrupts(node)?;
     let get = |name| named(node, &lines, name);
+    let registers = first_register(node)?;
+    let pages = match node.has("cavium,cn9900-broken-page1-regspace") {
+        true => RegisterPages::One,
+        false => RegisterPages::Two,
+    };
+    // An access beyond would meet whatever is there.
+    if registers.len().is_some_and(|bytes| bytes < pages.bytes()) {
+        let bytes = registers.len().unwrap_or(0);
+        return Err(node.error("reg", Problem::Value(bytes)));
+    }
     Ok(Some(Smmu {
-        registers: first_register(node)?,
+        registers,
+        pages,
         interrupts: SmmuInterrupts {
             event_queue: get("eventq"),
             pri_queue: get("priq"),

@@ -30,6 +30,26 @@ pub struct Locked<M> {
     mmio: M,
     identity: Identity,
     found: Found,
+    pages: Pages,
+}
+
+/// Where the registers of page 1 are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Pages {
+    /// In page 1.
+    Two,
+    /// In page 0, at the same offsets.
+    One,
+}
+
+impl Pages {
+    /// The offset of a register of page 1.
+    pub(crate) const fn at(self, register: usize) -> usize {
+        match self {
+            Self::Two => register,
+            Self::One => register & 0xffff,
+        }
+    }
 }
 
 /// How firmware left an SMMU.
@@ -81,6 +101,7 @@ impl<M: Mmio> Locked<M> {
                 cr0: Cr0::from_bits(cr0),
                 gbpa,
             },
+            pages: Pages::Two,
         })
     }
 
@@ -92,9 +113,17 @@ impl<M: Mmio> Locked<M> {
         self
     }
 
+    /// The same, as one whose registers of page 1 are in page 0, for which the platform has to vouch: Cavium's
+    /// ThunderX2 [Linux, Documentation/arch/arm64/silicon-errata.rst: 74].
+    #[must_use]
+    pub fn with_one_page(mut self) -> Self {
+        self.pages = Pages::One;
+        self
+    }
+
     /// Its registers and identity, for a driver that turns it on.
-    pub(crate) fn into_parts(self) -> (M, Identity) {
-        (self.mmio, self.identity)
+    pub(crate) fn into_parts(self) -> (M, Identity, Pages) {
+        (self.mmio, self.identity, self.pages)
     }
 
     /// What it says of itself.

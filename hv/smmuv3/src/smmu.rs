@@ -7,7 +7,7 @@ use types::{Address, Pa, StreamId};
 
 use crate::errata::Errata;
 use crate::identity::Identity;
-use crate::locked::Locked;
+use crate::locked::{Locked, Pages};
 use crate::shared::Shared;
 use crate::spec::queue::{self, Shape};
 use crate::spec::{
@@ -138,6 +138,7 @@ pub struct Drained {
 pub struct Smmu<M, P, F, C> {
     mmio: M,
     identity: Identity,
+    pages: Pages,
     errata: Errata,
     memory: Shared<P>,
     frames: F,
@@ -163,7 +164,7 @@ impl<M: Mmio, P: SharedMemory, F: FrameAllocator, C: Clock> Smmu<M, P, F, C> {
     /// # Errors
     /// [`Error`]; the SMMU is off and aborts everything.
     pub fn enable(locked: Locked<M>, memory: P, frames: F, clock: C) -> Result<Self, Error> {
-        let (mmio, identity) = locked.into_parts();
+        let (mmio, identity, pages) = locked.into_parts();
         identity.usable()?;
         let walks = match identity.idr0.cohacc() {
             true => Walks::Coherent,
@@ -195,6 +196,7 @@ impl<M: Mmio, P: SharedMemory, F: FrameAllocator, C: Clock> Smmu<M, P, F, C> {
             errata: Errata::of(identity.iidr),
             mmio,
             identity,
+            pages,
             memory,
             frames,
             clock,
@@ -247,8 +249,8 @@ impl<M: Mmio, P: SharedMemory, F: FrameAllocator, C: Clock> Smmu<M, P, F, C> {
         self.send(&[Command::CFGI_ALL, Command::TlbiNsnhAll])?;
         let base = queue::base(self.events.base.bits(), self.events.shape);
         self.mmio.write64(regs::EVENTQ_BASE, base);
-        self.mmio.write32(regs::EVENTQ_PROD, 0);
-        self.mmio.write32(regs::EVENTQ_CONS, 0);
+        self.mmio.write32(self.pages.at(regs::EVENTQ_PROD), 0);
+        self.mmio.write32(self.pages.at(regs::EVENTQ_CONS), 0);
         let cr0 = cr0.with_eventqen(true);
         self.set_cr0(cr0)?;
         if self.identity.idr0.msi() {
@@ -611,8 +613,8 @@ impl<M: Mmio, P: SharedMemory, F: FrameAllocator, C: Clock> Smmu<M, P, F, C> {
     /// interrupt; allocates nothing.
     pub fn drain(&mut self, budget: usize, mut each: impl FnMut(Event)) -> Drained {
         let mut drained = Drained::default();
-        let producer = self.mmio.read32(regs::EVENTQ_PROD);
-        let acknowledged = self.mmio.read32(regs::EVENTQ_CONS);
+        let producer = self.mmio.read32(self.pages.at(regs::EVENTQ_PROD));
+        let acknowledged = self.mmio.read32(self.pages.at(regs::EVENTQ_CONS));
         drained.lost = (producer ^ acknowledged) & queue::OVERFLOW != 0;
         // Records are read after the index that says they are there.
         self.memory.barrier();
@@ -643,10 +645,11 @@ impl<M: Mmio, P: SharedMemory, F: FrameAllocator, C: Clock> Smmu<M, P, F, C> {
         // The records have been read before their places are given back.
         self.memory.barrier();
         let consumer = self.events.index | producer & queue::OVERFLOW;
-        self.mmio.write32(regs::EVENTQ_CONS, consumer);
+        self.mmio
+            .write32(self.pages.at(regs::EVENTQ_CONS), consumer);
         // Only a queue that was empty interrupts when a record comes: for one that came since the producer was read there
         // is no interrupt. [IHI 0070 §3.18]
-        let producer = self.mmio.read32(regs::EVENTQ_PROD);
+        let producer = self.mmio.read32(self.pages.at(regs::EVENTQ_PROD));
         drained.more |= !shape.is_empty(self.events.index, shape.mask(producer));
         drained
     }

@@ -10,7 +10,7 @@ use boot::Devices;
 use gic::{Its, Lpis, Snoop};
 use hal::Clock;
 use iommu::{Coherence, DeviceDescription, GroupId, Iommu, MsiRoute, Path, Residence, UnitId};
-use machine::{Coherency, ConfigAccess, Machine};
+use machine::{Coherency, ConfigAccess, Machine, RegisterPages};
 use pci::{BusRange, Ecam, FunctionReset};
 use smmuv3::{Locked, Platform, Smmu, SmmuBackend};
 use spin::Mutex;
@@ -59,16 +59,24 @@ impl Hardware {
         // By the SMMU's place in the tree: the unit it has become.
         let mut unit_of = Vec::new();
         for (index, locked) in smmus.into_iter().enumerate() {
-            let told = machine.smmus.get(index).map(|smmu| smmu.coherency);
-            let locked = match told {
+            let told = machine.smmus.get(index);
+            let locked = match told.map(|smmu| smmu.coherency) {
                 Some(Coherency::Coherent) => locked,
                 Some(Coherency::NonCoherent) | None => locked.without_snooping(),
+            };
+            let locked = match told.map(|smmu| smmu.pages) {
+                Some(RegisterPages::One) => locked.with_one_page(),
+                Some(RegisterPages::Two) | None => locked,
             };
             match Smmu::enable(locked, ram, frames, SystemCounter) {
                 Ok(smmu) => {
                     log::info!("smmu{index}: on: every stream aborts until a VM has it");
-                    let lines = machine.smmus.get(index).map(|smmu| smmu.interrupts);
-                    let lines = lines.unwrap_or_default();
+                    let lines = told.map(|smmu| smmu.interrupts).unwrap_or_default();
+                    if lines.event_queue.or(lines.combined).is_none() {
+                        log::warn!(
+                            "smmu{index}: no wire for its events: nobody is told what it refuses"
+                        );
+                    }
                     units.push(Unit {
                         name: format!("smmu{index}"),
                         event: lines.event_queue.or(lines.combined),

@@ -5,7 +5,7 @@ use types::{Bdf, Pa, Span, StreamId};
 use super::samples::{GIC, N, SMMU, node, virt};
 use crate::{
     Coherency, Conduit, ConfigAccess, CpuStatus, EnableMethod, Error, InterruptController, Machine,
-    Note, Prefetch, Problem, PsciVersion, Trigger, UartKind, WindowKind,
+    Note, Prefetch, Problem, PsciVersion, RegisterPages, Trigger, UartKind, WindowKind,
 };
 
 fn read(tree: N) -> Machine {
@@ -410,6 +410,26 @@ fn an_its_snoops_unless_the_tree_or_the_machine_says_otherwise() {
     assert_eq!(its(machine), Coherency::NonCoherent);
     let other = virt(1).text("compatible", &["rockchip,rk3399"]);
     assert_eq!(its(other), Coherency::Coherent);
+}
+
+#[test]
+fn an_smmu_whose_registers_do_not_fit_is_refused_and_thunderx2_has_one_page_of_them() {
+    let with = |bytes, broken: bool| {
+        let tree = virt(1).edit(&["smmuv3@9050000"], |n| {
+            let n = n.cells("reg", &[0, 0x0905_0000, 0, bytes]);
+            match broken {
+                true => n.flag("cavium,cn9900-broken-page1-regspace"),
+                false => n,
+            }
+        });
+        let machine = Machine::from_fdt(&tree.blob()).ok()?;
+        Some(machine.smmus[0].pages)
+    };
+    assert_eq!(with(0x2_0000, false), Some(RegisterPages::Two));
+    assert_eq!(with(0x1_0000, true), Some(RegisterPages::One));
+    assert_eq!(with(0x2_0000, true), Some(RegisterPages::One));
+    assert_eq!(with(0x1_0000, false), None);
+    assert_eq!(with(0x1000, true), None);
 }
 
 #[test]

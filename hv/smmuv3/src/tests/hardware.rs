@@ -48,6 +48,8 @@ pub(super) struct Hardware {
     pub(super) snoops_commands: Cell<Option<&'static FakeCache<'static>>>,
     /// Commands that invalidate are consumed and not carried out.
     pub(super) deaf: Cell<bool>,
+    /// The registers of page 1 are in page 0.
+    pub(super) one_page: Cell<bool>,
     /// Commands since the last `CMD_SYNC`, and the most there were.
     pub(super) unsynced: Cell<(u32, u32)>,
 }
@@ -90,6 +92,7 @@ impl Hardware {
             interrupts: Cell::new(0),
             snoops_commands: Cell::new(None),
             deaf: Cell::new(false),
+            one_page: Cell::new(false),
             unsynced: Cell::default(),
         }
     }
@@ -127,6 +130,18 @@ impl Hardware {
 
     fn has_ats(&self) -> bool {
         Idr0::from_bits(u32::try_from(self.get(regs::IDR0)).unwrap()).ats()
+    }
+
+    /// The register at an offset.
+    fn at(&self, offset: usize) -> usize {
+        if !self.one_page.get() {
+            return offset;
+        }
+        match offset {
+            0xa8 | 0xac => offset | 0x1_0000,
+            0..0x1_0000 => offset,
+            _ => panic!("there is no page 1"),
+        }
     }
 
     fn set(&self, register: usize, value: u64) {
@@ -333,7 +348,7 @@ impl Mmio for &'static Hardware {
         panic!("no 16-bit registers")
     }
     fn read32(&self, offset: usize) -> u32 {
-        u32::try_from(self.get(offset)).unwrap()
+        u32::try_from(self.get(self.at(offset))).unwrap()
     }
     fn read64(&self, offset: usize) -> u64 {
         self.get(offset)
@@ -345,6 +360,7 @@ impl Mmio for &'static Hardware {
         panic!("no 16-bit registers")
     }
     fn write32(&self, offset: usize, value: u32) {
+        let offset = self.at(offset);
         let value = match offset {
             // The update is done at once.
             regs::GBPA => value & !(1 << 31),

@@ -11,7 +11,7 @@ use types::{Pa, StreamId};
 
 use super::hardware::{Hardware, Ranges, Vmids};
 use super::leak;
-use crate::spec::{Command, Iidr, Ste, SteConfig, Walks, regs};
+use crate::spec::{Command, Event, Iidr, Ste, SteConfig, Walks, regs};
 use crate::{Error, Locked, Platform, Smmu, SmmuBackend, Unusable};
 
 type Memory = &'static FakeMemory;
@@ -24,7 +24,10 @@ fn driver(with: impl FnOnce(Hardware) -> Hardware) -> (&'static Hardware, Result
     let frames = leak(FakeFrames::new(memory));
     let hardware = Hardware::new(memory, Ranges::Yes, Vmids::Short, Walks::Coherent);
     let hardware = leak(with(hardware));
-    let locked = Locked::take(hardware, &FakeClock::default()).unwrap();
+    let mut locked = Locked::take(hardware, &FakeClock::default()).unwrap();
+    if hardware.one_page.get() {
+        locked = locked.with_one_page();
+    }
     let driver = Smmu::enable(locked, memory, frames, FakeClock::default());
     (hardware, driver)
 }
@@ -146,4 +149,18 @@ fn broadcast_maintenance_is_ignored_and_streams_out_of_the_table_are_recorded() 
     let (hardware, driver) = driver(|hardware| hardware);
     assert!(!driver.unwrap().is_off());
     assert_eq!(hardware.get(regs::CR2), 1 << 2 | 1 << 1, "PTM, RECINVSID");
+}
+
+#[test]
+fn records_are_read_where_page_1_is_in_page_0() {
+    let (hardware, driver) = driver(|hardware| {
+        hardware.one_page.set(true);
+        hardware
+    });
+    let mut driver = driver.unwrap();
+    hardware.record(Event([0x10, 0, 0x1000, 0]));
+    let mut seen = 0;
+    let drained = driver.drain(16, |_| seen += 1);
+    assert_eq!((drained.records, seen), (1, 1));
+    assert_eq!(driver.drain(16, |_| seen += 1).records, 0);
 }
