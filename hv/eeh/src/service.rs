@@ -59,8 +59,9 @@ impl Service {
     }
 }
 
-const HARDWARE: i32 = -1;
 const PARAMETER: i32 = -3;
+/// The PE is in a state from which this leads nowhere: to be asked for again.
+const UNEXPECTED: i32 = -7;
 /// `ibm,slot-error-detail`: there is no log.
 const NO_LOG: i32 = 1;
 
@@ -161,11 +162,9 @@ impl Pe {
                 }
             }
             (Service::SetReset, &[_, _, _, kind], 1) => self.set_reset(kind),
-            (Service::Configure, &[_, _, _], 1) => match self.state() {
-                // The bridges have nothing that an error or a reset takes away.
-                State::Normal | State::DmaStopped | State::Stopped => Outcome::status(0),
-                State::Reset | State::Gone => Outcome::status(HARDWARE),
-            },
+            // The bridges have nothing that an error or a reset takes away; nor is this where a guest
+            // hears of hardware that does not follow.
+            (Service::Configure, &[_, _, _], 1) => Outcome::status(0),
             (Service::ErrorDetail, &[_, _, _, _, _, _, _, 1 | 2], 1) => Outcome::status(NO_LOG),
             _ => Outcome::status(PARAMETER),
         }
@@ -176,6 +175,7 @@ impl Pe {
         const ENABLE: u32 = 1;
         const THAW_REGISTERS: u32 = 2;
         const THAW_DMA: u32 = 3;
+        // [LoPAR ibm,set-slot-reset, PE State Control]
         match (option, self.state()) {
             (DISABLE, _) => {
                 self.enable(Enabled::No);
@@ -188,13 +188,15 @@ impl Pe {
             (THAW_REGISTERS, State::Stopped) => {
                 Outcome::done(self.to(State::DmaStopped, Effect::AllowRegisters))
             }
-            (THAW_REGISTERS, State::Normal | State::DmaStopped) => Outcome::status(0),
             (THAW_DMA, State::DmaStopped) => {
                 Outcome::done(self.to(State::Normal, Effect::AllowDma))
             }
-            (THAW_DMA, State::Normal) => Outcome::status(0),
+            // What lets it through is not to be let through.
+            (THAW_REGISTERS, State::Normal | State::DmaStopped) | (THAW_DMA, State::Normal) => {
+                Outcome::status(PARAMETER)
+            }
             // Registers come first; a reset is ended, not thawed; what is gone is gone.
-            (THAW_REGISTERS | THAW_DMA, _) => Outcome::status(HARDWARE),
+            (THAW_REGISTERS | THAW_DMA, _) => Outcome::status(UNEXPECTED),
             _ => Outcome::status(PARAMETER),
         }
     }
@@ -207,10 +209,11 @@ impl Pe {
             _ => return Outcome::status(PARAMETER),
         };
         match (kind, self.state()) {
-            (_, State::Gone) => Outcome::status(HARDWARE),
-            (Some(kind), _) => Outcome::done(self.to(State::Reset, Effect::AssertReset(kind))),
+            (_, State::Gone) | (None, State::Stopped) => Outcome::status(UNEXPECTED),
+            (None, State::DmaStopped) => Outcome::status(PARAMETER),
+            (None, State::Normal) | (Some(_), State::Reset) => Outcome::status(0),
             (None, State::Reset) => Outcome::done(self.to(State::Normal, Effect::DeassertReset)),
-            (None, _) => Outcome::status(0),
+            (Some(kind), _) => Outcome::done(self.to(State::Reset, Effect::AssertReset(kind))),
         }
     }
 }

@@ -124,7 +124,7 @@ fn a_driver_that_can_recovers_without_a_reset() {
     let mut rig = Rig::new();
     assert_eq!(rig.freeze(1), Frozen::Now);
     assert_eq!(rig.state(), 2);
-    assert_eq!(rig.option(3), -1, "registers come first");
+    assert_eq!(rig.option(3), -7, "registers come first");
     assert_eq!(rig.option(2), 0);
     assert_eq!(rig.state(), 4);
     assert_eq!(rig.call(Service::ErrorDetail, &[0, 0, 0, 0, 1], 1).0, 1);
@@ -141,8 +141,8 @@ fn any_other_recovers_by_a_reset() {
         assert_eq!(rig.freeze(1), Frozen::Now);
         assert_eq!(rig.reset(kind), 0);
         assert_eq!(rig.state(), 1);
-        assert_eq!(rig.option(2), -1);
-        assert_eq!(rig.call(Service::Configure, &[], 1).0, -1);
+        assert_eq!(rig.option(2), -7);
+        assert_eq!(rig.call(Service::Configure, &[], 1).0, 0);
         assert_eq!(rig.reset(0), 0);
         assert_eq!(rig.state(), 0);
         assert_eq!(rig.call(Service::Configure, &[], 1).0, 0);
@@ -150,6 +150,43 @@ fn any_other_recovers_by_a_reset() {
         // Ending a reset that is none changes nothing.
         assert_eq!(rig.reset(0), 0);
         assert_eq!(rig.state(), 0);
+    }
+}
+
+#[test]
+fn what_a_call_comes_to_follows_from_the_state() {
+    // [LoPAR ibm,set-slot-reset, PE State Control]: for each state the statuses of registers back, DMA back, the end
+    // of a reset, a hot and a fundamental one; and the state that each leads to.
+    let states: [(&[u32], [(i32, u32); 5]); 4] = [
+        (&[], [(-3, 0), (-3, 0), (0, 0), (0, 1), (0, 1)]),
+        (&[1], [(-7, 1), (-7, 1), (0, 0), (0, 1), (0, 1)]),
+        (&[9], [(0, 4), (-7, 2), (-7, 2), (0, 1), (0, 1)]),
+        (&[9, 2], [(-3, 4), (0, 0), (-3, 4), (0, 1), (0, 1)]),
+    ];
+    for (way, outcomes) in states {
+        for (what, (status, state)) in outcomes.into_iter().enumerate() {
+            let mut rig = Rig::new();
+            for step in way {
+                match step {
+                    9 => assert_eq!(rig.freeze(1), Frozen::Now),
+                    2 => assert_eq!(rig.option(2), 0),
+                    kind => assert_eq!(rig.reset(*kind), 0),
+                }
+            }
+            let before = rig.resets.len();
+            let found = match what {
+                0 => rig.option(2),
+                1 => rig.option(3),
+                2 => rig.reset(0),
+                3 => rig.reset(1),
+                _ => rig.reset(3),
+            };
+            assert_eq!((found, rig.state()), (status, state), "{way:?} {what}");
+            let begun = usize::from(what > 2 && way != [1]);
+            assert_eq!(rig.resets.len(), before + begun, "one reset at a time");
+            assert_eq!(rig.call(Service::Configure, &[], 1).0, 0);
+            assert_eq!(rig.state(), state);
+        }
     }
 }
 
@@ -183,10 +220,10 @@ fn too_many_errors_end_it() {
     let (status, values) = rig.call(Service::ReadState, &[], 5);
     assert_eq!((status, values), (0, [5, 1, 0, 0].into()));
     for option in [2, 3] {
-        assert_eq!(rig.option(option), -1);
+        assert_eq!(rig.option(option), -7);
     }
     for kind in [0, 1, 3] {
-        assert_eq!(rig.reset(kind), -1);
+        assert_eq!(rig.reset(kind), -7);
     }
     assert_eq!(rig.freeze(1 << 40), Frozen::Already);
     let effect = rig.pe.restart();
@@ -297,7 +334,7 @@ proptest! {
                     }
                     let (status, values) = rig.call(*service, &rest, results);
                     prop_assert!(values.is_empty() || values.len() + 1 == results);
-                    prop_assert!((-3..=1).contains(&status));
+                    prop_assert!((-3..=1).contains(&status) || status == -7);
                 }
                 None => {
                     rig.freeze(now * 100);

@@ -143,7 +143,8 @@ pub(crate) fn run(edu: Edu, bridge: u64) -> Result<(), Failure> {
             return fail("a message got through", [errors, 0]);
         }
         // Registers, then DMA.
-        if pe.service(SET_OPTION, &[3]) != -1
+        if pe.service(SET_OPTION, &[3]) != -7
+            || pe.service(SET_RESET, &[0]) != -7
             || pe.service(SET_OPTION, &[2]) != 0
             || pe.state() != 4
         {
@@ -164,6 +165,8 @@ pub(crate) fn run(edu: Edu, bridge: u64) -> Result<(), Failure> {
     let reset = pe.inject(BUS, own, 1) == 0
         && pe.service(SET_RESET, &[1]) == 0
         && pe.state() == 1
+        && pe.service(SET_RESET, &[3]) == 0
+        && pe.service(SET_OPTION, &[2]) == -7
         && edu.identity() == u32::MAX
         && pe.service(SET_RESET, &[0]) == 0
         && pe.state() == 0;
