@@ -14,7 +14,8 @@
 //! 3. It thaws (registers first, DMA later) or resets. Each service gives an [`Effect`].
 //! 4. An effect that cannot be carried out is [`Pe::fail`]: the PE is gone for good.
 //!
-//! Too many errors in an hour ([`Limits`]) end a PE, too, whatever the guest would do.
+//! Too many errors in an hour ([`Limits`]) end a PE, too, and so does a guest that says that an error is permanent:
+//! until the VM starts again, or gets the host bridge again ([`Pe::restart`]).
 #![no_std]
 #![forbid(unsafe_code)]
 #![cfg_attr(
@@ -33,11 +34,13 @@ extern crate alloc;
 extern crate std;
 
 mod inject;
+mod log;
 mod pe;
 mod service;
 #[cfg(test)]
 mod tests;
 
 pub use inject::{ERRORS, ErrorService, Injection, Victim, WORK_AREA, victim};
+pub use log::LOG;
 pub use pe::{Cause, Effect, Frozen, Limits, MOST_REMEMBERED, Pe, Reset, State};
-pub use service::{Outcome, Service};
+pub use service::{Outcome, Service, log_buffer};

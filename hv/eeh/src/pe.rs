@@ -13,7 +13,7 @@ pub enum State {
     Stopped,
     /// 4: accesses to registers, no DMA.
     DmaStopped,
-    /// 5: nothing, for good.
+    /// 5: nothing, until the VM starts again.
     Gone,
 }
 
@@ -133,6 +133,8 @@ pub struct Pe {
     times: [u64; MOST_REMEMBERED],
     /// Errors so far.
     freezes: u64,
+    /// Its hardware does not follow: it stays gone.
+    dead: bool,
 }
 
 impl Pe {
@@ -148,6 +150,7 @@ impl Pe {
             limits,
             times: [0; MOST_REMEMBERED],
             freezes: 0,
+            dead: false,
         }
     }
 
@@ -222,21 +225,24 @@ impl Pe {
         (Frozen::Now, Effect::Stop)
     }
 
-    /// An [`Effect`] could not be carried out: the PE is gone. The effect is [`Effect::Stop`] as far as
+    /// An [`Effect`] could not be carried out: the PE is gone for good. The effect is [`Effect::Stop`] as far as
     /// the hardware does anything.
     pub fn fail(&mut self) -> Effect {
+        self.dead = true;
         self.state = State::Gone;
         Effect::Stop
     }
 
-    /// The VM is reset: all is well again, as far as the PE is not gone. Errors are not forgotten. To be
-    /// called again after each effect, until that is [`Effect::None`].
+    /// The VM is reset, or has the host bridge again: all is well, as far as the hardware follows. Errors are not
+    /// forgotten: where there were too many, the next one is. To be called again after each effect, until that is
+    /// [`Effect::None`]. [LoPAR ibm,slot-error-detail, R1-13]
     pub fn restart(&mut self) -> Effect {
         self.enabled = false;
         match self.state {
-            State::Normal | State::Gone => Effect::None,
+            State::Normal => Effect::None,
+            State::Gone if self.dead => Effect::None,
             State::Reset => self.to(State::Normal, Effect::DeassertReset),
-            State::Stopped | State::DmaStopped => {
+            State::Stopped | State::DmaStopped | State::Gone => {
                 // By way of a reset, which leaves nothing of what stopped it.
                 self.to(State::Reset, Effect::AssertReset(Reset::Hot))
             }

@@ -79,9 +79,16 @@ pub struct Outcome {
     pub effect: Effect,
     values: [u32; 4],
     count: usize,
+    has_log: bool,
 }
 
 impl Outcome {
+    /// Whether [`Pe::log`] is to be put where the arguments say ([`log_buffer`]).
+    #[must_use]
+    pub fn has_log(&self) -> bool {
+        self.has_log
+    }
+
     /// The results behind the status.
     #[must_use]
     pub fn values(&self) -> &[u32] {
@@ -94,6 +101,7 @@ impl Outcome {
             effect: Effect::None,
             values: [0; 4],
             count: 0,
+            has_log: false,
         }
     }
 
@@ -113,6 +121,15 @@ impl Outcome {
             *to = value;
         }
         outcome
+    }
+}
+
+/// Where a log goes, and how much of it, by the arguments of [`Service::ErrorDetail`].
+#[must_use]
+pub fn log_buffer(arguments: &[u32]) -> Option<(u32, usize)> {
+    match arguments {
+        [_, _, _, _, _, at, room, _] => Some((*at, usize::try_from(*room).ok()?)),
+        _ => None,
     }
 }
 
@@ -165,7 +182,9 @@ impl Pe {
             // The bridges have nothing that an error or a reset takes away; nor is this where a guest
             // hears of hardware that does not follow.
             (Service::Configure, &[_, _, _], 1) => Outcome::status(0),
-            (Service::ErrorDetail, &[_, _, _, _, _, _, _, 1 | 2], 1) => Outcome::status(NO_LOG),
+            (Service::ErrorDetail, &[_, _, _, _, _, _, _, severity @ (1 | 2)], 1) => {
+                self.error_detail(severity)
+            }
             _ => Outcome::status(PARAMETER),
         }
     }
@@ -198,6 +217,24 @@ impl Pe {
             // Registers come first; a reset is ended, not thawed; what is gone is gone.
             (THAW_REGISTERS | THAW_DMA, _) => Outcome::status(UNEXPECTED),
             _ => Outcome::status(PARAMETER),
+        }
+    }
+
+    /// What stopped it, as long as it is stopped. An error that the guest calls permanent ends the PE. [LoPAR
+    /// ibm,slot-error-detail, R1-4 to R1-12]
+    fn error_detail(&mut self, severity: u32) -> Outcome {
+        const PERMANENT: u32 = 2;
+        let before = self.state();
+        let has_log = !matches!(before, State::Normal | State::Reset);
+        let effect = if severity == PERMANENT && before != State::Gone {
+            self.to(State::Gone, Effect::Stop)
+        } else {
+            Effect::None
+        };
+        Outcome {
+            has_log,
+            effect,
+            ..Outcome::status(if has_log { 0 } else { NO_LOG })
         }
     }
 

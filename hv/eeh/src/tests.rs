@@ -96,6 +96,25 @@ impl Rig {
         self.call(Service::SetOption, &[option], 1).0
     }
 
+    /// False once all is well.
+    fn restart(&mut self) -> bool {
+        let effect = self.pe.restart();
+        self.carry_out(effect);
+        effect != Effect::None
+    }
+
+    /// The status; with a log where that is 0, and only there.
+    fn detail(&mut self, severity: u32) -> i32 {
+        let arguments = [PE, 0x0800_0000, 0x2000_0001, 0, 0, 0x5000, 0x800, severity];
+        let outcome = self
+            .pe
+            .service(Service::ErrorDetail, &arguments, 1, |_| false);
+        self.carry_out(outcome.effect);
+        assert_eq!(outcome.has_log(), outcome.status == 0);
+        assert_eq!(log_buffer(&arguments), Some((0x5000, 0x800)));
+        outcome.status
+    }
+
     fn reset(&mut self, kind: u32) -> i32 {
         self.call(Service::SetReset, &[kind], 1).0
     }
@@ -127,7 +146,7 @@ fn a_driver_that_can_recovers_without_a_reset() {
     assert_eq!(rig.option(3), -7, "registers come first");
     assert_eq!(rig.option(2), 0);
     assert_eq!(rig.state(), 4);
-    assert_eq!(rig.call(Service::ErrorDetail, &[0, 0, 0, 0, 1], 1).0, 1);
+    assert_eq!(rig.detail(1), 0);
     assert_eq!(rig.call(Service::Configure, &[], 1).0, 0);
     assert_eq!(rig.option(3), 0);
     assert_eq!(rig.state(), 0);
@@ -157,7 +176,8 @@ fn any_other_recovers_by_a_reset() {
 fn what_a_call_comes_to_follows_from_the_state() {
     // [LoPAR ibm,set-slot-reset, PE State Control]: for each state the statuses of registers back, DMA back, the end
     // of a reset, a hot and a fundamental one; and the state that each leads to.
-    let states: [(&[u32], [(i32, u32); 5]); 4] = [
+    type Comes = [(i32, u32); 5];
+    let states: [(&[u32], Comes); 4] = [
         (&[], [(-3, 0), (-3, 0), (0, 0), (0, 1), (0, 1)]),
         (&[1], [(-7, 1), (-7, 1), (0, 0), (0, 1), (0, 1)]),
         (&[9], [(0, 4), (-7, 2), (-7, 2), (0, 1), (0, 1)]),
@@ -226,9 +246,13 @@ fn too_many_errors_end_it() {
         assert_eq!(rig.reset(kind), -7);
     }
     assert_eq!(rig.freeze(1 << 40), Frozen::Already);
-    let effect = rig.pe.restart();
-    rig.carry_out(effect);
-    assert_eq!(rig.state(), 5, "nor does a reset of the VM bring it back");
+    // A VM that starts again has it again, and its errors are not forgotten.
+    for _ in 0..2 {
+        let effect = rig.pe.restart();
+        rig.carry_out(effect);
+    }
+    assert_eq!(rig.state(), 0);
+    assert_eq!(rig.freeze(8 * 60), Frozen::TooMany);
 }
 
 #[test]
@@ -258,6 +282,78 @@ fn hardware_that_does_not_follow_is_the_end() {
     let effect = rig.pe.fail();
     rig.carry_out(effect);
     assert_eq!(rig.state(), 5);
+    // Whoever starts again: it is the hardware that is gone.
+    assert_eq!(rig.pe.restart(), Effect::None);
+    assert_eq!(rig.state(), 5);
+}
+
+#[test]
+fn there_is_a_log_as_long_as_it_is_stopped() {
+    let mut rig = Rig::new();
+    assert_eq!(rig.detail(1), 1);
+    rig.freeze(1);
+    for _ in 0..2 {
+        assert_eq!((rig.detail(1), rig.state()), (0, 2));
+    }
+    rig.option(2);
+    assert_eq!((rig.detail(1), rig.state()), (0, 4));
+    rig.reset(1);
+    assert_eq!(rig.detail(1), 1);
+    rig.reset(0);
+    assert_eq!(rig.detail(1), 1);
+    for severity in [0, 3, u32::MAX] {
+        rig.freeze(1);
+        assert_eq!(rig.detail(severity), -3);
+    }
+}
+
+#[test]
+fn what_the_guest_calls_permanent_is_gone() {
+    for way in [&[][..], &[9], &[9, 2], &[1]] {
+        let mut rig = Rig::new();
+        for step in way {
+            match step {
+                9 => assert_eq!(rig.freeze(1), Frozen::Now),
+                2 => assert_eq!(rig.option(2), 0),
+                kind => assert_eq!(rig.reset(*kind), 0),
+            }
+        }
+        let status = i32::from(!way.contains(&9));
+        assert_eq!((rig.detail(2), rig.state()), (status, 5), "{way:?}");
+        // From then on there is one, however often it is asked for.
+        assert_eq!((rig.detail(1), rig.detail(2), rig.state()), (0, 0, 5));
+        assert_eq!((rig.reset(1), rig.option(2), rig.state()), (-7, -7, 5));
+        while rig.restart() {}
+        assert_eq!((rig.detail(1), rig.state()), (1, 0));
+    }
+}
+
+#[test]
+fn a_log_says_what_stopped_it() {
+    let mut pe = Pe::new(BUID, BUS, Limits::USUAL);
+    let at = 0x2000_8000_1234;
+    let _ = pe.freeze(Cause::Registers { at }, 1);
+    let log = pe.log();
+    // The fixed part: what follows it is as long as it says.
+    assert_eq!(log[..8], [6, 0x94, 0x20, 224, 0, 0, 0, 168]);
+    assert_eq!(log.len(), 8 + 168);
+    // Sections follow one another, and are three.
+    let mut place = 24;
+    for name in [b"PH", b"UH", b"PS"] {
+        assert_eq!(&log[place..place + 2], name);
+        place += usize::from(u16::from_be_bytes([log[place + 2], log[place + 3]]));
+    }
+    assert_eq!(place, log.len());
+    assert_eq!(log[24 + 0x1b], 3);
+    assert_eq!(log[72 + 8..72 + 11], [0x30, 0, 0x40]);
+    let word = |place: usize| u32::from_be_bytes(*log[place..].first_chunk().unwrap());
+    assert_eq!(
+        [0x10, 0x14, 0x18, 0x1c].map(|n| word(96 + n)),
+        [2, 0x2000, 0x8000_1234, PE]
+    );
+    assert_eq!(&log[96 + 0x30..], b"EEH REGISTERS                   ");
+    let _ = pe.fail();
+    assert_eq!(pe.log()[72 + 10], 0x48);
 }
 
 #[test]

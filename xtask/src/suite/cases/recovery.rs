@@ -94,6 +94,17 @@ fn recovered() -> Case {
         .expect(&["EEH: Unable to recover from failure|permanently disabled"])
         .types("while [ -e /dev/nvme0n1 ]; do usleep 100000; done; echo gone-$((6*7))\r")
         .expect(&["gone-42"])
+        // It said so to the platform, too. A VM that starts again has its disk again.
+        .types(MONITOR)
+        .asks("devices linux", &["PE 00000001: Gone, 6 errors"])
+        .asks("restart linux", &["linux: running"])
+        .asks("focus linux", &["has the keyboard"])
+        .expect(&["EEH: Capable adapter found: recovery enabled", "/ # "])
+        .types("head -c 4096 /dev/nvme0n1 | wc -c; echo again-$((6*7))\r")
+        .expect(&["4096", "again-42"])
+        .types(MONITOR)
+        .asks("devices linux", &["PE 00000001: Normal, 6 errors", " 0 wrong"])
+        .asks("focus linux", &["has the keyboard"])
         .types("poweroff -f\r")
         .expect(&["vm linux: powered off", "verdict 0"]);
     case.check = Check::Judged(judge);

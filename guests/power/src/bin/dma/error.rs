@@ -17,6 +17,13 @@ const BUS_64: u32 = 15;
 const SET_OPTION: u32 = 0x2020;
 const READ_STATE: u32 = 0x2022;
 const SET_RESET: u32 = 0x2023;
+const ERROR_DETAIL: u32 = 0x2025;
+/// Where logs go: lists are here, too.
+const LOG: u64 = LIST;
+/// The head of a log: version 6, an error, by PCI, of the platform; 168 bytes follow.
+const HEAD: u64 = 0x0694_20e0_0000_00a8;
+/// What its name ends with.
+const BLANKS: u64 = u64::from_be_bytes([b' '; 8]);
 /// How long a DMA that must not arrive is waited for, in microseconds.
 const QUIET_US: u64 = 150_000;
 
@@ -35,7 +42,7 @@ fn cells(at: u64, cells: &[u32]) {
 impl Pe {
     fn service(&self, token: u32, more: &[u32]) -> i32 {
         let [at, high, low] = self.edu.function.name();
-        let mut all = [at, high, low, 0];
+        let mut all = [at, high, low, 0, 0, 0, 0, 0];
         all[3..3 + more.len()].copy_from_slice(more);
         let [status] = rtas::service(0, token, &all[..3 + more.len()]);
         status
@@ -54,6 +61,14 @@ impl Pe {
         }
         let [status] = rtas::service(0, INJECT, &[kind, self.token, LIST as u32]);
         status
+    }
+
+    /// Asks for a log of at most `room` bytes: the status, and the log's first two words.
+    fn log(&self, room: u32, severity: u32) -> (i32, [u64; 2]) {
+        memory::zero(LOG, 0x1000);
+        let status = self.service(ERROR_DETAIL, &[0, 0, LOG as u32, room, severity]);
+        let words = [LOG, LOG + 168].map(|at| u64::from_be(memory::read(at)));
+        (status, words)
     }
 
     /// Whether what the device writes arrives.
@@ -124,6 +139,15 @@ pub(crate) fn run(edu: Edu, bridge: u64) -> Result<(), Failure> {
             return fail("the PE is not stopped", [pe.state() as u64, kind.into()]);
         }
         errors += 1;
+        // A log as long as it is stopped, as far as there is room for it in memory.
+        let logs = pe.log(2048, 1) == (0, [HEAD, BLANKS])
+            && pe.log(8, 1) == (0, [HEAD, 0])
+            && pe.log(0, 1) == (0, [0, 0])
+            && pe.service(ERROR_DETAIL, &[0, 0, u32::MAX - 8, 2048, 1]) == -3
+            && pe.state() == 2;
+        if !logs {
+            return fail("there is no log of an error", [pe.state() as u64, errors]);
+        }
         if pe.inject(kind, own, function) != -1 {
             return fail("a PE that is stopped has another error", [errors, 0]);
         }
@@ -162,6 +186,10 @@ pub(crate) fn run(edu: Edu, bridge: u64) -> Result<(), Failure> {
         }
     }
     // A reset is the other way.
+    let none = pe.log(2048, 1);
+    if none != (1, [0, 0]) {
+        return fail("there is a log of no error", [none.0 as u64, none.1[0]]);
+    }
     let reset = pe.inject(BUS, own, 1) == 0
         && pe.service(SET_RESET, &[1]) == 0
         && pe.state() == 1
@@ -178,6 +206,15 @@ pub(crate) fn run(edu: Edu, bridge: u64) -> Result<(), Failure> {
     let [closed] = rtas::service(0, CLOSE, &[pe.token]);
     if wrong != -4 || closed != 0 || pe.inject(BUS, own, 0) != -4 {
         return fail("it does not close", [wrong as u64, closed as u64]);
+    }
+    // What the guest calls permanent.
+    let gone = pe.log(2048, 2).0 == 1
+        && pe.state() == 5
+        && edu.identity() == u32::MAX
+        && pe.service(SET_RESET, &[1]) == -7
+        && pe.log(2048, 1) == (0, [HEAD, BLANKS]);
+    if !gone {
+        return fail("a permanent error is none", [pe.state() as u64, 0]);
     }
     println!("dma verdict: error ok: errors={}", errors + 1);
     Ok(())

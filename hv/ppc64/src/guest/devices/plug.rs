@@ -15,6 +15,7 @@ use vtce::Progress;
 use crate::hardware::Shared;
 
 use super::connectors::slot;
+use super::recovery::answer;
 use super::registers::{Shown, bars};
 use super::{Devices, Held, PARAMETER, View};
 
@@ -153,6 +154,7 @@ impl Devices {
     /// What a service for errors says of a bridge that is away.
     pub(super) fn recover_away(
         &self,
+        view: View<'_>,
         service: Service,
         arguments: &[u32],
         results: usize,
@@ -166,6 +168,6 @@ impl Devices {
         let exists = |config| self.exists(bridge, config);
         // There is no hardware to do anything to.
         let outcome = away.pe.service(service, arguments, results, exists);
-        Served::new(outcome.status, outcome.values())
+        answer(&away.pe, &outcome, arguments, view)
     }
 }

@@ -48,7 +48,7 @@ impl Devices {
         let mut all = self.held.lock();
         let mut found = all.iter_mut();
         let Some(held) = found.find(|held| !held.returns && held.pe.is_meant(arguments)) else {
-            return self.recover_away(service, arguments, results);
+            return self.recover_away(view, service, arguments, results);
         };
         let ends = service == Service::SetReset && arguments.get(3) == Some(&END);
         if ends && held.pe.state() == eeh::State::Reset && !self.poll_resets(held) {
@@ -70,7 +70,7 @@ impl Devices {
         if service == Service::SetOption {
             self.show(held, view);
         }
-        Served::new(outcome.status, outcome.values())
+        answer(&held.pe, &outcome, arguments, view)
     }
 
     /// Whether a configuration address names a function.
@@ -336,6 +336,25 @@ pub(super) enum Masters {
     AsWanted,
     /// None.
     None,
+}
+
+/// What a service comes to, with the log where the guest wants it.
+pub(super) fn answer(
+    pe: &eeh::Pe,
+    outcome: &eeh::Outcome,
+    arguments: &[u32],
+    view: View<'_>,
+) -> Served {
+    if outcome.has_log()
+        && let Some((at, room)) = eeh::log_buffer(arguments)
+    {
+        let log = pe.log();
+        let log = log.get(..room).unwrap_or(&log);
+        if view.memory.write(at.into(), log).is_err() {
+            return Served::new(PARAMETER, &[]);
+        }
+    }
+    Served::new(outcome.status, outcome.values())
 }
 
 /// What can be taken from a function that has no reset: interrupts; bus mastering is off.
