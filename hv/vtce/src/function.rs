@@ -123,9 +123,22 @@ const MSIX_ENABLES: u32 = 0xc000;
 /// On, and how many vectors.
 const MSI_ENABLES: u32 = 0x0071;
 
+/// What a function is for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Role {
+    /// It is a device.
+    #[default]
+    Device,
+    /// It forwards to devices: that it does so for registers is no guest's to change, because the next one finds it
+    /// as this one leaves it.
+    Bridge,
+}
+
 /// Where the control registers of a function's messages are.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Controls {
+    /// What it is for.
+    pub role: Role,
     /// Of MSI.
     pub msi: Option<u32>,
     /// Of MSI-X.
@@ -156,7 +169,9 @@ impl Controls {
     pub fn write(self, register: u32, bytes: u32, value: u32) -> Option<Change> {
         let (mask, command) = match (register, bytes) {
             // With the status register behind it, of which nothing is written.
+            (COMMAND, 2 | 4) if self.role == Role::Bridge => (COMMAND_MASTER, None),
             (COMMAND, 2 | 4) => (COMMAND_ENABLES, Some(value)),
+            _ if self.role == Role::Bridge => return None,
             (control, 2) if Some(control) == self.msix => (MSIX_ENABLES, None),
             (control, 2) if Some(control) == self.msi => (MSI_ENABLES, None),
             _ => return None,
@@ -216,6 +231,7 @@ mod tests {
     #[test]
     fn the_enables_are_written_and_nothing_else() {
         let controls = Controls {
+            role: Role::Device,
             msi: Some(0x52),
             msix: Some(0x72),
         };
@@ -250,5 +266,34 @@ mod tests {
             (3, Some(7))
         );
         assert_eq!(Controls::default().write(0x52, 2, 1), None);
+    }
+
+    #[test]
+    fn a_bridge_forwards_to_registers_whatever_is_written() {
+        let bridge = Controls {
+            role: Role::Bridge,
+            msi: Some(0x52),
+            msix: Some(0x72),
+        };
+        for (bytes, old, value, new) in [(2, 0x0107, 0, 0x0103), (4, 0x0103, 0xffff, 0x0107)] {
+            let change = bridge.write(4, bytes, value).unwrap();
+            // Devices behind it do not master the bus where that is stopped.
+            assert_eq!(change.applied(old, Mastering::Stopped), new);
+            assert_eq!(change.command, None);
+        }
+        for (register, bytes) in [
+            (0x52, 2),
+            (0x72, 2),
+            (4, 1),
+            (0x1c, 2),
+            (0x20, 4),
+            (0x3e, 2),
+        ] {
+            assert_eq!(
+                bridge.write(register, bytes, u32::MAX),
+                None,
+                "{register:#x}"
+            );
+        }
     }
 }

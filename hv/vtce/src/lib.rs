@@ -50,7 +50,7 @@ pub use audit::Wrong;
 pub use bridge::{Bridge, BridgeOptions, Dma, GuestWindow, Policy, Progress, Properties, Refusal};
 pub use function::{
     COMMAND_MASTER, COMMAND_MEMORY, Change, Controls, FunctionCall, FunctionRequest,
-    FunctionService, Mastering,
+    FunctionService, Mastering, Role,
 };
 pub use hypercall::{Answer, HYPERCALLS, HYPERTAS};
 pub use service::{MOST_CLEARED, Outcome, Service};

@@ -3,7 +3,7 @@
 
 use bulkhead_vtce::{
     COMMAND_MASTER, Controls, FunctionCall, FunctionRequest, FunctionService, Mastering, Progress,
-    Status,
+    Role, Status,
 };
 use eeh::{Cause, Injection};
 
@@ -12,10 +12,12 @@ use super::{LISTS, World};
 /// Where the functions' controls of messages are; the second has none.
 const CONTROLS: [Controls; 2] = [
     Controls {
+        role: Role::Device,
         msi: Some(0x52),
         msix: Some(0x72),
     },
     Controls {
+        role: Role::Device,
         msi: None,
         msix: None,
     },

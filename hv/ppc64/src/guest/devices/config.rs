@@ -2,7 +2,7 @@
 
 use papr::Served;
 use pci::Function;
-use vtce::{COMMAND_MASTER, COMMAND_MEMORY, Controls, Mastering};
+use vtce::{COMMAND_MASTER, COMMAND_MEMORY, Controls, Mastering, Role};
 
 use super::{Devices, HARDWARE, Held, PARAMETER, View, address};
 
@@ -82,6 +82,11 @@ impl Devices {
         let capabilities = &function.capabilities;
         let control = |offset: u16| u32::from(offset) + 2;
         let controls = Controls {
+            role: if function.bridge().is_some() {
+                Role::Bridge
+            } else {
+                Role::Device
+            },
             msi: capabilities.msi.as_ref().map(|msi| control(msi.offset)),
             msix: capabilities.msix.as_ref().map(|msix| control(msix.offset)),
         };
