@@ -46,6 +46,7 @@ pub(super) fn cases() -> Vec<Case> {
         stormed(),
         raced(),
         reassigned(),
+        assigned(),
     ]
 }
 
@@ -263,6 +264,30 @@ fn raced() -> Case {
     ];
     case.check = Check::Judged(same_frames_of_race);
     case.timeout = Duration::from_secs(200);
+    case
+}
+
+/// Calls that change how many messages a device has, and those that do not; and what a guest does to a bridge.
+fn assigned() -> Case {
+    let mut case = Case::new(
+        BOARD,
+        "messages are asked for and refused without a loss, as many as there are sources, and a bridge goes on forwarding",
+    )
+    .bundle(Bundle::Manifest(concat!(
+        "[[vm]]\nname = \"assign\"\nmemory = \"32M\"\npin = [0]\nkernel = \"guest:dma\"\n",
+        "kernel_format = \"elf\"\nrestart = \"never\"\nappend = \"assign phb=1 bus=1 slot=1\"\n",
+        "devices = [ { host = \"phb:800000020000001\" } ]\n",
+    )))
+    .args(&["-device", "spapr-pci-host-bridge,index=1,id=p1"])
+    .args(&["-device", "pci-bridge,id=b1,chassis_nr=1,shpc=off,bus=p1.0,addr=0"])
+    .args(&["-device", "edu,dma_mask=0xffffffffffffffff,bus=b1,addr=1"])
+    .args(&["-device", "nvme,serial=many,msix_qsize=200,bus=p1.0,addr=2"])
+    .expect(&[
+        r"dma verdict: assign ok: messages=1[0-2]\d\r?$",
+        "verdict 0: all VMs are off",
+    ]);
+    case.forbids = vec![r"\] (ERROR|WARN)  |PANIC|EXCEPTION|FAILED".to_owned()];
+    case.timeout = Duration::from_secs(60);
     case
 }
 

@@ -103,7 +103,10 @@ fn recovered() -> Case {
         .types("head -c 4096 /dev/nvme0n1 | wc -c; echo again-$((6*7))\r")
         .expect(&["4096", "again-42"])
         .types(MONITOR)
-        .asks("devices linux", &["PE 00000001: Normal, 6 errors", " 0 wrong"])
+        .asks(
+            "devices linux",
+            &["PE 00000001: Normal, 6 errors", " 0 wrong"],
+        )
         .asks("focus linux", &["has the keyboard"])
         .types("poweroff -f\r")
         .expect(&["vm linux: powered off", "verdict 0"]);

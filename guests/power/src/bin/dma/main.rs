@@ -16,6 +16,7 @@
 //! | `storm` | a pin that is never taken down, for `us` (500000), its interrupts ended at once |
 //! | `plug` | writes entries with a DMA under way until its host bridge is taken away, looks at what is left, waits until it is back, and begins again |
 //! | `error` | injects errors into its own PE, by every way to say so, and looks what is stopped: registers, configuration space, DMA, messages |
+//! | `assign` | how many messages it has, by calls right and wrong, beside a bridge and a device of many |
 //! | `peer` | registers of the `edu` behind host bridge `other` by DMA, if `granted`; of one behind `foreign`, which another VM has, none |
 //! | `race` | with two CPUs: lists of entries by the second while the first removes the window that they go to, with a DMA to it under way |
 //! | `orphan` | registers of the `edu` behind host bridge `other` by DMA, until that one is taken away, and when it is given back |
@@ -28,6 +29,7 @@
 #![expect(unsafe_code, reason = "the guest has its memory to itself")]
 #![expect(clippy::cast_possible_truncation, reason = "small numbers")]
 
+mod assign;
 mod connector;
 mod error;
 mod forge;
@@ -51,9 +53,9 @@ use power_guests::{cpu, guest, println, rtas};
 
 guest! { main: main, secondary: secondary }
 
-const NAMES: [&str; 17] = [
-    "sweep", "watch", "forge", "messages", "flood", "linger", "pin", "storm", "leave", "plug",
-    "error", "peer", "race", "orphan", "services", "lists", "puts",
+const NAMES: [&str; 18] = [
+    "assign", "sweep", "watch", "forge", "messages", "flood", "linger", "pin", "storm", "leave",
+    "plug", "error", "peer", "race", "orphan", "services", "lists", "puts",
 ];
 
 /// Why a guest fails: what, and up to two numbers that show it.
@@ -98,6 +100,7 @@ fn main(options: Options) -> ! {
             "pin" => pin::run(edu, options),
             "storm" => pin::storm(edu, options),
             "leave" => pin::leave(edu, options),
+            "assign" => assign::run(edu, bridge),
             "error" => error::run(edu, bridge),
             "plug" => plug::run(edu, bridge),
             "linger" => linger::run(edu, bridge),

@@ -17,11 +17,8 @@ use super::peers::withdraw;
 use super::ready::Readiness;
 use super::recovery::Masters;
 use super::registers::{Shown, bars};
-use super::{Devices, FunctionState, Held, Memory, View, address, pins};
+use super::{Devices, FunctionState, Held, Memory, View, pins};
 use crate::hardware::{Bridge, Hardware, Shared};
-
-/// `ibm,change-msi`: MSI-X; of none.
-const MSIX: u32 = 4;
 
 /// Devices that a VM cannot have.
 #[derive(Debug, thiserror::Error)]
@@ -280,6 +277,7 @@ impl Devices {
             bdf: *bdf,
             masters: false,
             decodes: true,
+            messages: super::messages::Assigned::default(),
             shown: Shown::Nothing,
         });
         let mut held = Held {
@@ -389,17 +387,13 @@ impl Devices {
 
     /// No device of a bridge masters the bus or interrupts any more. True when that is certain.
     pub(super) fn silence(&self, held: &mut Held) -> bool {
-        let rtas = self.hardware.rtas;
         let buid = self.hardware.bridges[held.bridge].buid;
         let sure = self.set_masters(held, Masters::None);
         self.hardware.messages.forget_pins(buid);
         for function in &mut held.functions {
             function.masters = false;
-            let device = address(function.bdf);
-            self.hardware.messages.forget([buid, device.into()]);
-            // SAFETY: takes interrupts away; one that has none answers with an error.
-            let _ = unsafe { rtas.change_msi(buid, device, [MSIX, 0, 0]) };
         }
+        self.take_messages(held);
         sure
     }
 

@@ -247,6 +247,7 @@ impl Devices {
             let buid = self.hardware.bridges[held.bridge].buid;
             self.hardware.messages.stop_pins(buid);
             let off = self.set_masters(held, Masters::None);
+            self.take_messages(held);
             self.show(held, view);
             self.begin_resets(held);
             if !off {

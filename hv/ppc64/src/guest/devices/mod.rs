@@ -93,6 +93,8 @@ struct FunctionState {
     masters: bool,
     /// The guest lets its registers answer.
     decodes: bool,
+    /// How many messages it has.
+    messages: messages::Assigned,
     /// What the guest finds in the place of its registers.
     shown: Shown,
 }
