@@ -30,6 +30,8 @@ mod shell;
 mod suite;
 mod terminal;
 mod timings;
+#[cfg(test)]
+mod units;
 mod watch;
 mod workspace;
 
