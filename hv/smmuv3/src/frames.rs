@@ -8,6 +8,31 @@ use types::Pa;
 
 use crate::shared::Shared;
 
+/// Frames whose addresses have no more bits than an SMMU's: its registers keep no others, so that it would go elsewhere.
+/// [IHI 0070 §6.3.26]
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Within<'a, F> {
+    pub(crate) frames: &'a F,
+    /// `IDR5.OAS`.
+    pub(crate) bits: u8,
+}
+
+impl<F: FrameAllocator> FrameAllocator for Within<'_, F> {
+    fn alloc_zeroed(&self, order: u8) -> Result<Pa, OutOfFrames> {
+        let block = self.frames.alloc_zeroed(order)?;
+        // A block is aligned to its size.
+        if block.bits() >> self.bits == 0 {
+            return Ok(block);
+        }
+        self.frames.free(block, order);
+        Err(OutOfFrames { frames: 1 << order })
+    }
+
+    fn free(&self, block: Pa, order: u8) {
+        self.frames.free(block, order);
+    }
+}
+
 /// Frames whose zeroes an SMMU sees, whether it snoops or not, and which stay out of use once an SMMU
 /// may be walking them for ever.
 #[derive(Clone, Debug)]

@@ -6,6 +6,7 @@ use hal::{Clock, FrameAllocator, Mmio, NotMemory, OutOfFrames, SharedMemory};
 use types::{Address, Pa, StreamId};
 
 use crate::errata::Errata;
+use crate::frames::Within;
 use crate::identity::Identity;
 use crate::locked::{Locked, Pages};
 use crate::shared::Shared;
@@ -172,16 +173,20 @@ impl<M: Mmio, P: SharedMemory, F: FrameAllocator, C: Clock> Smmu<M, P, F, C> {
         };
         let memory = Shared::new(memory, walks);
         let sid_bits = identity.idr1.sidsize();
+        let within = Within {
+            frames: &frames,
+            bits: identity.idr5.oas_bits(),
+        };
         let streams = StreamTable::new(
             &memory,
-            &frames,
+            &within,
             sid_bits,
             Levels::of(identity.idr0.st_level(), sid_bits),
         )?;
         let log2 = COMMANDS.min(identity.idr1.cmdqs());
-        let commands = Ring::new(&memory, &frames, log2, command::BYTES);
+        let commands = Ring::new(&memory, &within, log2, command::BYTES);
         let log2 = EVENTS.min(identity.idr1.evtqs());
-        let events = Ring::new(&memory, &frames, log2, event::BYTES);
+        let events = Ring::new(&memory, &within, log2, event::BYTES);
         let (commands, events) = match (commands, events) {
             (Ok(commands), Ok(events)) => (commands, events),
             (commands, events) => {
@@ -533,7 +538,11 @@ impl<M: Mmio, P: SharedMemory, F: FrameAllocator, C: Clock> Smmu<M, P, F, C> {
 
     /// Changes the entry of a stream to what is said, step by step.
     fn change(&mut self, sid: StreamId, ste: Ste) -> Result<(), Error> {
-        let (slot, is_new) = self.streams.make(&self.memory, &self.frames, sid)?;
+        let within = Within {
+            frames: &self.frames,
+            bits: self.identity.idr5.oas_bits(),
+        };
+        let (slot, is_new) = self.streams.make(&self.memory, &within, sid)?;
         if is_new {
             self.forget(sid, Depth::All)?;
         }

@@ -132,6 +132,13 @@ impl Hardware {
         Idr0::from_bits(u32::try_from(self.get(regs::IDR0)).unwrap()).ats()
     }
 
+    /// With this `IDR5.OAS`.
+    pub(super) fn with_output_size(self, oas: u8) -> Self {
+        let idr5 = Idr5::from_bits(u32::try_from(self.get(regs::IDR5)).unwrap());
+        self.set(regs::IDR5, idr5.with_oas(oas).into_bits().into());
+        self
+    }
+
     /// The register at an offset.
     fn at(&self, offset: usize) -> usize {
         if !self.one_page.get() {

@@ -164,3 +164,25 @@ fn records_are_read_where_page_1_is_in_page_0() {
     assert_eq!((drained.records, seen), (1, 1));
     assert_eq!(driver.drain(16, |_| seen += 1).records, 0);
 }
+
+#[test]
+fn tables_and_queues_beyond_what_it_can_address_are_not_given_to_it() {
+    // It would take the address without its upper bits, and write records there.
+    let beyond = |oas| {
+        let memory = leak(FakeMemory::new(Pa::new(0x10_0000_0000).unwrap(), 4 << 20));
+        let frames = leak(FakeFrames::new(memory));
+        let hardware = Hardware::new(memory, Ranges::Yes, Vmids::Short, Walks::Coherent);
+        let hardware = leak(hardware.with_output_size(oas));
+        let locked = Locked::take(hardware, &FakeClock::default()).unwrap();
+        let driver = Smmu::enable(locked, memory, frames, FakeClock::default());
+        (
+            driver.map(|_| ()),
+            hardware.get(regs::CR0),
+            frames.live_blocks(),
+        )
+    };
+    let thirty_six_bits = 1;
+    assert_eq!(beyond(thirty_six_bits), (Err(Error::OutOfMemory), 0, 0));
+    let forty_bits = 2;
+    assert_eq!(beyond(forty_bits).0, Ok(()));
+}
