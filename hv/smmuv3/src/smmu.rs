@@ -147,6 +147,8 @@ pub struct Smmu<M, P, F, C> {
     streams: StreamTable,
     commands: Ring,
     events: Ring,
+    /// `EVENTQ_CONS.OVACKFLG` as it was written last.
+    overflow: u32,
     is_off: bool,
     /// It was to be turned off and did not confirm that.
     is_lost: bool,
@@ -208,6 +210,7 @@ impl<M: Mmio, P: SharedMemory, F: FrameAllocator, C: Clock> Smmu<M, P, F, C> {
             streams,
             commands,
             events,
+            overflow: 0,
             is_off: false,
             is_lost: false,
             muted: Vec::new(),
@@ -622,9 +625,9 @@ impl<M: Mmio, P: SharedMemory, F: FrameAllocator, C: Clock> Smmu<M, P, F, C> {
     /// interrupt; allocates nothing.
     pub fn drain(&mut self, budget: usize, mut each: impl FnMut(Event)) -> Drained {
         let mut drained = Drained::default();
-        let producer = self.mmio.read32(self.pages.at(regs::EVENTQ_PROD));
-        let acknowledged = self.mmio.read32(self.pages.at(regs::EVENTQ_CONS));
-        drained.lost = (producer ^ acknowledged) & queue::OVERFLOW != 0;
+        let at_producer = self.pages.at(regs::EVENTQ_PROD);
+        let producer = self.mmio.read32(at_producer);
+        drained.lost = (producer ^ self.overflow) & queue::OVERFLOW != 0;
         // Records are read after the index that says they are there.
         self.memory.barrier();
         let shape = self.events.shape;
@@ -653,12 +656,13 @@ impl<M: Mmio, P: SharedMemory, F: FrameAllocator, C: Clock> Smmu<M, P, F, C> {
         }
         // The records have been read before their places are given back.
         self.memory.barrier();
-        let consumer = self.events.index | producer & queue::OVERFLOW;
+        self.overflow = producer & queue::OVERFLOW;
+        let consumer = self.events.index | self.overflow;
         self.mmio
             .write32(self.pages.at(regs::EVENTQ_CONS), consumer);
         // Only a queue that was empty interrupts when a record comes: for one that came since the producer was read there
         // is no interrupt. [IHI 0070 §3.18]
-        let producer = self.mmio.read32(self.pages.at(regs::EVENTQ_PROD));
+        let producer = self.mmio.read32(at_producer);
         drained.more |= !shape.is_empty(self.events.index, shape.mask(producer));
         drained
     }
