@@ -16,11 +16,13 @@ mod address;
 mod ids;
 mod page;
 mod sort;
+mod width;
 
 pub use address::{Address, Iova, Ipa, Pa, Span, Va};
 pub use ids::{Asid, Bdf, Liobn, PeNumber, StreamId, SubstreamId, Vmid};
 pub use page::PageSize;
 pub use sort::{sort, sort_by_key};
+pub use width::Width;
 
 /// A value that does not fit the type it was offered to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

@@ -26,43 +26,7 @@ mod pl031;
 
 pub use pl011::{FIFO_DEPTH, Pl011};
 pub use pl031::Pl031;
-
-/// The width of one access to a device register.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Width {
-    /// 8 bits.
-    Byte,
-    /// 16 bits.
-    Half,
-    /// 32 bits.
-    Word,
-    /// 64 bits.
-    Double,
-}
-
-impl Width {
-    /// The width in bytes.
-    #[must_use]
-    pub const fn bytes(self) -> u8 {
-        match self {
-            Self::Byte => 1,
-            Self::Half => 2,
-            Self::Word => 4,
-            Self::Double => 8,
-        }
-    }
-
-    /// The bits an access of this width carries.
-    #[must_use]
-    pub const fn mask(self) -> u64 {
-        match self {
-            Self::Byte => 0xff,
-            Self::Half => 0xffff,
-            Self::Word => 0xffff_ffff,
-            Self::Double => u64::MAX,
-        }
-    }
-}
+pub use types::Width;
 
 /// A level-sensitive interrupt line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -104,15 +104,14 @@ mod priority;
 mod redistributor;
 mod sgi;
 mod vgic;
-mod width;
 
 pub use affinity::Affinity;
 pub use error::Error;
 pub use lpi::{FIRST_LPI, Lpi, LpiSource, LpiTables};
 pub use lr::{CpuContext, ListRegister, LrImage, MAX_LIST_REGISTERS};
 pub use mailbox::Kicks;
+pub use types::Width;
 pub use vgic::{Config, Level, Vgic};
-pub use width::Width;
 
 /// The most vCPUs of a VM.
 pub const MAX_VCPUS: usize = 64;

@@ -73,7 +73,7 @@ pub(crate) enum Effect {
 impl VcpuInterface {
     /// Reads the register at `offset` of the two frames.
     pub(crate) fn read_register(&self, identity: Identity, offset: u32, width: Width) -> u64 {
-        if !width.aligned(offset) {
+        if !width.is_aligned(offset) {
             return 0;
         }
         if let SGI_FRAME..=SGI_FRAME_LAST = offset {
@@ -112,7 +112,7 @@ impl VcpuInterface {
                 let first = (offset & 0x1f) as usize;
                 for (to, from) in value
                     .iter_mut()
-                    .take(width.bytes() as usize)
+                    .take(width.bytes().into())
                     .zip(self.priorities.iter().skip(first))
                 {
                     *to = *from;
@@ -138,7 +138,7 @@ impl VcpuInterface {
         width: Width,
         value: u64,
     ) -> Effect {
-        if !width.aligned(offset) {
+        if !width.is_aligned(offset) {
             return Effect::Nothing;
         }
         if let SGI_FRAME..=SGI_FRAME_LAST = offset {
@@ -188,7 +188,7 @@ impl VcpuInterface {
                     .iter_mut()
                     .skip(first)
                     .zip(value.to_le_bytes())
-                    .take(width.bytes() as usize)
+                    .take(width.bytes().into())
                 {
                     *to = from & PRIORITY_MASK;
                 }

@@ -148,15 +148,6 @@ impl Target {
     }
 }
 
-const fn gic_width(width: Width) -> vgic::Width {
-    match width {
-        Width::Byte => vgic::Width::Byte,
-        Width::Half => vgic::Width::Half,
-        Width::Word => vgic::Width::Word,
-        Width::Double => vgic::Width::Double,
-    }
-}
-
 /// A guest's read; `None` when nobody answers there.
 pub(crate) fn read(vm: &Vm, target: Target, width: Width) -> Option<(u64, Kicks)> {
     Some(match target {
@@ -175,16 +166,12 @@ pub(crate) fn read(vm: &Vm, target: Target, width: Width) -> Option<(u64, Kicks)
             let intid = vm.platform().rtc.as_ref()?.interrupt.intid();
             (value, carry_out(vm, intid, effects))
         }
-        Target::Distributor(offset) => (
-            vm.gic.read_distributor(offset, gic_width(width)),
-            Kicks::NONE,
-        ),
-        Target::Redistributor { vcpu, offset } => (
-            vm.gic.read_redistributor(vcpu, offset, gic_width(width)),
-            Kicks::NONE,
-        ),
+        Target::Distributor(offset) => (vm.gic.read_distributor(offset, width), Kicks::NONE),
+        Target::Redistributor { vcpu, offset } => {
+            (vm.gic.read_redistributor(vcpu, offset, width), Kicks::NONE)
+        }
         Target::Its(offset) => {
-            let value = vm.pci.as_ref()?.vits.read(offset, gic_width(width));
+            let value = vm.pci.as_ref()?.vits.read(offset, width);
             (value, Kicks::NONE)
         }
         Target::Smmu(offset) => {
@@ -212,15 +199,14 @@ pub(crate) fn write(vm: &Vm, target: Target, width: Width, value: u64) -> Option
             let effects = rtc.write(offset, width, value, seconds());
             carry_out(vm, vm.platform().rtc.as_ref()?.interrupt.intid(), effects)
         }
-        Target::Distributor(offset) => vm.gic.write_distributor(offset, gic_width(width), value),
+        Target::Distributor(offset) => vm.gic.write_distributor(offset, width, value),
         Target::Redistributor { vcpu, offset } => {
-            vm.gic
-                .write_redistributor(vcpu, offset, gic_width(width), value)
+            vm.gic.write_redistributor(vcpu, offset, width, value)
         }
         Target::Its(offset) => {
             let vits = &vm.pci.as_ref()?.vits;
             vm.gic
-                .post_lpis_to(vits.write(vm, offset, gic_width(width), value).post())
+                .post_lpis_to(vits.write(vm, offset, width, value).post())
         }
         Target::Smmu(offset) => {
             let (smmu, offset) = vm.pci.as_ref()?.smmu_at(offset)?;

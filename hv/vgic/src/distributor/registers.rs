@@ -122,7 +122,7 @@ pub(crate) const fn identification(offset: u32) -> u32 {
 impl Distributor {
     /// Reads the register at `offset`. What does not exist, or not at this width, reads as zero.
     pub(crate) fn read(&self, offset: u32, width: Width) -> u64 {
-        if !width.aligned(offset) {
+        if !width.is_aligned(offset) {
             return 0;
         }
         match (offset, width) {
@@ -130,7 +130,7 @@ impl Distributor {
                 let mut value = [0; 4];
                 for (byte, intid) in value
                     .iter_mut()
-                    .take(width.bytes() as usize)
+                    .take(width.bytes().into())
                     .zip(offset.wrapping_sub(IPRIORITYR)..)
                 {
                     *byte = self
@@ -181,7 +181,7 @@ impl Distributor {
     /// Writes the register at `offset`. What does not exist, or not at this width, ignores it.
     /// Returns the vCPUs that have to look.
     pub(crate) fn write(&mut self, offset: u32, width: Width, value: u64) -> Kicks {
-        if !width.aligned(offset) {
+        if !width.is_aligned(offset) {
             return Kicks::NONE;
         }
         match (offset, width) {
@@ -190,7 +190,7 @@ impl Distributor {
                 for (byte, intid) in low(value)
                     .to_le_bytes()
                     .into_iter()
-                    .take(width.bytes() as usize)
+                    .take(width.bytes().into())
                     .zip(offset.wrapping_sub(IPRIORITYR)..)
                 {
                     if let Some(spi) = self.spi_of(intid) {

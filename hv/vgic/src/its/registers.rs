@@ -142,7 +142,7 @@ impl Registers {
 
     /// Reads the register at `offset` of the control frame.
     pub(super) const fn read(&self, offset: u32, width: Width) -> u64 {
-        if !width.aligned(offset) {
+        if !width.is_aligned(offset) {
             return 0;
         }
         let wide = match offset & !7 {
@@ -173,7 +173,7 @@ impl Registers {
 
     /// Writes the register at `offset` of the control frame.
     pub(super) const fn write(&mut self, offset: u32, width: Width, value: u64) -> Effect {
-        if !width.aligned(offset) {
+        if !width.is_aligned(offset) {
             return Effect::Nothing;
         }
         if offset == CTLR && matches!(width, Width::Word) {
