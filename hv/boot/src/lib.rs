@@ -13,6 +13,7 @@ mod devices;
 mod frames;
 mod logger;
 mod options;
+mod self_test;
 mod taken;
 mod verdict;
 
