@@ -103,9 +103,6 @@ pub(crate) fn vms(machine: &Machine, bundle: &Bundle<'static>, holdings: Holding
         || memory::frames(frames),
         make,
     );
-    if vms.is_empty() {
-        panic::end(Verdict::Fatal("no VM of the bundle can be run"));
-    }
     for (core, vcpus) in cores.iter_mut().zip(vcpus) {
         core.vcpus = vcpus;
     }

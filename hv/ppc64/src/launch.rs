@@ -84,9 +84,6 @@ pub(crate) fn vms(
             Err(error) => Err(LeftOut::new(format!("{error}"))),
         },
     );
-    if vms.is_empty() {
-        panic::end(Verdict::Fatal("no VM of the bundle can be run"));
-    }
     for (core, vcpus) in cores.iter_mut().zip(vcpus) {
         core.vcpus = vcpus;
     }

@@ -40,6 +40,11 @@ fn microseconds<A: Arch>(ticks: u64) -> u64 {
     u64::try_from(us).unwrap_or(u64::MAX)
 }
 
+/// Whether a VM is off, but its devices are still on their way back: nobody else can have them yet.
+fn is_giving_back<A: Arch>(vm: &A::Vm) -> bool {
+    vm.lifecycle.is_off() && A::holds_devices(vm)
+}
+
 fn ran_us<A: Arch>(slot: &Slot<A::Vcpu, A::Beside>) -> u64 {
     microseconds::<A>(slot.clock.total(A::ticks()))
 }
@@ -51,17 +56,17 @@ impl<A: Arch> Guests<A> {
         let mut ends = false;
         wait::<A>(START_TIMEOUT_US, || {
             self.poll_starts(None);
-            let state = vm.lifecycle.state();
-            ends = state == State::Running && self.end_from_outside(vm, ending, A::this_core(self));
-            ends || matches!(state, State::Stopped | State::Failed)
+            ends =
+                vm.lifecycle.is_running() && self.end_from_outside(vm, ending, A::this_core(self));
+            ends || vm.lifecycle.is_off()
         });
         if !ends {
-            return Err(match vm.lifecycle.state() {
-                State::Stopped | State::Failed => Refusal::NotRunning,
-                State::Starting | State::Running | State::Ending(_) => Refusal::Stuck,
+            return Err(match vm.lifecycle.is_off() {
+                true => Refusal::NotRunning,
+                false => Refusal::Stuck,
             });
         }
-        let gone = || !matches!(vm.lifecycle.state(), State::Ending(_)) && !A::is_giving_back(vm);
+        let gone = || !matches!(vm.lifecycle.state(), State::Ending(_)) && !is_giving_back::<A>(vm);
         if wait::<A>(STOP_TIMEOUT_US, gone) {
             Ok(vm)
         } else {
@@ -112,7 +117,9 @@ impl<A: Arch> Control for &Guests<A> {
 
     fn start(&mut self, vm: usize) -> Result<(), Refusal> {
         // One that has just gone off by itself may have devices that this one wants.
-        wait::<A>(STOP_TIMEOUT_US, || !self.vms.iter().any(A::is_giving_back));
+        wait::<A>(STOP_TIMEOUT_US, || {
+            !self.vms.iter().any(is_giving_back::<A>)
+        });
         let vm = self.vm(vm)?;
         if !vm.lifecycle.claim() {
             return Err(Refusal::Running);

@@ -13,7 +13,7 @@ use types::{Bdf, Iova, Ipa};
 use crate::tenant::{Registers, Slot, Tenant};
 use crate::{
     Activity, Ended, Ending, Frames, Iommu, Line, Monitor, Next, Plug, Refusal, SharedTerminal,
-    State, Then, Turns, Typed, Walk, Wire, dependents, is_notable,
+    Then, Turns, Typed, Walk, Wire, dependents, is_notable,
 };
 
 /// A turn's rest shorter than this is not worth an entry into a guest.
@@ -96,8 +96,8 @@ pub trait Arch: Sized {
 
     /// The run is over, and all is well.
     fn power_off(reason: &str) -> !;
-    /// The run is over, because no VM can be run.
-    fn nothing_runs() -> !;
+    /// The run is over, because nothing can be done.
+    fn give_up(reason: &str) -> !;
     /// This core has nothing more to do: the run is over.
     fn park() -> !;
 
@@ -113,8 +113,9 @@ pub trait Arch: Sized {
     }
     /// A VM has ended: its devices reach nothing of it any more.
     fn give_back_devices(vm: &Self::Vm);
-    /// The VM is off, but its devices are still on their way back.
-    fn is_giving_back(_vm: &Self::Vm) -> bool {
+    /// Devices of the machine's are the VM's: from before it is made ready until they are back, which may be after
+    /// it has ended.
+    fn holds_devices(_vm: &Self::Vm) -> bool {
         false
     }
     /// A byte was typed for a VM; `from` is the core that has a vCPU on it, if one has.
@@ -169,8 +170,10 @@ pub trait Arch: Sized {
     ) -> Option<Result<(), Refusal>> {
         None
     }
-    /// Where DMA of a device goes.
-    fn stream(vm: &Self::Vm, device: Bdf, address: Iova) -> Option<Vec<String>>;
+    /// Where DMA of a device goes; `None` where streams are not known by device.
+    fn stream(_vm: &Self::Vm, _device: Bdf, _address: Iova) -> Option<Vec<String>> {
+        None
+    }
     /// The IOMMUs.
     fn iommus(&self) -> Vec<Iommu>;
     /// Memory of the hypervisor's.
@@ -200,7 +203,8 @@ pub struct Guests<A: Arch> {
 }
 
 impl<A: Arch> Guests<A> {
-    /// The VMs, of which those run that start at boot.
+    /// The VMs, of which those run that start at boot. Gives up when none can be run; when none is to start at boot, the
+    /// monitor has the keyboard.
     pub fn new(machine: A, vms: Vec<A::Vm>, cores: Vec<A::Core>) -> Self {
         for vm in &vms {
             A::terminal().add(&vm.name, A::line(vm));
@@ -212,11 +216,11 @@ impl<A: Arch> Guests<A> {
             }
         }
         if !vms.iter().any(|vm| vm.lifecycle.is_running()) {
-            if vms.iter().all(|vm| vm.start != Start::Boot) {
-                A::terminal().open_monitor();
-            } else {
-                A::nothing_runs();
+            let wait = |vm: &A::Vm| vm.start != Start::Boot;
+            if vms.is_empty() || !vms.iter().all(wait) {
+                A::give_up("no VM of the bundle can be run");
             }
+            A::terminal().open_monitor();
         }
         Self {
             machine,
@@ -551,7 +555,7 @@ impl<A: Arch> Guests<A> {
 
     /// The machine is off when no VM runs and nobody is at the monitor to start one.
     fn end_if_all_off(&self) {
-        let off = |vm: &A::Vm| matches!(vm.lifecycle.state(), State::Stopped | State::Failed);
+        let off = |vm: &A::Vm| vm.lifecycle.is_off();
         let nobody_leaves = self.leaving.load(Ordering::Acquire) == 0;
         if nobody_leaves && self.vms.iter().all(off) && !A::terminal().in_monitor() {
             self.power_off("all VMs are off");

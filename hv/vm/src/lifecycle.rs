@@ -159,6 +159,12 @@ impl Lifecycle {
         State::decode(self.state.load(Ordering::Acquire))
     }
 
+    /// Whether it is off: no vCPU of it is on a core, and none will be until it is started.
+    #[must_use]
+    pub fn is_off(&self) -> bool {
+        matches!(self.state(), State::Stopped | State::Failed)
+    }
+
     /// Whether its vCPUs may run. Asked before each entry into a guest, so it is one load and one
     /// comparison.
     #[inline]

@@ -59,8 +59,8 @@ impl vm::Arch for Machine {
         panic::end(Verdict::Good(reason))
     }
 
-    fn nothing_runs() -> ! {
-        panic::end(Verdict::Fatal("no VM of the bundle can be run"))
+    fn give_up(reason: &str) -> ! {
+        panic::end(Verdict::Fatal(reason))
     }
 
     fn park() -> ! {
@@ -79,8 +79,8 @@ impl vm::Arch for Machine {
         vm.give_back_devices();
     }
 
-    fn is_giving_back(vm: &Vm) -> bool {
-        vm.is_giving_back()
+    fn holds_devices(vm: &Vm) -> bool {
+        vm.holds_devices()
     }
 
     fn receive(guests: &Guests, vm: &Vm, byte: u8, from: usize) {

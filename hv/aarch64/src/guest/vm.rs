@@ -296,13 +296,9 @@ impl Vm {
         }
     }
 
-    /// Whether it is off, but its devices are still on their way back: nobody else can have them yet.
-    pub(crate) fn is_giving_back(&self) -> bool {
-        let is_off = matches!(
-            self.lifecycle.state(),
-            vm::State::Stopped | vm::State::Failed
-        );
-        is_off && self.has_devices.load(Ordering::Acquire)
+    /// Whether it has its devices.
+    pub(crate) fn holds_devices(&self) -> bool {
+        self.has_devices.load(Ordering::Acquire)
     }
 
     /// When to look again at resets of its devices, in ticks; `None` when none is under way.

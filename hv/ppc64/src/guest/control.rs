@@ -6,7 +6,7 @@ use core::sync::atomic::Ordering;
 
 use boot::{Frames, Verdict};
 use hal::Clock;
-use types::{Bdf, Iova, Ipa};
+use types::Ipa;
 use vm::{Arrival, Departure, Iommu, Line, Plug, Refusal, Registers, SharedTerminal, Walk};
 
 use super::devices::Devices;
@@ -66,8 +66,8 @@ impl vm::Arch for Platform {
         panic::end(Verdict::Good(reason))
     }
 
-    fn nothing_runs() -> ! {
-        panic::end(Verdict::Fatal("no VM of the bundle can be run"))
+    fn give_up(reason: &str) -> ! {
+        panic::end(Verdict::Fatal(reason))
     }
 
     fn park() -> ! {
@@ -90,9 +90,8 @@ impl vm::Arch for Platform {
         }
     }
 
-    fn is_giving_back(vm: &Vm) -> bool {
-        let off = matches!(vm.lifecycle.state(), vm::State::Stopped | vm::State::Failed);
-        off && vm.devices.as_ref().is_some_and(Devices::has_bridges)
+    fn holds_devices(vm: &Vm) -> bool {
+        vm.devices.as_ref().is_some_and(Devices::has_bridges)
     }
 
     fn receive(guests: &Guests, vm: &Vm, byte: u8, from: usize) {
@@ -171,8 +170,7 @@ impl vm::Arch for Platform {
         let leave = || surroundings.leave();
         let plugged = devices.plug(bridge, plug, surroundings.view(&leave));
         Some(plugged.and_then(|connector| {
-            let ended = matches!(vm.lifecycle.state(), vm::State::Stopped | vm::State::Failed);
-            if ended {
+            if vm.lifecycle.is_off() {
                 // It has ended meanwhile, and given back what it had then.
                 let _ = devices.give_back(&vm.memory);
                 return Err(Refusal::NotRunning);
@@ -185,10 +183,6 @@ impl vm::Arch for Platform {
             }
             Ok(())
         }))
-    }
-
-    fn stream(_: &Vm, _: Bdf, _: Iova) -> Option<Vec<String>> {
-        None
     }
 
     fn iommus(&self) -> Vec<Iommu> {

@@ -128,8 +128,8 @@ impl Arch for Machine {
         panic!("off: {reason}")
     }
 
-    fn nothing_runs() -> ! {
-        panic!("nothing runs")
+    fn give_up(reason: &str) -> ! {
+        panic!("gives up: {reason}")
     }
 
     fn park() -> ! {
@@ -541,7 +541,7 @@ fn registers_are_those_of_the_core_or_of_memory_and_a_core_that_is_silent_is_stu
 }
 
 #[test]
-#[should_panic(expected = "nothing runs")]
+#[should_panic(expected = "gives up: no VM of the bundle can be run")]
 fn without_a_vm_that_runs_there_is_no_run() {
     let broken = vm(0, &[0], |_| {});
     broken.refusals.set(1);
@@ -549,8 +549,15 @@ fn without_a_vm_that_runs_there_is_no_run() {
 }
 
 #[test]
+#[should_panic(expected = "gives up: no VM of the bundle can be run")]
+fn without_any_vm_there_is_no_run() {
+    let _ = World::new(Vec::new());
+}
+
+#[test]
 fn with_none_at_boot_the_monitor_opens() {
     let world = World::new(vec![vm(0, &[0], |config| config.start = Start::Manual)]);
     assert!(Machine::terminal().in_monitor());
     assert_eq!(world.state(0), State::Stopped);
+    assert!(world.guests.vms[0].lifecycle.is_off());
 }
