@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use serde::Deserialize;
 
 use crate::board::{Arch, Board};
@@ -92,14 +92,30 @@ pub(crate) fn command(options: &BuildOptions) -> Result<u8> {
     };
     disk::ensure_room(Work::Build)?;
     let toolchain = toolchain::provide()?;
-    for arch in arches {
-        let start = Instant::now();
-        let built = build_with(&toolchain, arch, options.profile(), options.contents())?;
+    let start = Instant::now();
+    let one = |arch| {
+        let built = build_with(&toolchain, arch, options.profile(), options.contents());
+        (built, start.elapsed())
+    };
+    // Both at once: an image is made from all crates in the end, and only one processor can do that.
+    let ended = std::thread::scope(|scope| {
+        let threads: Vec<_> = arches
+            .iter()
+            .map(|&arch| scope.spawn(move || one(arch)))
+            .collect();
+        threads
+            .into_iter()
+            .map(|thread| thread.join())
+            .collect::<Vec<_>>()
+    });
+    for (arch, ended) in arches.iter().zip(ended) {
+        let (built, took) = ended.map_err(|_| anyhow!("building for {arch} panicked"))?;
+        let built = built?;
         show!(
             "{arch}: {} ({} KiB loaded, {:.1} s)",
             built.load.display(),
             built.size.div_ceil(1024),
-            start.elapsed().as_secs_f64()
+            took.as_secs_f64()
         );
     }
     Ok(0)
@@ -161,6 +177,14 @@ fn apart(elf: &Path, whole: Option<&[u8]>) -> Result<PathBuf> {
     Ok(own)
 }
 
+/// Where cargo builds for an architecture. Two builds in one folder wait for each other.
+pub(crate) fn folder(arch: Arch) -> PathBuf {
+    match arch {
+        Arch::Aarch64 => workspace::target_dir(),
+        Arch::Ppc64 => workspace::target_dir().join("power"),
+    }
+}
+
 /// Where cargo puts the hypervisor.
 fn program(arch: Arch, profile: Profile) -> PathBuf {
     let target = arch.target();
@@ -169,7 +193,7 @@ fn program(arch: Arch, profile: Profile) -> PathBuf {
         Profile::Debug => "debug",
         Profile::Release => "release",
     };
-    let dir = workspace::target_dir().join(target).join(profile);
+    let dir = folder(arch).join(target).join(profile);
     dir.join(arch.package())
 }
 
@@ -181,6 +205,7 @@ pub(crate) fn cargo(toolchain: &Toolchain, arch: Arch, verb: &str) -> Command {
         .arg(verb)
         .arg("--locked");
     command.args(["--target", &arch.target()]);
+    command.arg("--target-dir").arg(folder(arch));
     if arch == Arch::Ppc64 {
         command.arg("-Zjson-target-spec");
     }
@@ -190,8 +215,7 @@ pub(crate) fn cargo(toolchain: &Toolchain, arch: Arch, verb: &str) -> Command {
             "-Zbuild-std-features=compiler-builtins-mem,optimize_for_size",
         ]);
     }
-    // POWER needs it. With another value for Arm, all that both share would be stale after each build of the other:
-    // build scripts look at it.
+    // `core` from source and `#[optimize]` need it.
     command.env("RUSTC_BOOTSTRAP", "1");
     command
 }
@@ -285,6 +309,22 @@ pub(crate) fn report(arch: Arch, built: &Built) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn no_build_waits_for_that_of_another_architecture() {
+        let toolchain = toolchain::provide().unwrap();
+        let folders = Arch::ALL.map(|arch| {
+            let command = cargo(&toolchain, arch, "build");
+            let mut args = command.get_args().map(std::ffi::OsStr::to_owned);
+            args.find(|arg| arg == "--target-dir").unwrap();
+            let given = PathBuf::from(args.next().unwrap());
+            assert!(program(arch, Profile::Release).starts_with(&given));
+            given
+        });
+        let [arm, power] = folders;
+        assert_ne!(arm, power);
+        assert_eq!(power.parent(), Some(&*workspace::target_dir()));
+    }
 
     #[test]
     fn the_program_is_found_among_cargos_messages() {
