@@ -215,9 +215,46 @@ pub(crate) fn cargo(toolchain: &Toolchain, arch: Arch, verb: &str) -> Command {
             "-Zbuild-std-features=compiler-builtins-mem,optimize_for_size",
         ]);
     }
+    // An image says the same of itself wherever it was built, and says it shorter.
+    let target = arch.target();
+    let triple = Path::new(&target).file_stem().unwrap_or_default();
+    command.arg("--config").arg(format!(
+        "target.{}.rustflags={:?}",
+        triple.to_string_lossy(),
+        without_prefixes(&toolchain.foreign_sources())
+    ));
     // `core` from source and `#[optimize]` need it.
     command.env("RUSTC_BOOTSTRAP", "1");
     command
+}
+
+/// Flags of the compiler that take prefixes off the names of sources.
+fn without_prefixes(folders: &[PathBuf]) -> Vec<String> {
+    folders
+        .iter()
+        .map(|folder| format!("--remap-path-prefix={}=", folder.display()))
+        .collect()
+}
+
+/// Whether what is loaded of an image says where it was built.
+///
+/// # Errors
+/// It does; or it cannot be read.
+pub(crate) fn says_nothing_of_us(toolchain: &Toolchain, built: &Built) -> Result<()> {
+    let loaded = image::flatten(&read(&built.elf)?)?;
+    let mut folders = toolchain.foreign_sources();
+    folders.push(workspace::root());
+    match named(&loaded, &folders) {
+        None => Ok(()),
+        Some(folder) => bail!("it has a path below {}", folder.display()),
+    }
+}
+
+/// The first folder whose path is in the bytes.
+fn named<'a>(bytes: &[u8], folders: &'a [PathBuf]) -> Option<&'a Path> {
+    let text = String::from_utf8_lossy(bytes);
+    let mut folders = folders.iter().map(PathBuf::as_path);
+    folders.find(|folder| text.contains(&*folder.to_string_lossy()))
 }
 
 fn load_file(arch: Arch, elf: PathBuf) -> Result<Built> {
@@ -324,6 +361,15 @@ mod tests {
         let [arm, power] = folders;
         assert_ne!(arm, power);
         assert_eq!(power.parent(), Some(&*workspace::target_dir()));
+    }
+
+    #[test]
+    fn the_path_of_a_folder_is_noticed() {
+        let folders = [PathBuf::from("/home/a/.cargo"), PathBuf::from("/work")];
+        let noticed = |text: &[u8]| named(text, &folders);
+        assert_eq!(noticed(b"\0/home/b/.cargo/x.rs\0hv/y.rs\0"), None);
+        assert_eq!(noticed(b"\0/work/hv/y.rs"), Some(Path::new("/work")));
+        assert_eq!(without_prefixes(&folders)[1], "--remap-path-prefix=/work=");
     }
 
     #[test]

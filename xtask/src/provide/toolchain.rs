@@ -47,11 +47,25 @@ pub(crate) struct Toolchain {
     /// Cargo.
     pub(crate) cargo: PathBuf,
     rustc: Option<PathBuf>,
+    sysroot: PathBuf,
     arm_std: ArmStd,
     linker: Linker,
 }
 
 impl Toolchain {
+    /// Where sources lie that are not the workspace's: the standard library's and each registry's. The compiler writes
+    /// their paths into the messages of panics.
+    pub(crate) fn foreign_sources(&self) -> Vec<PathBuf> {
+        let mut folders = vec![self.sysroot.join("lib/rustlib/src/rust")];
+        let registries =
+            cargo_home().and_then(|home| std::fs::read_dir(home.join("registry/src")).ok());
+        for registry in registries.into_iter().flatten().filter_map(Result::ok) {
+            folders.push(registry.path());
+        }
+        folders.sort();
+        folders
+    }
+
     /// Whether the Arm target's `core` and `alloc` are built from source.
     pub(crate) fn builds_std_for_arm(&self) -> bool {
         self.arm_std == ArmStd::Built
@@ -123,6 +137,14 @@ fn cargo() -> PathBuf {
     env::var_os("CARGO").map_or_else(|| PathBuf::from("cargo"), PathBuf::from)
 }
 
+/// Where cargo keeps what it has downloaded.
+fn cargo_home() -> Option<PathBuf> {
+    match env::var_os("CARGO_HOME") {
+        Some(home) => Some(home.into()),
+        None => Some(PathBuf::from(env::var_os("HOME")?).join(".cargo")),
+    }
+}
+
 /// The toolchain that we were built with, if it has everything.
 fn own() -> Option<Toolchain> {
     let sysroot = Sysroot::of(&rustc())?;
@@ -133,6 +155,7 @@ fn own() -> Option<Toolchain> {
     complete.then(|| Toolchain {
         cargo: cargo(),
         rustc: None,
+        sysroot: sysroot.dir,
         arm_std: ArmStd::Installed,
         linker: Linker::Own,
     })
@@ -152,6 +175,7 @@ fn debian() -> Option<Toolchain> {
     complete.then_some(Toolchain {
         cargo,
         rustc: Some(rustc),
+        sysroot: sysroot.dir,
         arm_std: ArmStd::Built,
         linker: Linker::System,
     })

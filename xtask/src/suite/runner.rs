@@ -242,7 +242,9 @@ impl Bench<'_> {
             Check::Bench(bench) => tool::measured(bench, processor),
             Check::Image { at_most_kib } => {
                 let (_, tools) = self.of(case)?;
-                small_enough(tools.built(case.ground)?.size, *at_most_kib)
+                let built = tools.built(case.ground)?;
+                small_enough(built.size, *at_most_kib)?;
+                build::says_nothing_of_us(&toolchain::provide()?, built)
             }
             Check::Tables => tables::disassembled(),
             Check::Ended(signal) => tool::ended(*signal),
