@@ -1,13 +1,16 @@
 //! How many messages a device has: asked for and refused, changed and counted; and a bridge, which has none.
 
 use power_guests::edu::Edu;
-use power_guests::pci::{Function, MEMORY};
+use power_guests::pci::{Function, MASTER, MEMORY};
 use power_guests::{cpu, println, rtas, wait};
 
 use crate::{Failure, fail};
 
 const SOURCE: u32 = 0x2018;
 const CHANGE_MSI: u32 = 0x2019;
+const SET_RESET: u32 = 0x2023;
+/// How long a reset may take, in microseconds.
+const RESET_US: u64 = 3_000_000;
 /// What `CHANGE_MSI` does.
 const QUERY: u32 = 0;
 const CHANGE: u32 = 1;
@@ -85,6 +88,20 @@ pub(crate) fn run(edu: Edu, phb: u64) -> Result<(), Failure> {
     }
     if change(other, QUERY, 0) != [0, count, 0, MSIX_KIND] || !comes(edu, its) {
         return fail("they are not what they were said to be", [count as u64, 0]);
+    }
+    // A reset of the PE takes none away: the guest need not ask again.
+    let [at, high, low] = edu.function.name();
+    let reset = |kind| rtas::service::<1>(0, SET_RESET, &[at, high, low, kind]) == [0];
+    if !reset(1) || edu.answers() {
+        return fail("it is not reset", [0, 0]);
+    }
+    let end = cpu::now() + cpu::ticks(RESET_US);
+    while !reset(0) && cpu::now() < end {
+        wait::until(cpu::now() + cpu::ticks(PATIENCE_US));
+    }
+    edu.function.write(4, 2, MEMORY | MASTER);
+    if !edu.answers() || !comes(edu, its) || source(edu.function, 0)[1] != its.cast_signed() {
+        return fail("a message does not outlive a reset", [its.into(), 0]);
     }
     // Back to none.
     if change(edu.function, DEFAULT, 7)[..2] != [0, 0] || change(edu.function, QUERY, 0)[1] != 0 {

@@ -278,6 +278,7 @@ impl Devices {
             masters: false,
             decodes: true,
             messages: super::messages::Assigned::default(),
+            kept: None,
             shown: Shown::Nothing,
         });
         let mut held = Held {

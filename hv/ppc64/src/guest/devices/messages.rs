@@ -1,10 +1,11 @@
 //! Messages: which sources a device has.
 
 use papr::Served;
-use pci::Function;
+use pci::{ConfigSpace as _, Function, Msi};
 use types::Bdf;
 
 use super::{Devices, HARDWARE, Held, PARAMETER, address};
+use crate::config::RtasConfig;
 use crate::hardware::Bridge;
 use crate::rtas::Error;
 
@@ -21,6 +22,22 @@ const MSIX: u32 = 4;
 pub(super) struct Assigned {
     count: u32,
     kind: u32,
+}
+
+/// `kind`: MSI.
+const KIND_MSI: u32 = 1;
+
+/// Registers of MSI, as they were before a reset: control, address, data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Kept {
+    control: u16,
+    address: [u32; 2],
+    data: u16,
+}
+
+/// Where the data is, from the beginning of the capability on.
+fn data_at(msi: &Msi) -> u16 {
+    msi.offset.saturating_add(if msi.wide { 12 } else { 8 })
 }
 
 /// A function, as messages are asked for it.
@@ -170,11 +187,50 @@ impl Devices {
         first.unwrap_or(count)
     }
 
+    /// Remembers where devices' messages go, before a reset makes them forget it. Tables of MSI-X are the guest's to
+    /// write: it reaches them.
+    pub(super) fn keep_messages(&self, held: &mut Held) {
+        let bridge = &self.hardware.bridges[held.bridge];
+        // SAFETY: the devices are the VM's, which reaches them by way of us.
+        let space = unsafe { RtasConfig::new(self.hardware.rtas, bridge.buid) };
+        for state in &mut held.functions {
+            let function = bridge.topology.function(state.bdf);
+            let msi = function.and_then(|function| function.capabilities.msi);
+            let msi = msi.filter(|_| state.messages.count > 0 && state.messages.kind == KIND_MSI);
+            state.kept = msi.map(|msi| Kept {
+                control: space.read16(state.bdf, msi.offset.saturating_add(2)),
+                address: [4, 8].map(|at| space.read32(state.bdf, msi.offset.saturating_add(at))),
+                data: space.read16(state.bdf, data_at(&msi)),
+            });
+        }
+    }
+
+    /// Puts it back, after. [LoPAR ibm,change-msi, R1-13]
+    pub(super) fn restore_messages(&self, held: &mut Held) {
+        let bridge = &self.hardware.bridges[held.bridge];
+        // SAFETY: as above.
+        let space = unsafe { RtasConfig::new(self.hardware.rtas, bridge.buid) };
+        for state in &mut held.functions {
+            let function = bridge.topology.function(state.bdf);
+            let msi = function.and_then(|function| function.capabilities.msi);
+            let (Some(kept), Some(msi)) = (state.kept.take(), msi) else {
+                continue;
+            };
+            let [low, high] = kept.address;
+            space.write32(state.bdf, msi.offset.saturating_add(4), low);
+            if msi.wide {
+                space.write32(state.bdf, msi.offset.saturating_add(8), high);
+            }
+            space.write16(state.bdf, data_at(&msi), kept.data);
+            space.write16(state.bdf, msi.offset.saturating_add(2), kept.control);
+        }
+    }
+
     /// Devices have no messages any more.
     pub(super) fn take_messages(&self, held: &mut Held) {
         let buid = self.hardware.bridges[held.bridge].buid;
         for function in &mut held.functions {
-            function.messages = Assigned::default();
+            (function.messages, function.kept) = (Assigned::default(), None);
             let device = address(function.bdf);
             self.hardware.messages.forget([buid, device.into()]);
             // SAFETY: takes interrupts away; one that has none answers with an error.

@@ -95,6 +95,8 @@ struct FunctionState {
     decodes: bool,
     /// How many messages it has.
     messages: messages::Assigned,
+    /// Where they went before a reset that is under way.
+    kept: Option<messages::Kept>,
     /// What the guest finds in the place of its registers.
     shown: Shown,
 }

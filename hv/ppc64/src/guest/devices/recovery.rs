@@ -181,6 +181,7 @@ impl Devices {
                 off
             }
             Effect::AllowRegisters | Effect::DeassertReset => {
+                self.restore_messages(held);
                 self.show(held, view);
                 if !held.isolated {
                     messages.allow_pins(buid);
@@ -192,6 +193,7 @@ impl Devices {
                 messages.stop_pins(buid);
                 let off = self.set_masters(held, Masters::None);
                 self.show(held, view);
+                self.keep_messages(held);
                 self.begin_resets(held);
                 off
             }
