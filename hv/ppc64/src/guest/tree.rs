@@ -185,6 +185,10 @@ fn rtas_node(facts: &Facts<'_>) -> DeviceTreeNode {
         for (name, token) in Devices::services() {
             node.add_property(property(name, token));
         }
+        // What those services do of what they may do: MSI-X; fundamental resets, too; five results. [LoPAR, PAPR binding, RTAS node]
+        node.add_property(property("ibm,change-msix-capable", ""));
+        node.add_property(property("ibm,reset-capabilities", 1_u32));
+        node.add_property(property("ibm,read-slot-reset-state-functions", 3_u32));
         let errors = eeh::ERRORS.iter();
         let errors = errors.flat_map(|(name, token)| {
             let name = name.bytes().chain([0]);

@@ -25,6 +25,8 @@ const MANIFEST: &str = concat!(
 
 /// Sets up what is done with each error: Linux is told to look, instead of waiting for a request to time out.
 const SET_UP: &str = "mount -t debugfs d /sys/kernel/debug; D=0000:00:00.0; E=/sys/kernel/debug/powerpc; ls $E/eeh_*\r";
+/// What the tree says of the services, and of the disk's reset.
+const TREE: &str = "cd /proc/device-tree; for p in rtas/ibm,reset-capabilities rtas/ibm,read-slot-reset-state-functions; do od -An -tx1 $p; done; ls rtas/ibm,change-msix-capable pci*/*/ibm,pe-reset-is-flr; cd /\r";
 /// Writes the disk, and remembers what.
 const WRITE: &str = "head -c 2097152 /dev/urandom > /f; dd if=/f of=/dev/nvme0n1 bs=64k oflag=direct; md5sum < /f > /s; echo written\r";
 /// Compares.
@@ -53,6 +55,13 @@ fn machine(name: &str, bundle: Bundle) -> Case {
         .expect(&["EEH: Capable adapter found: recovery enabled", "/ # "])
         .types(SET_UP)
         .expect(&["eeh_dev_break", "/ # "])
+        .types(TREE)
+        .expect(&[
+            r" 00 00 00 01\r?$",
+            r" 00 00 00 03\r?$",
+            r"pci@\w+/[\w@,-]+/ibm,pe-reset-is-flr\r?$",
+            r"rtas/ibm,change-msix-capable\r?$",
+        ])
         .types(WRITE)
         .expect(&["^.*written\r?$"])
         .types(READ)

@@ -4,7 +4,7 @@ use alloc::vec::Vec;
 
 use dtoolkit::model::{DeviceTreeNode, DeviceTreeProperty};
 use dtoolkit::{Node as _, Property as _};
-use pci::{BarKind, Function};
+use pci::{BarKind, Function, FunctionReset};
 use types::Bdf;
 
 use super::address;
@@ -74,6 +74,9 @@ fn functions_of(node: &mut DeviceTreeNode, bridge: &Bridge, pins: Pins<'_>) {
         child.remove_property("assigned-addresses");
         let cells = assigned(function);
         child.add_property(property("assigned-addresses", cells));
+        if is_reset_alone(function) {
+            child.add_property(property("ibm,pe-reset-is-flr", ""));
+        }
         if let (Some(pin), Some(_)) = (function.interrupt_pin, pins(function.bdf)) {
             child.add_property(property("interrupts", u32::from(pin)));
         }
@@ -82,6 +85,17 @@ fn functions_of(node: &mut DeviceTreeNode, bridge: &Bridge, pins: Pins<'_>) {
             functions_of(child, bridge, pins);
         }
     }
+}
+
+/// Whether a reset of the PE is one of this function by itself. [LoPAR ibm,set-slot-reset, R1-9]
+pub(super) fn is_reset_alone(function: &Function) -> bool {
+    let express = function.capabilities.express.as_ref();
+    let advanced = function.capabilities.advanced.as_ref();
+    let supported = |reset| reset == FunctionReset::Supported;
+    function.bridge().is_none()
+        && function.parent.is_none()
+        && (express.is_some_and(|express| supported(express.reset))
+            || advanced.is_some_and(|advanced| supported(advanced.reset)))
 }
 
 /// Where the pins of the functions right below a node go. [Devicetree Specification 0.4 §2.4.3]

@@ -266,14 +266,9 @@ impl Devices {
         let bridge = &self.hardware.bridges[at];
         let mut functions = bridge.topology.functions().iter();
         let without = functions.find(|function| {
-            let supported = |reset| reset == pci::FunctionReset::Supported;
-            let capabilities = &function.capabilities;
-            let express = capabilities.express.as_ref();
-            let advanced = capabilities.advanced.as_ref();
             function.bridge().is_none()
                 && function.parent.is_none()
-                && !express.is_some_and(|express| supported(express.reset))
-                && !advanced.is_some_and(|advanced| supported(advanced.reset))
+                && !super::node::is_reset_alone(function)
         });
         without.map(|function| function.bdf)
     }
