@@ -53,6 +53,13 @@ global_asm!(
     b       leave_guest
     .endm
 
+    // An interrupt from a guest: it may be that the guest goes on at once.
+    .macro guest_interrupt
+    .align 7
+    stp     x0, x1, [sp, #-16]!
+    b       interrupt_guest
+    .endm
+
     .section .text.vectors, "ax"
     .align 11
     .global vectors
@@ -66,8 +73,8 @@ vectors:
     entry   6
     entry   7
     guest   0
-    guest   1
-    guest   2
+    guest_interrupt
+    guest_interrupt
     guest   3
     entry   12
     entry   13

@@ -153,6 +153,17 @@ impl Bank {
         }
     }
 
+    /// Takes the interrupt `bit`, which is neither pending nor active, into a list register as pending by its line. If it
+    /// is in one already, the guest has ended it there.
+    #[inline]
+    pub(crate) const fn load_line(&mut self, bit: u32) {
+        self.held |= bit;
+        self.held_pending |= bit;
+        self.held_active &= !bit;
+        self.drop_pending &= !bit;
+        self.drop_active &= !bit;
+    }
+
     /// What the end of the interrupt `bit`, loaded now, is to bring about.
     pub(crate) const fn at_end(&self, bit: u32) -> AtEnd {
         if self.pending() & bit == 0 {

@@ -498,6 +498,55 @@ impl VcpuInterface {
         Some(index)
     }
 
+    /// Puts a hardware PPI whose physical interrupt has come into a list register beside what the others hold, if that
+    /// is all there is to do: see [`Vgic::deliver_ppi`](crate::Vgic::deliver_ppi). Which one, or `None`, in which case
+    /// nothing has changed.
+    ///
+    /// `empty` is as for [`VcpuInterface::add_lpi`]. Mostly it is the list register that held the PPI the last time.
+    #[inline]
+    pub(crate) fn add_ppi(&mut self, intid: u32, empty: u32, image: &mut LrImage) -> Option<usize> {
+        let mask = bit(intid);
+        let signalled = self.hardware & self.bank.enabled & self.bank.group1 & mask;
+        if signalled == 0 {
+            return None;
+        }
+        // If it waited or were active outside of the list registers, there would be mail or a maintenance interrupt
+        // asked for. What another CPU writes this very moment is folded in by the flush that its mail brings.
+        let index = if self.bank.held & mask == 0 {
+            let index = self.live;
+            if index >= self.list_registers {
+                return None;
+            }
+            self.live = index.saturating_add(1);
+            image.live = u8::try_from(self.live).unwrap_or(image.live);
+            index
+        } else {
+            let used = bit_of(self.live).wrapping_sub(1);
+            let holds = |index: &u32| {
+                let shadow = self.shadows.get(*index as usize);
+                shadow.is_some_and(|shadow| shadow.intid == intid)
+            };
+            Bits(used & empty).find(holds)? as usize
+        };
+        self.bank.load_line(mask);
+        self.physical_active |= mask;
+        let load = Load {
+            pending: true,
+            active: false,
+            from_latch: false,
+        };
+        let shadow = Shadow {
+            intid,
+            priority: self.priorities.get(intid as usize).copied().unwrap_or(0),
+            from_latch: false,
+            from_line: true,
+            hardware: true,
+        };
+        let end = End::Physical(intid);
+        self.place(index, &Loaded { shadow, load, end }, image);
+        Some(index)
+    }
+
     #[inline]
     fn take_private(&mut self, intid: u32, terms: Terms) -> Loaded {
         let mask = bit(intid);

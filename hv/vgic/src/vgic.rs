@@ -406,13 +406,8 @@ impl Vgic {
         image: &mut LrImage,
         empty: u32,
     ) -> Option<usize> {
-        let this = self.vcpus.get(vcpu)?;
+        let this = self.quiet(vcpu, image)?;
         let target = u8::try_from(vcpu).ok()?;
-        // Maintenance interrupts are asked for while something waits or is active outside.
-        let quiet = image.hcr == HCR_EN && this.mailbox.is_empty();
-        if !quiet || !self.enabled.load(Ordering::Acquire) {
-            return None;
-        }
         let mut interface = this.interface.lock();
         let mut at = None;
         vits.pass(message, target, |lpi| {
@@ -420,6 +415,37 @@ impl Vgic {
             at.is_some()
         });
         at
+    }
+
+    /// The vCPU, if nothing waits for it or is active outside of its list registers, and it is signalled interrupts.
+    #[inline]
+    fn quiet(&self, vcpu: usize, image: &LrImage) -> Option<&Vcpu> {
+        let this = self.vcpus.get(vcpu)?;
+        // Maintenance interrupts are asked for while something waits or is active outside.
+        let quiet = image.hcr == HCR_EN && this.mailbox.is_empty();
+        (quiet && self.enabled.load(Ordering::Acquire)).then_some(this)
+    }
+
+    /// The physical interrupt of one of [`Config::hardware_ppis`] was taken while `vcpu` is on this core and out of the
+    /// guest for it: acknowledged, not deactivated. When that is all there is to do, the PPI goes into a list register,
+    /// and which one is returned, as by [`Vgic::deliver`] and on the same terms. Otherwise nothing has changed, and
+    /// [`Vgic::set_ppi_line`] is to say `High`.
+    ///
+    /// It is all when the PPI is enabled and neither waits nor is active, nothing else waits for the vCPU, and the list
+    /// register that held it the last time is over, or one was never used since the last flush. Takes the vCPU's lock.
+    #[inline]
+    pub fn deliver_ppi(
+        &self,
+        vcpu: usize,
+        intid: u32,
+        image: &mut LrImage,
+        empty: u32,
+    ) -> Option<usize> {
+        if !(FIRST_PPI..FIRST_SPI).contains(&intid) {
+            return None;
+        }
+        let this = self.quiet(vcpu, image)?;
+        this.interface.lock().add_ppi(intid, empty, image)
     }
 
     /// The hardware PPIs whose physical interrupt has to be active on the core while this vCPU is

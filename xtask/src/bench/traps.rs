@@ -163,7 +163,7 @@ const ROWS: [Wanted; 13] = [
     (
         "timer-to-handler",
         "CNTV_CVAL reached, to the vector",
-        Some(900),
+        Some(220),
     ),
     ("wfi-wake-up", "CNTV_CVAL reached, to behind WFI", None),
     ("wfi-ready", "WFI with an interrupt pending", None),

@@ -64,11 +64,12 @@ pub(crate) fn ended() -> u32 {
     low(read_register!("ich_elrsr_el2"))
 }
 
-/// Writes one list register: nearly always the first.
+/// Writes one list register: nearly always one of the first two.
 #[inline]
 pub(crate) fn write_one(index: usize, register: ListRegister) {
     match index {
         0 => write_register!("ich_lr0_el2", register.bits()),
+        1 => write_register!("ich_lr1_el2", register.bits()),
         _ => write_list_register(index, register.bits()),
     }
 }

@@ -345,12 +345,9 @@ fn bits(mut set: u32) -> impl Iterator<Item = u32> {
     })
 }
 
-/// What came of an interrupt of the hypervisor's.
+/// What follows an interrupt of the hypervisor's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Taken {
-    /// It was a message that went straight into a list register. There was no mail for the vCPU, and whoever has some
-    /// from now on, or ends the VM, kicks this core: the guest can go on.
-    Delivered,
+enum Then {
     /// It is to be seen what there is to do.
     Look,
     /// The core is wanted.
@@ -359,7 +356,7 @@ enum Taken {
 
 impl Residency<'_> {
     fn run(&mut self, shared: bool) -> Departure {
-        'look: loop {
+        loop {
             if !self.vm.lifecycle.is_running() {
                 return Departure::Off;
             }
@@ -381,23 +378,22 @@ impl Residency<'_> {
             if self.refill || self.vm.gic.needs_flush(self.index) {
                 self.flush();
             }
-            let mut exit = self.enter();
-            while exit == Exit::Interrupt {
-                match self.interrupt() {
-                    Taken::Delivered if !self.has_work() => exit = self.enter(),
-                    Taken::Delivered | Taken::Look => continue 'look,
-                    Taken::Preempted => return Departure::Preempted,
+            match self.enter() {
+                Exit::Synchronous => {}
+                Exit::Interrupt(intid) => match self.interrupt(intid) {
+                    Then::Look => continue,
+                    Then::Preempted => return Departure::Preempted,
+                },
+                Exit::SError => {
+                    log::error!(
+                        "vm {}: SError on vCPU {}, esr {:#x}: the VM is stopped",
+                        self.vm.name,
+                        self.index,
+                        read_register!("esr_el2")
+                    );
+                    self.end(Ending::Fault);
+                    return Departure::Off;
                 }
-            }
-            if exit == Exit::SError {
-                log::error!(
-                    "vm {}: SError on vCPU {}, esr {:#x}: the VM is stopped",
-                    self.vm.name,
-                    self.index,
-                    read_register!("esr_el2")
-                );
-                self.end(Ending::Fault);
-                return Departure::Off;
             }
             match self.synchronous() {
                 After::Resume => {}
@@ -417,8 +413,10 @@ impl Residency<'_> {
     /// Into the guest, and back.
     #[inline(always)]
     fn enter(&mut self) -> Exit {
-        // SAFETY: `load` put this vCPU's stage 2 and HCR_EL2 on the core; stage 2 holds the VM's memory only.
-        let exit = unsafe { enter::enter(&mut self.vcpu.registers) };
+        let registers: *mut _ = &mut self.vcpu.registers;
+        // SAFETY: `load` put this vCPU's stage 2 and HCR_EL2 on the core; stage 2 holds the VM's memory only. `self` and
+        // its vCPU are borrowed for the call.
+        let exit = unsafe { enter::enter(registers, self) };
         self.slot.count_exit();
         exit
     }
@@ -480,48 +478,77 @@ impl Residency<'_> {
             }
             aarch64_cpu::asm::barrier::dsb(aarch64_cpu::asm::barrier::SY);
             aarch64_cpu::asm::wfi();
-            if self.interrupt() == Taken::Preempted {
+            if self.interrupt(gic::acknowledge()) == Then::Preempted {
                 return true;
             }
         }
     }
 
-    /// A device's message has come in: straight into a list register, if it is for the vCPU that is on
-    /// this core and nothing else waits; otherwise as from any core.
-    fn message(&mut self, intid: u32) -> Taken {
-        let Some(route) = route(self.guests, intid) else {
-            return Taken::Look;
+    /// A message or a timer of the guest's has taken it from the core, and is acknowledged. It goes straight into a list
+    /// register, if it is for the vCPU that is on this core, nothing else waits for that, and the guest has begun nothing
+    /// that is to be gone on with. There is no mail for the vCPU then, and whoever has some from now on, or ends the VM,
+    /// kicks this core: the guest can go on.
+    ///
+    /// Otherwise it returns what [`Residency::interrupt`] is to be told. Of the guest's registers no more is in memory
+    /// here than a call may change.
+    #[inline]
+    pub(crate) fn take(&mut self, intid: u32) -> Option<u32> {
+        let (at, cause) = match intid {
+            gic::FIRST_LPI.. => (self.deliver_message(intid), ExitCause::Message),
+            _ => (self.deliver_timer(intid), ExitCause::Timer),
         };
-        if route.vm == self.vm.number
-            && !self.refill
-            && let Some(pci) = &self.vm.pci
-        {
-            let message = Message {
-                device: route.device.into(),
-                event: route.event.into(),
-            };
-            let image = &mut self.vcpu.image;
-            let empty = irq::ended();
-            let at = (self.vm.gic).deliver(&pci.vits, message, self.index, image, empty);
-            if let Some(index) = at {
-                irq::write_one(index, image.register(index));
-                return Taken::Delivered;
-            }
+        let Some(at) = at else {
+            return Some(intid);
+        };
+        irq::write_one(at, self.vcpu.image.register(at));
+        gic::drop_priority(intid);
+        self.count(cause);
+        if self.has_work() {
+            return Some(gic::SPURIOUS);
         }
-        message(self.guests, route, self.core);
-        Taken::Look
+        self.slot.count_exit();
+        None
     }
 
-    /// Takes an interrupt of the hypervisor's.
-    fn interrupt(&mut self) -> Taken {
-        let intid = gic::acknowledge();
+    /// A device's message has come in: into which list register it goes.
+    #[inline]
+    fn deliver_message(&mut self, intid: u32) -> Option<usize> {
+        let route = route(self.guests, intid)?;
+        if route.vm != self.vm.number {
+            return None;
+        }
+        let message = Message {
+            device: route.device.into(),
+            event: route.event.into(),
+        };
+        let vits = &self.vm.pci.as_ref()?.vits;
+        let image = &mut self.vcpu.image;
+        (self.vm.gic).deliver(vits, message, self.index, image, irq::ended())
+    }
+
+    /// A timer of the guest's has fired: into which list register it goes. It stays active until the guest ends it. Where
+    /// lines of devices are up, they are looked at with the next flush, which is then.
+    #[inline]
+    fn deliver_timer(&mut self, intid: u32) -> Option<usize> {
+        let pci = self.vm.pci.as_ref();
+        if pci.is_some_and(GuestPci::has_line_up) {
+            return None;
+        }
+        let image = &mut self.vcpu.image;
+        (self.vm.gic).deliver_ppi(self.index, intid, image, irq::ended())
+    }
+
+    /// Does what an interrupt of the hypervisor's asks for, which is acknowledged.
+    fn interrupt(&mut self, intid: u32) -> Then {
         if intid >= 1020 {
             if intid >= gic::FIRST_LPI {
                 self.count(ExitCause::Message);
                 gic::drop_priority(intid);
-                return self.message(intid);
+                if let Some(route) = route(self.guests, intid) {
+                    message(self.guests, route, self.core);
+                }
             }
-            return Taken::Look;
+            return Then::Look;
         }
         self.count(match intid {
             27 | 30 => ExitCause::Timer,
@@ -536,13 +563,13 @@ impl Residency<'_> {
             27 | 30 => {
                 let kicks = self.vm.gic.set_ppi_line(self.index, intid, Level::High);
                 self.kick(kicks);
-                return Taken::Look;
+                return Then::Look;
             }
             gic::MAINTENANCE => self.refill = true,
             gic::HYP_TIMER => {
                 set_alarm(None);
                 gic::deactivate(intid);
-                return Taken::Preempted;
+                return Then::Preempted;
             }
             gic::KICK => {
                 self.slot.show(|| self.vcpu.view(Whereabouts::OnThisCore));
@@ -551,11 +578,7 @@ impl Residency<'_> {
             _ if self.guests.machine.is_console(intid) => {
                 let command = self.guests.read_keys(self.core);
                 gic::deactivate(intid);
-                return if command {
-                    Taken::Preempted
-                } else {
-                    Taken::Look
-                };
+                return if command { Then::Preempted } else { Then::Look };
             }
             _ => {
                 other_interrupt(self.guests, intid, self.core, self.core);
@@ -563,7 +586,7 @@ impl Residency<'_> {
             }
         }
         gic::deactivate(intid);
-        Taken::Look
+        Then::Look
     }
 
     /// Sets an alarm for the sake of devices that flood. Where one is set already, what follows it looks around, too.

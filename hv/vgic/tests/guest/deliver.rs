@@ -1,5 +1,5 @@
-//! A message straight into a list register: when, and that the guest cannot tell it from one that went
-//! the long way.
+//! A message or a timer straight into a list register: when, and that the guest cannot tell it from one that
+//! went the long way.
 
 use std::cell::RefCell;
 use std::sync::Arc;
@@ -40,13 +40,15 @@ impl GuestMemory for Ram {
     }
 }
 
-/// Which way messages go.
+/// Which way messages and timers go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Way {
     /// Into a list register where that is all there is to do.
     Short,
-    /// As the short one, but the list register is not written: what the comparison is to notice.
-    Lost,
+    /// As the short one, but the list register of a message is not written: what the comparison is to notice.
+    LostMessage,
+    /// The same with that of a timer.
+    LostTimer,
     /// By a flush, always.
     Long,
 }
@@ -60,6 +62,10 @@ struct World {
     way: Way,
     /// How many messages went the short way.
     short: usize,
+    /// How many timers did.
+    short_timers: usize,
+    /// The hypervisor is told when the timer's line falls.
+    falls: bool,
     /// What each vCPU has acknowledged and not ended.
     running: Vec<Vec<u32>>,
 }
@@ -93,6 +99,8 @@ impl World {
             tail: 0,
             way,
             short: 0,
+            short_timers: 0,
+            falls: true,
             running: vec![Vec::new(); vcpus.into()],
         };
         for vcpu in 0..usize::from(vcpus) {
@@ -215,10 +223,49 @@ impl World {
         let Some(index) = vgic.deliver(&self.vits, message, vcpu, &mut core.image, empty) else {
             return false;
         };
-        if self.way != Way::Lost {
+        if self.way != Way::LostMessage {
             core.write_one(index);
         }
         true
+    }
+
+    /// The physical timer interrupt fires on the core of a vCPU.
+    fn timer(&mut self, vcpu: usize) {
+        if self.way == Way::Long || !self.deliver_timer(vcpu) {
+            self.machine.timer(vcpu);
+        } else {
+            self.short_timers += 1;
+        }
+    }
+
+    /// Whether a timer went the short way.
+    fn deliver_timer(&mut self, vcpu: usize) -> bool {
+        let core = &mut self.machine.cores[vcpu];
+        assert_eq!(core.physical & 1 << TIMER, 0, "it cannot, it is active");
+        let empty = core.ended();
+        let vgic = &self.machine.vgic;
+        let Some(index) = vgic.deliver_ppi(vcpu, TIMER, &mut core.image, empty) else {
+            return false;
+        };
+        core.physical |= 1 << TIMER;
+        if self.way != Way::LostTimer {
+            core.write_one(index);
+        }
+        true
+    }
+
+    /// The guest enables its timer, disables it, makes it pending, or not pending.
+    fn private(&mut self, vcpu: usize, which: u8) {
+        const REGISTERS: [u64; 4] = [0x100, 0x180, 0x200, 0x280];
+        let offset = REGISTERS[usize::from(which >> 2) % REGISTERS.len()];
+        for offset in [offset, 0x100] {
+            self.machine
+                .write_private(vcpu, vcpu, SGI_FRAME + offset, 1 << TIMER);
+            // It stays off now and then, not for long.
+            if which & 3 == 0 {
+                break;
+            }
+        }
     }
 
     fn acknowledge(&mut self, vcpu: usize) -> u32 {
@@ -236,7 +283,7 @@ impl World {
                 self.machine.deactivate(vcpu, intid);
             }
             // The line of the timer falls when it is handled.
-            if intid == TIMER {
+            if intid == TIMER && self.falls {
                 self.machine.ppi(vcpu, TIMER, Level::Low);
             }
         }
@@ -272,7 +319,7 @@ impl World {
                 self.end(vcpu);
                 return intid;
             }
-            15 if self.machine.cores[vcpu].physical & 1 << TIMER == 0 => self.machine.timer(vcpu),
+            15 if self.machine.cores[vcpu].physical & 1 << TIMER == 0 => self.timer(vcpu),
             15 => {}
             16 => {
                 let _ = self.machine.sgi(vcpu, 1 << to | u64::from(b & 1) << 24);
@@ -297,6 +344,8 @@ impl World {
             22 => match b % 8 {
                 0 | 1 => self.machine.write(vcpu, 0, if c % 4 == 0 { 0 } else { 2 }),
                 2 | 3 => self.lpis(vcpu, (c % 4 != 0).into()),
+                4 => self.falls = c & 1 == 0,
+                5 => self.private(vcpu, c),
                 _ => self.machine.sync(vcpu),
             },
             _ => {
@@ -318,8 +367,13 @@ fn level(event: u32, second: u8) -> u8 {
 }
 
 /// Both ways, step by step, then all that is left. `None` if the guest sees a difference, or how many
-/// messages went the short way.
-fn compare(vcpus: u8, list_registers: usize, way: Way, steps: &[[u8; 4]]) -> Option<usize> {
+/// messages and timers went the short way.
+fn compare(
+    vcpus: u8,
+    list_registers: usize,
+    way: Way,
+    steps: &[[u8; 4]],
+) -> Option<(usize, usize)> {
     let mut one = World::new(vcpus, list_registers, way);
     let mut other = World::new(vcpus, list_registers, Way::Long);
     for step in steps {
@@ -338,8 +392,11 @@ fn compare(vcpus: u8, list_registers: usize, way: Way, steps: &[[u8; 4]]) -> Opt
         if one.drain(vcpu) != other.drain(vcpu) {
             return None;
         }
+        if one.machine.cores[vcpu].physical != other.machine.cores[vcpu].physical {
+            return None;
+        }
     }
-    Some(one.short)
+    Some((one.short, one.short_timers))
 }
 
 /// The same steps on every machine.
@@ -448,6 +505,71 @@ fn the_long_way_is_left_to_what_it_is_for() {
 }
 
 #[test]
+fn a_timer_goes_into_the_list_register_that_it_had_and_into_a_free_one() {
+    let mut world = World::new(1, 2, Way::Short);
+    world.falls = false;
+    let before = world.machine.refills;
+    for _ in 0..100 {
+        assert!(world.deliver_timer(0));
+        assert!(world.deliver(0, 0));
+        assert_eq!(world.drain(0), [8192, TIMER]);
+        assert_eq!(world.machine.cores[0].physical, 0);
+    }
+    assert_eq!(world.machine.refills, before);
+    assert_eq!(world.machine.vgic.physical_active(0), 1 << TIMER);
+    world.machine.sync(0);
+    assert_eq!(world.machine.vgic.physical_active(0), 0);
+}
+
+#[test]
+fn a_timer_goes_the_long_way_where_there_is_more_to_do() {
+    let mut world = World::new(1, 1, Way::Short);
+    let image = &mut world.machine.cores[0].image;
+    // No timer; an SGI; no such vCPU.
+    for (vcpu, intid) in [(0, 26), (0, 30), (0, 0), (0, 32), (0, 8192), (1, TIMER)] {
+        let at = (world.machine.vgic).deliver_ppi(vcpu, intid, image, u32::MAX);
+        assert_eq!(at, None);
+    }
+    let timer = 1 << TIMER;
+    let set = |world: &mut World, offset| {
+        let frame = SGI_FRAME + offset;
+        world.machine.write_private(0, 0, frame, timer);
+    };
+    // Disabled; of group 0; group 1 is off.
+    set(&mut world, 0x180);
+    assert!(!world.deliver_timer(0));
+    set(&mut world, 0x100);
+    world.machine.write_private(0, 0, SGI_FRAME + 0x80, !timer);
+    assert!(!world.deliver_timer(0));
+    world
+        .machine
+        .write_private(0, 0, SGI_FRAME + 0x80, u64::MAX >> 32);
+    world.machine.write(0, 0, 0);
+    assert!(!world.deliver_timer(0));
+    world.machine.write(0, 0, 2);
+    // Something waits for a look.
+    let _ = world.machine.vgic.request_sync(0);
+    assert!(!world.deliver_timer(0));
+    world.machine.settle();
+    // Software made it pending; then it is active.
+    set(&mut world, 0x200);
+    assert!(!world.deliver_timer(0));
+    assert_eq!(world.machine.acknowledge(0), TIMER);
+    assert!(!world.deliver_timer(0));
+    world.machine.end(0, TIMER);
+    // A list register that held it as something else will do.
+    assert!(world.deliver_timer(0));
+    assert_eq!(world.drain(0), [TIMER]);
+    world.machine.sync(0);
+    world.machine.settle();
+    // No list register is free.
+    assert!(world.deliver(0, 0));
+    assert!(!world.deliver_timer(0));
+    world.timer(0);
+    assert_eq!(world.drain(0), [8192, TIMER]);
+}
+
+#[test]
 fn what_changes_behind_a_message_in_a_list_register_still_counts() {
     let mut world = World::new(2, 4, Way::Short);
     // Moved.
@@ -481,12 +603,15 @@ fn what_changes_behind_a_message_in_a_list_register_still_counts() {
 fn six_thousand_steps_look_the_same_and_a_lost_message_does_not() {
     let steps = drawn(6000);
     for registers in [1, 2, 4, 16] {
-        let short = compare(2, registers, Way::Short, &steps).expect("the ways differ");
+        let (short, timers) = compare(2, registers, Way::Short, &steps).expect("the ways differ");
         assert!(
             short > 10 * registers.min(4),
             "{short} messages of the short way"
         );
-        assert_eq!(compare(2, registers, Way::Lost, &steps), None);
+        assert!(timers > 10, "{timers} timers of the short way");
+        for way in [Way::LostMessage, Way::LostTimer] {
+            assert_eq!(compare(2, registers, way, &steps), None);
+        }
     }
 }
 
