@@ -382,7 +382,7 @@ impl Vgic {
     }
 
     /// [`Vgic::post_lpis`] for several vCPUs: those that [`its::Outcome::post`](crate::its::Outcome::post)
-    /// and [`its::Vits::signal`](crate::its::Vits::signal) name. Takes no lock.
+    /// and [`its::Vits::send`](crate::its::Vits::send) name. Takes no lock.
     pub fn post_lpis_to(&self, vcpus: Kicks) -> Kicks {
         self.post(vcpus, LPIS)
     }
@@ -390,7 +390,7 @@ impl Vgic {
     /// A device's message came in while `vcpu` is on this core and out of the guest for it. When that is
     /// all there is to do, the LPI goes into a list register, and which one is returned: of the list
     /// registers that one, [`LrImage::register`], is to be written. Otherwise nothing has changed, and
-    /// [`Vits::signal`] has to be asked.
+    /// [`Vits::send`] has to be asked.
     ///
     /// It is all when the message is for this vCPU, its LPI is enabled and waits nowhere, nothing else
     /// waits for the vCPU, and a list register is free. `empty` is `ICH_ELRSR_EL2`: a bit for each list
@@ -409,6 +409,9 @@ impl Vgic {
         let this = self.quiet(vcpu, image)?;
         let target = u8::try_from(vcpu).ok()?;
         let mut interface = this.interface.lock();
+        if !interface.lpis_enabled {
+            return None;
+        }
         let mut at = None;
         vits.pass(message, target, |lpi| {
             at = interface.add_lpi(lpi, empty, image);

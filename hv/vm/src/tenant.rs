@@ -102,7 +102,7 @@ impl<V, B> Slot<V, B> {
 
     /// Shows the registers to the monitor, if it wants to see them. Called by the core that has the vCPU.
     pub fn show(&self, registers: impl FnOnce() -> Registers) {
-        if self.peek.swap(false, Ordering::AcqRel) {
+        if self.peek.load(Ordering::Acquire) && self.peek.swap(false, Ordering::AcqRel) {
             *self.view.lock() = Some(registers());
         }
     }

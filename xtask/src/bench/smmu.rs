@@ -80,13 +80,13 @@ const ROWS: [(&str, Ground, &str, Option<u64>); 12] = [
         "msi-to-handler",
         Ground::Nested,
         "a device's message, to the guest's handler",
-        Some(300),
+        Some(250),
     ),
     (
         "msi-to-handler",
         Ground::Stage2,
         "the same with stage 2 alone",
-        Some(300),
+        Some(250),
     ),
     (
         PAGE,
@@ -337,9 +337,9 @@ mod tests {
 
     #[test]
     fn every_row_is_read_and_held_against_its_limit() {
-        let good = rows(&all(250), &all(300), &all(1)).unwrap();
+        let good = rows(&all(250), &all(250), &all(1)).unwrap();
         assert!(!good.iter().any(Row::is_over));
-        let over = rows(&all(250), &all(301), &all(1)).unwrap();
+        let over = rows(&all(250), &all(251), &all(1)).unwrap();
         assert_eq!(over.iter().filter(|row| row.is_over()).count(), 1);
         assert!(table(&over).contains("OVER"));
     }

@@ -5,7 +5,6 @@ use alloc::vec::Vec;
 use boot::Frames;
 use machine::Interrupt;
 use smmuv3::Locked;
-use vgic::its::Message;
 use vgic::{Kicks, Level};
 use vm::{Arrival, CONSOLE_CORE, Departure, Ending, ExitCause, Lodgers};
 
@@ -134,7 +133,7 @@ fn message(guests: &Guests, route: Route, from: usize) {
     if let Some(vm) = guests.vms.get(route.vm)
         && let Some(pci) = &vm.pci
     {
-        let told = pci.vits.signal(route.device.into(), route.event.into());
+        let told = pci.vits.send(route.message);
         kick(guests, vm, vm.gic.post_lpis_to(told), from);
     }
 }
@@ -517,13 +516,9 @@ impl Residency<'_> {
         if route.vm != self.vm.number {
             return None;
         }
-        let message = Message {
-            device: route.device.into(),
-            event: route.event.into(),
-        };
         let vits = &self.vm.pci.as_ref()?.vits;
         let image = &mut self.vcpu.image;
-        (self.vm.gic).deliver(vits, message, self.index, image, irq::ended())
+        (self.vm.gic).deliver(vits, route.message, self.index, image, irq::ended())
     }
 
     /// A timer of the guest's has fired: into which list register it goes. It stays active until the guest ends it. Where

@@ -3,6 +3,8 @@
 use alloc::vec::Vec;
 use core::sync::atomic::Ordering;
 
+use vgic::its::Message;
+
 use super::{Function, Hardware};
 
 /// Where an LPI goes.
@@ -10,25 +12,22 @@ use super::{Function, Hardware};
 pub(crate) struct Route {
     /// The VM.
     pub(crate) vm: usize,
-    /// The requester ID by which the guest knows the device.
-    pub(crate) device: u16,
-    /// The EventID that the guest gave it.
-    pub(crate) event: u16,
+    /// What it is to the VM's ITS.
+    pub(crate) message: Message,
 }
 
 impl Route {
     const VALID: u64 = 1 << 63;
 
     fn encode(self) -> u64 {
-        Self::VALID | (self.vm as u64) << 32 | u64::from(self.device) << 16 | u64::from(self.event)
+        Self::VALID | (self.vm as u64) << 16 | u64::from(self.message.bits())
     }
 
     fn decode(bits: u64) -> Option<Self> {
-        let [a, b, c, d, e, f, ..] = bits.to_le_bytes();
+        let [a, b, c, d, ..] = bits.to_le_bytes();
         (bits & Self::VALID != 0).then(|| Self {
-            vm: u16::from_le_bytes([e, f]).into(),
-            device: u16::from_le_bytes([c, d]),
-            event: u16::from_le_bytes([a, b]),
+            vm: u16::from_le_bytes([c, d]).into(),
+            message: Message::from_bits(u16::from_le_bytes([a, b])),
         })
     }
 }

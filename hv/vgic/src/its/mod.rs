@@ -12,15 +12,15 @@
 //!   the VM's RAM.
 //! * A trapped access in the [`ITS_BYTES`] of the frame (control frame, then translation frame):
 //!   [`Vits::read`], [`Vits::write`].
-//! * After [`Vits::write`], [`Vits::run`] and [`Vits::signal`]:
+//! * After [`Vits::write`], [`Vits::run`], [`Vits::send`] and [`Vits::signal`]:
 //!   `let kicks = vgic.post_lpis_to(outcome.post())`, then kick as for any other [`Kicks`].
 //! * While [`Vits::has_work`]: call [`Vits::run`] again before the guest's next entry, on any vCPU. One
 //!   call does a bounded number of commands ([`Outcome::is_done`] says whether any are left); in between
 //!   the vCPU can be interrupted. Ask after a write of a redistributor register too:
 //!   when a vCPU enables LPIs, their configuration is read by the next `run`.
-//! * A physical LPI for device and vector of the VM came in:
-//!   `vgic.post_lpis_to(vits.signal(device_id, event_id))`, with the EventID from the guest's MSI data.
-//!   It takes constant time in the guest's doing (and a binary search in the VM's devices).
+//! * A guest's MSI data names an event of a device: [`Vits::message`] says which [`Message`] that is, once.
+//! * A physical LPI came in that is such a message: `vgic.post_lpis_to(vits.send(message))`. It takes constant
+//!   time. ([`Vits::signal`] does both, for messages of nobody's device: an SMMU's own.)
 //!   On a core that has a vCPU of the VM, [`Vgic::deliver`](crate::Vgic::deliver) is tried first: where the
 //!   message is for that vCPU and a list register is free, that is all there is to do.
 //! * VM restart: [`Vits::reset`] beside [`Vgic::reset`](crate::Vgic::reset), in any order.
@@ -136,13 +136,25 @@ pub struct NotRam {
     pub at: Ipa,
 }
 
-/// What a device wrote to the doorbell.
+/// A message of a device: which event it is, of all that the VM's devices have. See [`Vits::message`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Message {
-    /// The DeviceID the guest knows the device by.
-    pub device: u32,
-    /// The EventID.
-    pub event: u32,
+pub struct Message(u16);
+
+impl Message {
+    /// Of no device of the VM's: it goes nowhere.
+    pub const NONE: Self = Self(u16::MAX);
+
+    /// It as a number.
+    #[must_use]
+    pub const fn bits(self) -> u16 {
+        self.0
+    }
+
+    /// What [`Message::bits`] gave. Any other number is a message that may go nowhere.
+    #[must_use]
+    pub const fn from_bits(bits: u16) -> Self {
+        Self(bits)
+    }
 }
 
 /// A device whose messages a guest may map.
@@ -427,16 +439,36 @@ impl Vits {
         }
     }
 
-    /// [`Vits::signal`] and [`LpiSource::take`] in one: the LPI goes straight into a list register of
-    /// `vcpu`, if it is for that one, enabled, waits nowhere, and `place` has room. Otherwise nothing
-    /// changes.
+    /// The message that is this event of a device, the same for as long as there is this ITS; it costs less to send than
+    /// to look up. [`Message::NONE`] when the device is not the VM's or cannot have the event.
+    #[must_use]
+    pub fn message(&self, device: u32, event: u32) -> Message {
+        let place = self.state.lock().tables.place_of(device, event);
+        place.map_or(Message::NONE, Message)
+    }
+
+    /// [`Vits::signal`] of a message.
+    pub fn send(&self, message: Message) -> Kicks {
+        let state = self.state.lock();
+        if !state.registers.is_enabled() {
+            return Kicks::NONE;
+        }
+        match state.tables.target(message.0) {
+            Some((lpi, vcpu)) => self.pending.open().pend(lpi, vcpu),
+            None => Kicks::NONE,
+        }
+    }
+
+    /// [`Vits::send`] and [`LpiSource::take`] in one: the LPI goes straight into a list register of
+    /// `vcpu`, which takes LPIs, if it is for that one, enabled, waits nowhere, and `place` has room. Otherwise
+    /// nothing changes.
     #[inline]
     pub(crate) fn pass(&self, message: Message, vcpu: u8, place: impl FnOnce(Lpi) -> bool) -> bool {
         let state = self.state.lock();
         if !state.registers.is_enabled() {
             return false;
         }
-        match state.tables.target(message.device, message.event) {
+        match state.tables.target(message.0) {
             Some((lpi, target)) if target == vcpu => self.pending.open().pass(lpi, vcpu, place),
             _ => false,
         }

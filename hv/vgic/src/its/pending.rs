@@ -161,13 +161,10 @@ impl Open<'_> {
         self.join(lpi, vcpu, Join::Last)
     }
 
-    /// The LPI, which waits nowhere, becomes pending for `vcpu` and goes into a list register of it in
+    /// The LPI, which waits nowhere, becomes pending for `vcpu`, which takes LPIs, and goes into a list register of it in
     /// one step, if it is enabled and `place` has room. Otherwise nothing changes.
     #[inline]
     pub(super) fn pass(&mut self, lpi: u16, vcpu: u8, place: impl FnOnce(Lpi) -> bool) -> bool {
-        if !self.accepts(vcpu) {
-            return false;
-        }
         let Some(slot) = self.lists.slots.get_mut(usize::from(lpi)) else {
             return false;
         };

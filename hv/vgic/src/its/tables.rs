@@ -127,15 +127,18 @@ impl Tables {
         })
     }
 
-    /// The LPI and the vCPU of an event that goes somewhere.
-    #[inline]
-    pub(super) fn target(&self, device: u32, event: u32) -> Option<(u16, u8)> {
+    /// Where an event is in the array of all, for as long as there are these tables.
+    pub(super) fn place_of(&self, device: u32, event: u32) -> Option<u16> {
         let known = self.device(device)?;
-        if event >= known.mapped {
-            return None;
-        }
-        let place = known.first.wrapping_add(event) as usize;
-        let Event { lpi, collection } = *self.events.get(place)?;
+        let place = (event < known.limit).then(|| known.first.saturating_add(event))?;
+        u16::try_from(place).ok()
+    }
+
+    /// The LPI and the vCPU of the event at a place, if it goes somewhere. An event has an LPI only while its device has
+    /// that many mapped.
+    #[inline]
+    pub(super) fn target(&self, place: u16) -> Option<(u16, u8)> {
+        let Event { lpi, collection } = *self.events.get(usize::from(place))?;
         if lpi == NO_LPI {
             return None;
         }

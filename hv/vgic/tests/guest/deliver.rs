@@ -5,7 +5,7 @@ use std::cell::RefCell;
 use std::sync::Arc;
 
 use bulkhead_vgic::its::{DeviceEvents, GuestMemory, ItsConfig, Message, NotRam, Outcome, Vits};
-use bulkhead_vgic::{Affinity, Config, Level, Vgic, Width};
+use bulkhead_vgic::{Affinity, Config, Kicks, Level, Vgic, Width};
 use proptest::prelude::{ProptestConfig, any, proptest};
 use types::Ipa;
 
@@ -202,7 +202,11 @@ impl World {
     fn message(&mut self, vcpu: usize, event: u32) {
         let was = self.machine.refills;
         if self.way == Way::Long || !self.deliver(vcpu, event) {
-            let told = self.vits.signal(DEVICE, event);
+            let told = if event & 1 == 0 {
+                self.vits.signal(DEVICE, event)
+            } else {
+                self.vits.send(self.vits.message(DEVICE, event))
+            };
             let _ = self.machine.vgic.post_lpis_to(told);
         } else {
             self.short += 1;
@@ -213,10 +217,7 @@ impl World {
 
     /// Whether a message went the short way.
     fn deliver(&mut self, vcpu: usize, event: u32) -> bool {
-        let message = Message {
-            device: DEVICE,
-            event,
-        };
+        let message = self.vits.message(DEVICE, event);
         let core = &mut self.machine.cores[vcpu];
         let empty = core.ended();
         let vgic = &self.machine.vgic;
@@ -460,10 +461,8 @@ fn the_long_way_is_left_to_what_it_is_for() {
     let mut world = World::new(2, 2, Way::Short);
     assert!(!world.deliver(1, 0));
     assert!(!world.deliver(0, EVENTS));
-    let message = Message {
-        device: DEVICE + 1,
-        event: 0,
-    };
+    let message = world.vits.message(DEVICE + 1, 0);
+    assert_eq!(message, Message::NONE);
     let image = &mut world.machine.cores[0].image;
     for vcpu in [0, 7, usize::MAX] {
         let at = (world.machine.vgic).deliver(&world.vits, message, vcpu, image, u32::MAX);
@@ -567,6 +566,31 @@ fn a_timer_goes_the_long_way_where_there_is_more_to_do() {
     assert!(!world.deliver_timer(0));
     world.timer(0);
     assert_eq!(world.drain(0), [8192, TIMER]);
+}
+
+#[test]
+fn a_message_that_was_looked_up_goes_nowhere_once_its_event_is_gone() {
+    let mut world = World::new(1, 4, Way::Short);
+    let message = world.vits.message(DEVICE, 9);
+    assert_eq!(Message::from_bits(message.bits()), message);
+    assert_eq!(world.vits.send(message), Kicks::of(0));
+    world.on_event(4, 9);
+    // Two events, of ten: the others' translations are gone. Then all ten again, and the one.
+    for (bits, comes) in [(0, false), (4, false), (4, true)] {
+        world.send([8 | u64::from(DEVICE) << 32, bits, VALID | RAM, 0]);
+        if comes {
+            world.map(9, 0);
+        }
+        assert_eq!(world.vits.message(DEVICE, 9), message);
+        assert_eq!(world.deliver(0, 9), comes);
+        if comes {
+            assert_eq!(world.drain(0), [8192 + 9]);
+        }
+        assert_eq!(!world.vits.send(message).is_empty(), comes);
+    }
+    // Of what is not there nothing is looked up.
+    assert_eq!(world.vits.message(DEVICE, EVENTS), Message::NONE);
+    assert_eq!(world.vits.send(Message::NONE), Kicks::NONE);
 }
 
 #[test]

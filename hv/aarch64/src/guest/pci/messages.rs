@@ -20,11 +20,8 @@ impl GuestPci {
     /// address that the guest's tables lead to the doorbell now; any other is the device's to use as it is, and what
     /// becomes of that is what becomes of its other accesses: a fault, or a write to the guest's memory.
     fn route(&self, vm: &Vm, held: &Held, address: u64, data: u32) -> Option<(Route, u64)> {
-        let route = Route {
-            vm: vm.number,
-            device: held.guest.bits(),
-            event: u16::try_from(data).ok()?,
-        };
+        let event = u16::try_from(data).ok()?;
+        let route = self.route_to(vm, held, event);
         let function = self.hardware.functions.get(held.function)?;
         let Some(smmu) = self.smmu_of(held.guest) else {
             // The guest's ITS page may lead to another of the machine's ITSs than the device's own.
@@ -44,6 +41,13 @@ impl GuestPci {
             }
         }
         address.is_multiple_of(4).then_some((route, address))
+    }
+
+    fn route_to(&self, vm: &Vm, held: &Held, event: u16) -> Route {
+        Route {
+            vm: vm.number,
+            message: (self.vits).message(held.guest.bits().into(), event.into()),
+        }
     }
 
     pub(super) fn update_msix(
@@ -143,7 +147,7 @@ impl GuestPci {
         };
         let data = u32::from(state.data);
         let first = self.route(vm, held, state.address, data);
-        let (true, Some((first, address))) = (state.enabled, first) else {
+        let (true, Some((_, address))) = (state.enabled, first) else {
             let _ = msi.disable(&bridge.space, function.bdf);
             return;
         };
@@ -151,8 +155,8 @@ impl GuestPci {
         let vectors = state.vectors.max(1);
         for vector in 0..u16::from(vectors) {
             // The device puts the vector's number into the low bits.
-            let event = first.event & !(u16::from(vectors) - 1) | vector;
-            let route = Route { event, ..first };
+            let event = state.data & !(u16::from(vectors) - 1) | vector;
+            let route = self.route_to(vm, held, event);
             self.hardware
                 .set_route(function, vector.into(), Some(route));
         }
