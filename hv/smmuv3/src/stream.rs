@@ -387,6 +387,10 @@ mod tests {
             let stage1 = ste.is_valid() && ste.config().stage1();
             let expected = if stage1 { Ste::ABORT } else { muted };
             assert_eq!(ste.with_recording(silent), expected);
+            // A substream where there is none, and what is called translated, are recorded whatever
+            // stage 2 says. [IHI 0070 §7.3.9, §3.9.1.3]
+            let expected = if stage1 || stage2 { Ste::ABORT } else { muted };
+            assert_eq!(ste.with_recording(Recording::Stopped), expected);
         }
     }
 

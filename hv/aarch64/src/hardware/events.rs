@@ -121,6 +121,9 @@ impl Hardware {
         }
         match records {
             Records::Wanted => {}
+            Records::Unbearable if event.only_an_abort_mutes() => {
+                self.set_recording(index, Recording::Stopped);
+            }
             // A guest's own context descriptors say that its stage 1's faults are recorded.
             Records::Unbearable if event.is_stage1() => {
                 self.set_recording(index, Recording::Silent);

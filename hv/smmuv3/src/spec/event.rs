@@ -226,6 +226,16 @@ impl Event {
         }
     }
 
+    /// Whether it is recorded whatever a stream's entry says that translates: a substream where there is none, and what a
+    /// device with a translation cache would ask or say. [IHI 0070 §7.3.9, §3.9.1]
+    #[must_use]
+    pub fn only_an_abort_mutes(&self) -> bool {
+        matches!(
+            self.id(),
+            EventId::FBadAtsTreq | EventId::FTranslForbidden | EventId::CBadSubstreamid
+        )
+    }
+
     /// `CLASS`.
     #[must_use]
     pub const fn class(&self) -> Class {
@@ -328,6 +338,14 @@ mod tests {
             assert_eq!(Event([id, 2 << 40, 0, 0]).is_stage1(), blamed, "{id:#x}");
         }
         assert!(!Event([0x10, 2 << 40 | 1 << 39, 0, 0]).is_stage1());
+    }
+
+    #[test]
+    fn an_entry_that_translates_mutes_neither_substreams_nor_ats() {
+        for id in 0..=255 {
+            let muted_by_abort = Event([id, 0, 0, 0]).only_an_abort_mutes();
+            assert_eq!(muted_by_abort, matches!(id, 0x05 | 0x07 | 0x08), "{id:#x}");
+        }
     }
 
     #[test]

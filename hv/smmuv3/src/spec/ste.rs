@@ -154,6 +154,8 @@ pub enum Recording {
     Off,
     /// None is: every access of a stream with a stage 1 aborts in silence.
     Silent,
+    /// Every access of a stream that translates does: for what is recorded whatever its entry says.
+    Stopped,
 }
 
 impl Ste {
@@ -239,15 +241,16 @@ impl Ste {
     }
 
     /// The same, with its faults recorded or not: by `S2R` where there is a stage 2; an entry that is not valid,
-    /// and where nothing else helps one with a stage 1, aborts instead.
+    /// and where nothing else helps one that translates, aborts instead.
     #[must_use]
     pub const fn with_recording(mut self, recording: Recording) -> Self {
         match recording {
             Recording::On => {}
-            Recording::Off | Recording::Silent if !self.is_valid() => self = Self::ABORT,
-            Recording::Silent if self.config().stage1() => self = Self::ABORT,
-            Recording::Off | Recording::Silent if self.config().stage2() => self.0[2] &= !S2R,
-            Recording::Off | Recording::Silent => {}
+            _ if !self.is_valid() => self = Self::ABORT,
+            Recording::Silent | Recording::Stopped if self.config().stage1() => self = Self::ABORT,
+            Recording::Stopped if self.config().stage2() => self = Self::ABORT,
+            _ if self.config().stage2() => self.0[2] &= !S2R,
+            _ => {}
         }
         self
     }
