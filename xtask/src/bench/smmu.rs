@@ -44,7 +44,7 @@ const ROWS: [(&str, Ground, &str, Option<u64>); 12] = [
         "tlbi-sync",
         Ground::Nested,
         "TLBI_NH_VA and SYNC, trap to completion",
-        Some(2_500),
+        Some(1_600),
     ),
     (
         "tlbi-in-batch",
@@ -68,7 +68,7 @@ const ROWS: [(&str, Ground, &str, Option<u64>); 12] = [
         "cfgi-ste",
         Ground::Nested,
         "CFGI_STE and SYNC for a live nested stream",
-        Some(4_000),
+        Some(2_600),
     ),
     (
         "fault-to-handler",
