@@ -113,11 +113,11 @@ pub(super) fn file(board: &Board, bundle: Bundle, name: &str) -> Result<Option<P
     let bytes = match bundle {
         Bundle::None => return Ok(None),
         Bundle::Manifest(text) => {
-            let manifest = with_files(name, &quick(text))?;
+            let manifest = with_files(&board.name, name, &quick(text))?;
             run::bundle_of(board, &manifest, &Overrides::default())?
         }
         Bundle::Unchecked(text) => {
-            let manifest = with_files(name, text)?;
+            let manifest = with_files(&board.name, name, text)?;
             manifest::build_bundle(&manifest, &Overrides::default(), &|name, _series| {
                 anyhow::bail!("an unchecked bundle asks for {name}")
             })?
@@ -185,9 +185,10 @@ fn quick(manifest: &str) -> String {
     text
 }
 
-/// Writes a test's manifest, and beside it what it may name.
-fn with_files(name: &str, text: &str) -> Result<PathBuf> {
-    let manifest = folder().join(format!("{name}.toml"));
+/// Writes a test's manifest, and beside it what it may name. Boards have tests of the same name, which may run at the
+/// same time.
+fn with_files(board: &str, name: &str, text: &str) -> Result<PathBuf> {
+    let manifest = folder().join(format!("{board}-{name}.toml"));
     workspace::write_whole(&manifest, text.as_bytes())?;
     for (name, code, text) in TINY {
         let code = code.iter().flat_map(|word| word.to_le_bytes());
