@@ -84,8 +84,8 @@ pub(super) fn cases() -> Vec<Case> {
     cases.push(hidden());
     cases.push(beside_linux(
         "Linux keeps time beside a hostile guest on its two CPUs",
-        linux!("5"),
-        5,
+        linux!("2"),
+        2,
     ));
     cases.push(Case {
         only_full: true,

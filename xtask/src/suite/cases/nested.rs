@@ -422,7 +422,7 @@ fn killed() -> Case {
     .expect(&["dma beat 0: seed=2 "])
     .types(MONITOR)
     .asks("frames", &["frames of 4 KiB free"]);
-    for _ in 0..20 {
+    for _ in 0..8 {
         case = case.asks("restart dma", &["dma: running"]);
     }
     let mut case = case

@@ -174,14 +174,14 @@ fn storm() -> Case {
     case(
         "a pin that is never taken down costs its own VM's time, and no neighbour's on the same CPU",
         Bundle::Manifest(concat!(
-            edu!("up", "storm phb=1 us=400000", "0", "1", "time_slice_us = 2000\n"),
+            edu!("up", "storm phb=1 us=120000", "0", "1", "time_slice_us = 2000\n"),
             "[[vm]]\nname = \"neighbour\"\nmemory = \"32M\"\npin = [0]\ntime_slice_us = 2000\n",
             "kernel = \"guest:heartbeat\"\nkernel_format = \"elf\"\nrestart = \"never\"\n",
-            "append = \"beats=25 period_us=10000 limit_us=5000\"\n"
+            "append = \"beats=8 period_us=10000 limit_us=5000\"\n"
         )),
     )
     .expect(&[
-        r"heartbeat end: beats=25 .*missed=0",
+        r"heartbeat end: beats=8 .*missed=0",
         r"dma verdict: storm ok: came=\d{4,} ",
         "verdict 0: all VMs are off",
     ])
