@@ -26,6 +26,8 @@ use crate::{guest, run, say, shell, show, timings, workspace};
 
 /// Machines at a time beside one for each processor: they wait for a device's clock, a disk or a network.
 const MORE_WORKERS: usize = 1;
+/// Machines beside these, of tests that hardly use a processor.
+const WAITING_WORKERS: usize = 1;
 /// Lines of the console that are shown of a failed run.
 const TAIL: usize = 30;
 /// Tests that are named at the end as those that took most.
@@ -115,7 +117,9 @@ pub(super) fn run(
     let bench = Bench { boards, tools };
     let count = cases.len();
     let workers = std::thread::available_parallelism().map_or(1, usize::from) + MORE_WORKERS;
-    say!("{count} board tests, {workers} at a time");
+    say!(
+        "{count} board tests, {workers} at a time, and {WAITING_WORKERS} of those that mostly wait"
+    );
     // The long ones first, so that no processor waits for the last one.
     cases.sort_by_key(|case| std::cmp::Reverse(case.takes_s()));
     let mut all = Vec::new();
@@ -147,6 +151,32 @@ fn seconds(took: Took) -> String {
     )
 }
 
+/// Tests that are still to be run, in the order in which they are started.
+struct Queue {
+    busy: VecDeque<Case>,
+    waiting: VecDeque<Case>,
+}
+
+impl Queue {
+    fn new(cases: Vec<Case>) -> Self {
+        let (waiting, busy): (Vec<_>, _) = cases.into_iter().partition(Case::waits);
+        Self {
+            busy: busy.into(),
+            waiting: waiting.into(),
+        }
+    }
+
+    /// For a processor: one that waits comes when there is no other.
+    fn next(&mut self) -> Option<Case> {
+        self.busy.pop_front().or_else(|| self.waiting.pop_front())
+    }
+
+    /// Beside what uses the processors.
+    fn next_waiting(&mut self) -> Option<Case> {
+        self.waiting.pop_front()
+    }
+}
+
 struct Bench<'a> {
     boards: &'a BTreeMap<String, Board>,
     tools: BTreeMap<Arch, Tools>,
@@ -154,18 +184,20 @@ struct Bench<'a> {
 
 impl Bench<'_> {
     fn run_all(&self, cases: Vec<Case>, workers: usize, all: &mut Vec<(String, Took)>) -> Tally {
-        let queue = Mutex::new(VecDeque::from(cases));
+        let queue = Mutex::new(Queue::new(cases));
         let (sender, results) = mpsc::channel();
         let mut tally = Tally::default();
         std::thread::scope(|scope| {
-            for _ in 0..workers {
+            for worker in 0..workers + WAITING_WORKERS {
                 let (sender, queue) = (sender.clone(), &queue);
                 scope.spawn(move || {
                     loop {
-                        let next = queue
-                            .lock()
-                            .unwrap_or_else(PoisonError::into_inner)
-                            .pop_front();
+                        let mut queue = queue.lock().unwrap_or_else(PoisonError::into_inner);
+                        let next = match worker < workers {
+                            true => queue.next(),
+                            false => queue.next_waiting(),
+                        };
+                        drop(queue);
                         let Some(case) = next else { break };
                         let start = Instant::now();
                         let processor = Cell::default();
@@ -437,6 +469,20 @@ fn report(case: &Case, took: Took, result: &Result<()>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_waits_is_started_beside_what_does_not() {
+        let cases = || super::super::cases::of_board("virt", super::super::Extent::Pairs);
+        let mut queue = Queue::new(cases());
+        let beside: Vec<_> = std::iter::from_fn(|| queue.next_waiting()).collect();
+        assert!(!beside.is_empty() && beside.iter().all(Case::waits));
+        let rest: Vec<_> = std::iter::from_fn(|| queue.next()).collect();
+        assert_eq!(beside.len() + rest.len(), cases().len());
+        assert!(!rest.iter().any(Case::waits));
+        // With nobody beside, the others run them.
+        let mut queue = Queue::new(cases());
+        assert_eq!(std::iter::from_fn(|| queue.next()).count(), cases().len());
+    }
 
     #[test]
     fn an_image_beyond_its_limit_is_noticed() {

@@ -196,30 +196,44 @@ pub(super) enum Around {
 }
 
 /// Parts of names, and about how many seconds such a test takes on an idle machine.
-const LONG: [(&str, u32); 16] = [
-    ("drivers and kernels come and go", 48),
-    ("a hundred times in the middle of DMA", 38),
-    ("hostile operations", 25),
+const LONG: [(&str, u32); 15] = [
+    ("drivers and kernels come and go", 40),
     ("across a reset", 25),
     ("two VMs with a host bridge each", 25),
-    ("works when pasted", 20),
+    ("in the default window", 25),
     ("a disk and three NICs", 20),
     ("use a disk and a NIC each", 20),
-    ("beside a hostile guest", 20),
+    ("beside a hostile guest", 16),
+    ("with 1, 2 and 4 vCPUs", 16),
     ("three disks and an ", 16),
     ("a guest's own SMMU: ", 14),
     ("works on all of them, and reboots", 13),
-    ("at any moment", 12),
     ("under fire", 12),
     ("two Linux VMs", 12),
+    ("works when pasted", 8),
     ("Linux ", 8),
+];
+/// Parts of names of tests that hardly use a processor: they wait for resets of devices, and DMA that takes its time.
+const WAITING: [(&str, u32); 5] = [
+    ("a hundred times in the middle of ", 38),
+    ("until there are too many", 30),
+    ("is taken away and given back", 15),
+    ("twenty times in the middle of DMA", 11),
+    ("is refused until that VM is stopped", 3),
 ];
 
 impl Case {
     /// About how many seconds it takes: the long ones are to be started first.
     pub(super) fn takes_s(&self) -> u32 {
-        let known = LONG.iter().find(|(part, _)| self.name.contains(part));
-        known.map_or(1, |(_, seconds)| *seconds)
+        let mut known = WAITING.iter().chain(&LONG);
+        known
+            .find(|(part, _)| self.name.contains(part))
+            .map_or(1, |(_, seconds)| *seconds)
+    }
+
+    /// Whether most of that is waiting.
+    pub(super) fn waits(&self) -> bool {
+        WAITING.iter().any(|(part, _)| self.name.contains(part))
     }
 
     fn new(board: &'static str, name: impl Into<String>) -> Self {
@@ -639,6 +653,17 @@ mod tests {
             for pattern in case.expects.iter().chain(&case.forbids) {
                 regex::Regex::new(pattern).unwrap();
             }
+        }
+    }
+
+    #[test]
+    fn what_waits_is_a_test() {
+        for (part, _) in WAITING.iter().chain(&LONG) {
+            let all = ["virt", "pseries"].map(|board| of_board(board, Extent::Pairs));
+            assert!(
+                all.iter().flatten().any(|case| case.name.contains(part)),
+                "no test has `{part}` in its name"
+            );
         }
     }
 
