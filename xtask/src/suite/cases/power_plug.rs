@@ -11,24 +11,29 @@ use super::{Bundle, Case, Check};
 const BOARD: &str = "pseries";
 
 pub(super) fn cases() -> Vec<Case> {
-    vec![a_hundred_times(), linux(), linux_with_its_own_window()]
+    vec![
+        // What is left of one turn is found in the next, or by the audit: more of them are for what comes seldom.
+        many_times("thirty", 30, 50),
+        Case {
+            only_full: true,
+            ..many_times("a hundred", 100, 150)
+        },
+        linux(),
+        linux_with_its_own_window(),
+    ]
 }
 
-/// How often the host bridge goes and comes.
-const TURNS: usize = 100;
-/// From here on the neighbour has ended, and what is free is the same each time.
-const SETTLED: usize = 80;
-
 /// A VM whose host bridge is taken away while it writes entries with a DMA under way, one that has it meanwhile,
-/// and a neighbour.
-fn a_hundred_times() -> Case {
+/// and a neighbour. After four fifths of the `turns` the neighbour's `beats` are over, and what is free is the same
+/// each time.
+fn many_times(often: &str, turns: usize, beats: usize) -> Case {
     let back = r"\[a\] dma plug: nothing is left of before, entries are being written";
     let away = r"\[a\] dma plug: the slot is empty after \d+ rounds";
     let mut case = Case::new(
         BOARD,
-        "a host bridge is taken away and given back a hundred times while entries are written, and nothing is left",
+        format!("a host bridge is taken away and given back {often} times while entries are written, and nothing is left"),
     )
-    .bundle(Bundle::Manifest(concat!(
+    .bundle(Bundle::Manifest(format!("{}{}{}", concat!(
         "[[vm]]\nname = \"a\"\nmemory = \"32M\"\npin = [1]\nkernel = \"guest:dma\"\n",
         "kernel_format = \"elf\"\nrestart = \"never\"\nappend = \"plug phb=1 bus=1 slot=1\"\n",
         "devices = [ { host = \"phb:800000020000001\" } ]\n",
@@ -36,9 +41,11 @@ fn a_hundred_times() -> Case {
         "kernel_format = \"elf\"\nrestart = \"never\"\nappend = \"linger phb=1 bus=1 slot=1\"\n",
         "devices = [ { host = \"phb:800000020000001\" } ]\nstart = \"manual\"\n",
         "[[vm]]\nname = \"watch\"\nmemory = \"32M\"\npin = [0]\nkernel = \"guest:dma\"\n",
-        "kernel_format = \"elf\"\nrestart = \"never\"\nappend = \"watch beats=150 phb=2\"\n",
+        "kernel_format = \"elf\"\nrestart = \"never\"\nappend = \"watch beats=",
+    ), beats, concat!(
+        " phb=2\"\n",
         "devices = [ { host = \"phb:800000020000002\" } ]\n",
-    )))
+    )).leak()))
     // Behind a bridge, whose bus is reset: the device has no reset of its own.
     .args(&["-device", "spapr-pci-host-bridge,index=1,id=p1"])
     .args(&["-device", "pci-bridge,id=b1,chassis_nr=1,shpc=off,bus=p1.0"])
@@ -55,7 +62,7 @@ fn a_hundred_times() -> Case {
     .asks("unplug a 800000020000002", &["it has no such host bridge"])
     .asks("unplug b 800000020000001", &["it is not running"])
     .asks("plug a 800000020000001", &["it is there already"]);
-    for turn in 0..TURNS {
+    for turn in 0..turns {
         if turn % 10 == 2 {
             case = case.asks(
                 "devices a",
@@ -72,7 +79,7 @@ fn a_hundred_times() -> Case {
                     "audit: 0 entries looked at, 0 wrong",
                 ],
             );
-        if turn % 25 == 5 {
+        if turn % 10 == 5 {
             // Another has it meanwhile, and finds nothing either.
             case = case
                 .asks("start b", &[r"\[b\] dma linger: nothing is left of before"])
@@ -85,7 +92,7 @@ fn a_hundred_times() -> Case {
                 )
                 .asks("stop b", &["b: stopped"]);
         }
-        if turn >= SETTLED {
+        if turn >= turns * 4 / 5 {
             case = case.asks("frames", &["frames of 4 KiB free"]);
         }
         case = case.asks("plug a phb:800000020000001", &[back]);
@@ -115,12 +122,13 @@ fn same_frames(console: &str) -> Result<()> {
     );
     let rounds = Regex::new(r"the slot is empty after [1-9]\d* rounds")?;
     let busy = rounds.find_iter(console).count();
+    let turns = console.matches("phb:800000020000001 is taken away").count();
     ensure!(
-        busy >= TURNS / 2,
-        "entries were being written {busy} times only"
+        busy > 0 && busy >= turns / 2,
+        "entries were being written {busy} times of {turns}"
     );
     ensure!(
-        console.contains("dma verdict: watch ok: beats=150 ") && console.contains(" forged=0"),
+        console.contains("dma verdict: watch ok: beats=") && console.contains(" forged=0"),
         "the neighbour did not end well"
     );
     Ok(())
