@@ -61,7 +61,7 @@ fn default_guest() -> Case {
     .asks("quit", &["verdict 0: the monitor was told to quit"]);
     forbidden(&mut case);
     case.timeout = Duration::from_secs(600);
-    case
+    case.one_thread()
 }
 
 /// Two VMs at the same time, each with a host bridge: a disk and a NIC that share their windows, another
@@ -72,10 +72,10 @@ fn two_bridges() -> Case {
         "two VMs with a host bridge each: two disks and a NIC, across a restart",
     )
     .bundle(Bundle::Manifest(concat!(
-        "version = 1\n[[vm]]\nname = \"one\"\nmemory = \"384M\"\ncpus = 1\nkernel = \"debian:6.12\"\n",
+        "version = 1\n[[vm]]\nname = \"one\"\nmemory = \"256M\"\ncpus = 1\nkernel = \"debian:6.12\"\n",
         "initrd = \"initramfs\"\nappend = \"console=hvc0 quiet do=irqs,net,disk-restart,off\"\n",
         "devices = [ { host = \"0000:00:00.0\" }, { host = \"0000:00:01.0\" } ]\n",
-        "[[vm]]\nname = \"two\"\nmemory = \"384M\"\ncpus = 1\nkernel = \"debian:6.1\"\n",
+        "[[vm]]\nname = \"two\"\nmemory = \"256M\"\ncpus = 1\nkernel = \"debian:6.1\"\n",
         "initrd = \"initramfs\"\nappend = \"console=hvc0 quiet do=irqs,disk-restart,off\"\n",
         "devices = [ { host = \"phb:800000020000001\" } ]\nstart = \"after:one\"\n",
     )))
@@ -117,10 +117,10 @@ fn default_window() -> Case {
         "an e1000e and a disk, and virtio devices in the default window alone, across a restart",
     )
     .bundle(Bundle::Manifest(concat!(
-        "version = 1\n[[vm]]\nname = \"one\"\nmemory = \"384M\"\ncpus = 1\nkernel = \"debian:6.1\"\n",
+        "version = 1\n[[vm]]\nname = \"one\"\nmemory = \"256M\"\ncpus = 1\nkernel = \"debian:6.1\"\n",
         "initrd = \"initramfs\"\nappend = \"console=hvc0 quiet do=irqs,net,disk-restart,off\"\n",
         "devices = [ { host = \"phb:800000020000000\" } ]\n",
-        "[[vm]]\nname = \"two\"\nmemory = \"384M\"\ncpus = 1\nkernel = \"debian:6.12\"\n",
+        "[[vm]]\nname = \"two\"\nmemory = \"256M\"\ncpus = 1\nkernel = \"debian:6.12\"\n",
         "initrd = \"initramfs\"\n",
         "append = \"console=hvc0 quiet disable_ddw do=irqs,net,disk-restart,off\"\n",
         "devices = [ { host = \"phb:800000020000001\" } ]\nstart = \"after:one\"\n",

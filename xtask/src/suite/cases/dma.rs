@@ -382,7 +382,7 @@ const TABLE: &str = "0x10302000";
 /// told of, and the disk interrupts Linux as before.
 fn table_of_another() -> Case {
     let manifest = format!(
-        "[[vm]]\nname = \"linux\"\nmemory = \"384M\"\npin = [0]\nkernel = \"debian:6.12\"\n\
+        "[[vm]]\nname = \"linux\"\nmemory = \"256M\"\npin = [0]\nkernel = \"debian:6.12\"\n\
          initrd = \"initramfs\"\niommu = \"stage2\"\nmsi = \"vits\"\n\
          append = \"console=ttyAMA0 quiet do=irqs\"\ndevices = [ {{ host = \"0000:00:01.0\" }} ]\n\
          [[vm]]\nname = \"thief\"\nmemory = \"80M\"\npin = [1]\nkernel = \"guest:dma\"\n\

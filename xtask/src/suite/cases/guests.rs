@@ -51,7 +51,7 @@ macro_rules! linux {
             "[[vm]]\nname = \"hostile\"\nmemory = \"64M\"\ncpus = 4\npin = [0, 1, 0, 1]\n",
             "kernel = \"guest:hostile\"\nkernel_format = \"flat\"\nrestart = \"never\"\n",
             "append = \"seed=7 ops=1000000000\"\n",
-            "[[vm]]\nname = \"linux\"\nmemory = \"384M\"\ncpus = 2\npin = [0, 1]\nkernel = \"debian:6.12\"\n",
+            "[[vm]]\nname = \"linux\"\nmemory = \"256M\"\ncpus = 2\npin = [0, 1]\nkernel = \"debian:6.12\"\n",
             "initrd = \"initramfs\"\nrestart = \"never\"\n",
             "append = \"loglevel=5 bulkhead.run=seq+",
             $seconds,

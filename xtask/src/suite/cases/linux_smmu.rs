@@ -52,7 +52,7 @@ impl Linux {
             devices,
         } = self;
         let manifest = format!(
-            "version = 1\n[[vm]]\nname = \"linux\"\nmemory = \"512M\"\ncpus = {vcpus}\n\
+            "version = 1\n[[vm]]\nname = \"linux\"\nmemory = \"256M\"\ncpus = {vcpus}\n\
              kernel = \"debian:{kernel}\"\ninitrd = \"initramfs\"\nfirmware = \"{firmware}\"\n\
              iommu = \"nested\"\nmsi = \"{policy}\"\n\
              append = \"console=ttyAMA0 quiet {words} do={actions}\"\ndevices = [{devices}]\n"
@@ -361,7 +361,7 @@ fn reset() -> Case {
 fn handed_on() -> Case {
     let manifest = |name: &str, start: &str, firmware: &str, keys: &str, actions: &str| {
         format!(
-            "[[vm]]\nname = \"{name}\"\nmemory = \"384M\"\nkernel = \"debian:6.12\"\n\
+            "[[vm]]\nname = \"{name}\"\nmemory = \"256M\"\nkernel = \"debian:6.12\"\n\
              initrd = \"initramfs\"\nfirmware = \"{firmware}\"\nstart = \"{start}\"\n{keys}\n\
              append = \"console=ttyAMA0 quiet do={actions},off\"\n\
              devices = [ {{ host = \"0000:00:01.0\" }} ]\n"

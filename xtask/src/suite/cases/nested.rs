@@ -204,7 +204,7 @@ fn window_elsewhere() -> Case {
 /// The same with Linux, whose firmware tells it of the window.
 fn linux_window_elsewhere() -> Case {
     let bundle = Bundle::Manifest(
-        "version = 1\n[[vm]]\nname = \"linux\"\nmemory = \"512M\"\nkernel = \"debian:6.12\"\n\
+        "version = 1\n[[vm]]\nname = \"linux\"\nmemory = \"256M\"\nkernel = \"debian:6.12\"\n\
          initrd = \"initramfs\"\nfirmware = \"acpi\"\niommu = \"nested\"\nmsi = \"rmr\"\n\
          msi_window = { start = 0x0a000000, size = \"2M\" }\n\
          append = \"console=ttyAMA0 quiet do=irqs\"\ndevices = [ { host = \"0000:00:01.0\" } ]\n",

@@ -19,7 +19,7 @@ const EVENT: &str = r"smmu\d+: [A-Z]+_[A-Z_]+ sid ";
 macro_rules! linux {
     ($kernel:literal, $firmware:literal, $vcpus:literal, $devices:expr) => {
         Bundle::Manifest(concat!(
-            "version = 1\n[[vm]]\nname = \"linux\"\nmemory = \"384M\"\ncpus = ",
+            "version = 1\n[[vm]]\nname = \"linux\"\nmemory = \"256M\"\ncpus = ",
             $vcpus,
             "\nkernel = \"debian:",
             $kernel,
@@ -271,7 +271,7 @@ macro_rules! one_of_two {
         concat!(
             "[[vm]]\nname = \"",
             $name,
-            "\"\nmemory = \"384M\"\npin = [",
+            "\"\nmemory = \"256M\"\npin = [",
             $cpu,
             "]\nkernel = \"debian:6.12\"\ninitrd = \"initramfs\"\n",
             $more,
@@ -324,10 +324,10 @@ fn by_wires() -> Case {
     let name = "a disk and a NIC interrupt by their pins, by a device tree and by ACPI";
     let mut case = Case::new(BOARD, name)
         .bundle(Bundle::Manifest(concat!(
-            "[[vm]]\nname = \"one\"\nmemory = \"384M\"\npin = [0]\nkernel = \"debian:6.12\"\n",
+            "[[vm]]\nname = \"one\"\nmemory = \"256M\"\npin = [0]\nkernel = \"debian:6.12\"\n",
             "initrd = \"initramfs\"\niommu = \"stage2\"\nmsi = \"vits\"\nappend = \"console=ttyAMA0 quiet ",
             "pci=nomsi do=irqs:wires,disk,off\"\ndevices = [ { host = \"0000:02:00.0\" } ]\n",
-            "[[vm]]\nname = \"two\"\nmemory = \"384M\"\npin = [1]\nkernel = \"debian:6.12\"\n",
+            "[[vm]]\nname = \"two\"\nmemory = \"256M\"\npin = [1]\nkernel = \"debian:6.12\"\n",
             "initrd = \"initramfs\"\niommu = \"stage2\"\nmsi = \"vits\"\nfirmware = \"acpi\"\n",
             "append = \"console=ttyAMA0 quiet pci=nomsi do=irqs:wires,net,off\"\n",
             "devices = [ { host = \"0000:01:00.0\", guest = \"01:00.0\" } ]\n"
@@ -458,7 +458,7 @@ fn unconfined() -> Case {
         "a device behind no SMMU works where the manifest says so, and the log says what that is";
     let mut case = Case::new(BOARD, name)
         .bundle(Bundle::Manifest(concat!(
-            "[[vm]]\nname = \"linux\"\nmemory = \"384M\"\nkernel = \"debian:6.12\"\ninitrd = \"initramfs\"\n",
+            "[[vm]]\nname = \"linux\"\nmemory = \"256M\"\nkernel = \"debian:6.12\"\ninitrd = \"initramfs\"\n",
             "unsafe_dma = \"identity\"\nappend = \"console=ttyAMA0 quiet do=iommu:none,irqs,disk-restart,off\"\n",
             "devices = [ { host = \"0000:00:01.0\" } ]\n"
         )))

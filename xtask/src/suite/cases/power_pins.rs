@@ -42,11 +42,11 @@ fn by_pins() -> Case {
         "an NVMe disk without messages and an e1000 interrupt by their pins, in the default window, across a restart",
     )
     .bundle(Bundle::Manifest(concat!(
-        "[[vm]]\nname = \"one\"\nmemory = \"384M\"\ncpus = 1\npin = [0]\nkernel = \"debian:6.12\"\n",
+        "[[vm]]\nname = \"one\"\nmemory = \"256M\"\ncpus = 1\npin = [0]\nkernel = \"debian:6.12\"\n",
         "initrd = \"initramfs\"\n",
         "append = \"console=hvc0 quiet pci=nomsi do=irqs:wires,disk-restart,off\"\n",
         "devices = [ { host = \"phb:800000020000001\" } ]\n",
-        "[[vm]]\nname = \"two\"\nmemory = \"384M\"\ncpus = 1\npin = [1]\nkernel = \"debian:6.1\"\n",
+        "[[vm]]\nname = \"two\"\nmemory = \"256M\"\ncpus = 1\npin = [1]\nkernel = \"debian:6.1\"\n",
         "initrd = \"initramfs\"\n",
         "append = 'console=hvc0 loglevel=8 dyndbg=\"file dma-iommu.c +p\" do=irqs:wires,net,off'\n",
         "devices = [ { host = \"phb:800000020000002\" } ]\n",
@@ -64,7 +64,7 @@ fn by_pins() -> Case {
         .push("vm 1: ibm,create-pe-dma-window|by another chip".to_owned());
     case.check = Check::Judged(both_by_pins);
     case.timeout = Duration::from_secs(120);
-    case
+    case.one_thread()
 }
 
 fn both_by_pins(console: &str) -> Result<()> {
@@ -124,7 +124,7 @@ fn both_windows() -> Case {
     .args(&["-netdev", "user,id=net0", "-device", "e1000,netdev=net0,romfile="]);
     forbidden(&mut case);
     case.timeout = Duration::from_secs(120);
-    case
+    case.one_thread()
 }
 
 /// A VM with the guest that has an `edu`: its name, its task, its CPU, its host bridge.

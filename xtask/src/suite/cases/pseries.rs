@@ -209,7 +209,7 @@ macro_rules! once {
         concat!(
             "[[vm]]\nname = \"",
             $name,
-            "\"\nmemory = \"384M\"\ncpus = ",
+            "\"\nmemory = \"256M\"\ncpus = ",
             $cpus,
             "\nkernel = \"debian:",
             $series,

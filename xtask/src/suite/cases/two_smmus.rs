@@ -174,7 +174,7 @@ pub(super) fn cases() -> Vec<Case> {
 /// Linux drives both by two of its own: a disk and a NIC behind each.
 fn linux(firmware: &str, policy: &str) -> Case {
     let manifest = format!(
-        "version = 1\n[[vm]]\nname = \"linux\"\nmemory = \"512M\"\ncpus = 2\nkernel = \"debian:6.12\"\n\
+        "version = 1\n[[vm]]\nname = \"linux\"\nmemory = \"256M\"\ncpus = 2\nkernel = \"debian:6.12\"\n\
          initrd = \"initramfs\"\nfirmware = \"{firmware}\"\niommu = \"nested\"\nmsi = \"{policy}\"\n\
          append = \"console=ttyAMA0 quiet iommu.strict=1 do=iommu:{policy},irqs,net,disk,off\"\ndevices = [\n\
          {{ host = \"0000:01:00.0\" }}, {{ host = \"0001:21:00.0\" }}, {{ host = \"0000:02:00.0\" }},\n\
