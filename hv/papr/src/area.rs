@@ -16,6 +16,9 @@ const SHARED_AT: u64 = 9;
 const SHARED: u8 = 2;
 /// Where a VPA counts dispatches: even while its vCPU is on a thread.
 const COUNT_AT: u64 = 0x100;
+/// What the count is made on a thread, and off it: even or odd.
+pub(crate) const ON_THREAD: u32 = 0;
+pub(crate) const OFF_THREAD: u32 = 1;
 /// A VPA is aligned to this, and lies in one page.
 const LINE: u64 = 128;
 const PAGE: u64 = 4096;
@@ -128,18 +131,17 @@ impl Areas {
         word(env, self.vpa.checked_add(COUNT_AT)?)
     }
 
-    /// The vCPU comes on a thread, or leaves it: the count becomes even, or odd.
-    pub(crate) fn dispatch(&self, parity: u32, env: &dyn Environment) {
-        let Some(count) = self.count(env) else {
+    /// The vCPU comes on a thread, or leaves it: the count goes on to the next even number, or the next odd one.
+    #[inline]
+    pub(crate) fn dispatch(&self, parity: u32, env: &impl Environment) {
+        if self.vpa == 0 {
             return;
-        };
-        let mut next = count.wrapping_add(1);
-        if next & 1 != parity {
-            next = next.wrapping_add(1);
         }
         if let Some(at) = self.vpa.checked_add(COUNT_AT) {
-            // It was memory when it was registered, and a VM's memory stays.
-            let _ = env.write(at, &next.to_be_bytes());
+            env.change_cell(at, |count| {
+                let next = count.wrapping_add(1);
+                next.wrapping_add(next & 1 ^ parity)
+            });
         }
     }
 }

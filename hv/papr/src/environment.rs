@@ -66,6 +66,20 @@ pub trait Environment {
     /// [`NotGuestMemory`], when any byte is not; then nothing is written.
     fn write(&self, at: u64, bytes: &[u8]) -> Result<(), NotGuestMemory>;
 
+    /// Changes a big-endian cell of the guest's memory, at a multiple of 4; what is not its memory stays as it is.
+    #[inline]
+    fn change_cell(&self, at: u64, change: impl FnOnce(u32) -> u32)
+    where
+        Self: Sized,
+    {
+        let mut bytes = [0; 4];
+        if self.read(at, &mut bytes).is_ok() {
+            let changed = change(u32::from_be_bytes(bytes));
+            // It was memory just now, and a VM's memory stays.
+            let _ = self.write(at, &changed.to_be_bytes());
+        }
+    }
+
     /// Code in these bytes of the guest's memory may have changed: no CPU may run the old.
     fn code_changed(&self, at: u64, bytes: u64);
 

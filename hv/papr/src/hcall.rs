@@ -3,6 +3,7 @@
 use core::fmt;
 use core::sync::atomic::Ordering;
 
+use crate::area::OFF_THREAD;
 use crate::rtas::{self, Outcome};
 use crate::{Environment, Platform, Servers, Status, memory, term};
 
@@ -61,6 +62,17 @@ pub enum After {
     Off,
     /// Its VM ends.
     End(End),
+}
+
+/// What becomes of a vCPU that has called `H_CEDE`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ceded {
+    /// It has left its thread, and waits.
+    Waits,
+    /// It goes on: an external interrupt is to be given to it.
+    Interrupt,
+    /// It goes on, for another reason.
+    Due,
 }
 
 /// How a guest ends its VM.
@@ -139,7 +151,7 @@ impl Platform {
             n::EOI | n::CPPR | n::IPI | n::IPOLL | n::XIRR | n::XIRR_X => {
                 self.presentation(vcpu, gpr, env)
             }
-            n::CEDE => return self.cede(vcpu, gpr),
+            n::CEDE => return self.cede_elsewhere(vcpu, gpr),
             n::JOIN => return self.join(vcpu, gpr, msr),
             n::PROD => {
                 let told = self.cpus.lock().prod(a);
@@ -258,9 +270,42 @@ impl Platform {
         }
     }
 
+    /// Answers `H_CEDE` of a vCPU that waits on its thread: false, and nothing has happened, when it is another call.
+    /// Interrupts are let through after it, as after [`After::Cede`], and [`Self::cede`] says whether it waits.
+    #[inline]
+    #[must_use]
+    pub fn take_cede(gpr: &mut [u64; 32]) -> bool {
+        let [_, _, _, r3, ..] = gpr;
+        let cedes = *r3 == number::CEDE;
+        if cedes {
+            *r3 = Status::SUCCESS.bits();
+        }
+        cedes
+    }
+
+    /// What becomes of a vCPU that has called `H_CEDE`. A prod that came before is what it waits for.
+    #[inline]
+    #[must_use]
+    pub fn cede(&self, vcpu: usize, env: &impl Environment) -> Ceded {
+        let (prodded, areas) = {
+            let mut cpus = self.cpus.lock();
+            let cpu = cpus.get_mut(vcpu);
+            cpu.map(|cpu| (core::mem::take(&mut cpu.prodded), cpu.areas))
+        }
+        .unwrap_or_default();
+        if prodded || self.has_system_reset(vcpu) {
+            return Ceded::Due;
+        }
+        if self.has_interrupt(vcpu) {
+            return Ceded::Interrupt;
+        }
+        areas.dispatch(OFF_THREAD, env);
+        Ceded::Waits
+    }
+
     /// `H_CEDE`. A prod that came before is what it waits for. Interrupts are let through either way: Linux counts
     /// on it, and would go on without any.
-    fn cede(&self, vcpu: usize, gpr: &mut Gpr) -> After {
+    fn cede_elsewhere(&self, vcpu: usize, gpr: &mut Gpr) -> After {
         answer(gpr, Status::SUCCESS);
         if self.cpus.lock().take_prod(vcpu) {
             After::Unmask

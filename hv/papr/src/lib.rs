@@ -52,7 +52,7 @@ pub use connector::{
 };
 pub use environment::{Environment, NotGuestMemory, Served};
 pub use event::{Action, HOT_PLUG_SOURCE, HotPlug};
-pub use hcall::{After, End, Text};
+pub use hcall::{After, Ceded, End, Text};
 pub use platform::{Characteristics, Config, Platform, Wake};
 pub use rtas::{ENTRY_CODE, TOKENS};
 pub use servers::{MOST_CPUS, Servers};

@@ -5,6 +5,7 @@ use core::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 
 use spin::Mutex;
 
+use crate::area::{OFF_THREAD, ON_THREAD};
 use crate::cpus::Cpus;
 use crate::event::{Events, HOT_PLUG_SOURCE, HotPlug};
 use crate::xics::Xics;
@@ -122,6 +123,12 @@ impl Platform {
             && self.resets.fetch_and(!this, Ordering::AcqRel) & this != 0
     }
 
+    /// Whether a system reset interrupt is due for the vCPU.
+    #[inline]
+    pub(crate) fn has_system_reset(&self, vcpu: usize) -> bool {
+        self.resets.load(Ordering::Acquire) & Servers::one(vcpu).bits() != 0
+    }
+
     /// Whether a vCPU that waits is to go on. Its decrementer is the caller's to watch, unless the
     /// vCPU [has joined](Self::has_joined).
     #[must_use]
@@ -130,8 +137,7 @@ impl Platform {
             Some(cpu) => (cpu.prodded || cpu.start.is_some(), cpu.joined),
             None => (false, false),
         };
-        let reset = self.resets.load(Ordering::Acquire) & Servers::one(vcpu).bits() != 0;
-        if due || reset || !joined && self.has_interrupt(vcpu) {
+        if due || self.has_system_reset(vcpu) || !joined && self.has_interrupt(vcpu) {
             Wake::Due
         } else {
             Wake::Stay
@@ -172,17 +178,30 @@ impl Platform {
         self.cpus.lock().get(vcpu).is_some_and(|cpu| cpu.runs)
     }
 
+    /// A vCPU that waited on its thread goes on: [`Self::woken`], and it [comes](Self::comes).
+    #[inline]
+    pub fn resume(&self, vcpu: usize, env: &impl Environment) {
+        let areas = match self.cpus.lock().get_mut(vcpu) {
+            Some(cpu) => {
+                (cpu.prodded, cpu.joined) = (false, false);
+                cpu.areas
+            }
+            None => return,
+        };
+        areas.dispatch(ON_THREAD, env);
+    }
+
     /// The vCPU comes on a thread.
-    pub fn comes(&self, vcpu: usize, env: &dyn Environment) {
-        self.dispatch(vcpu, 0, env);
+    pub fn comes(&self, vcpu: usize, env: &impl Environment) {
+        self.dispatch(vcpu, ON_THREAD, env);
     }
 
     /// The vCPU leaves its thread.
-    pub fn goes(&self, vcpu: usize, env: &dyn Environment) {
-        self.dispatch(vcpu, 1, env);
+    pub fn goes(&self, vcpu: usize, env: &impl Environment) {
+        self.dispatch(vcpu, OFF_THREAD, env);
     }
 
-    fn dispatch(&self, vcpu: usize, parity: u32, env: &dyn Environment) {
+    fn dispatch(&self, vcpu: usize, parity: u32, env: &impl Environment) {
         let areas = self.cpus.lock().get(vcpu).map(|cpu| cpu.areas);
         if let Some(areas) = areas {
             areas.dispatch(parity, env);

@@ -93,7 +93,8 @@ impl Cpu {
 
     /// A guest runs here that shall have left at this time.
     pub(crate) fn slice_begins(&self, end: u64) {
-        self.slice_end.store(end.max(1), Ordering::Relaxed);
+        // A tick more or less is nothing, and zero would be no guest.
+        self.slice_end.store(end | 1, Ordering::Relaxed);
     }
 
     /// No guest runs here.

@@ -39,6 +39,33 @@ impl Ram {
         }
     }
 
+    /// Changes a native-endian word of 32 bits by one load and one store; `pa` is a multiple of 4.
+    ///
+    /// # Errors
+    /// [`NotMemory`] outside memory or misaligned.
+    #[optimize(speed)]
+    #[inline]
+    pub(crate) fn change_u32(
+        &self,
+        pa: Pa,
+        change: impl FnOnce(u32) -> u32,
+    ) -> Result<(), NotMemory> {
+        let fail = NotMemory { pa, bytes: 4 };
+        let access = Span::from_len(pa, 4).filter(|_| pa.bits().is_multiple_of(4));
+        let access = access.ok_or(fail)?;
+        // What guests have is mostly in the last one.
+        let mut spans = self.spans.iter().rev();
+        if !spans.any(|span| span.contains_span(access)) {
+            return Err(fail);
+        }
+        let word = with_exposed_provenance_mut::<u32>(identity(pa));
+        // SAFETY: an aligned word of RAM, by the promise of `new`.
+        let before = unsafe { word.read_volatile() };
+        // SAFETY: the same.
+        unsafe { word.write_volatile(change(before)) };
+        Ok(())
+    }
+
     fn check_word(&self, pa: Pa) -> Result<usize, NotMemory> {
         if pa.bits().is_multiple_of(8) {
             self.check(pa, 8)

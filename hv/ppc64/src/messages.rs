@@ -218,7 +218,8 @@ impl Messages {
     #[optimize(speed)]
     pub(crate) fn came(&self, source: u32, now: u64) -> (Option<Came>, Afterwards) {
         let mut routes = self.routes.lock();
-        let mut found = routes.iter_mut();
+        // Messages, which are most of what comes, were added last.
+        let mut found = routes.iter_mut().rev();
         if let Some(route) = found.find(|route| route.source == source) {
             let moderated = route.account.came(now, RATE);
             if moderated == Moderated::Mute {

@@ -5,7 +5,7 @@ use std::vec::Vec;
 
 use super::{Fake, MEMORY, call, platform, status};
 use crate::hcall::number as n;
-use crate::{After, Config, Environment, Platform, Text, Wake};
+use crate::{After, Ceded, Config, Environment, Platform, Text, Wake};
 
 #[test]
 fn the_calls_that_are_served_are_those_of_the_table() {
@@ -292,6 +292,54 @@ fn a_prod_ends_a_wait_that_comes_after_it() {
         "interrupts are let through all the same"
     );
     assert_eq!(status(&platform, &env, n::PROD, &[2]), -4);
+}
+
+/// `H_CEDE` of a vCPU that waits on its thread, with a count of dispatches at 0x1100.
+#[test]
+fn who_waits_on_its_thread_leaves_it_only_when_nothing_is_there() {
+    let (platform, env) = (platform(2), Fake::new());
+    area(&env, 0x1000);
+    let vpa = [1 << 45, 0, 0x1000];
+    assert_eq!(status(&platform, &env, n::REGISTER_VPA, &vpa), 0);
+    call(&platform, &env, 0, n::CPPR, &[0xff]);
+    let cede = || {
+        let mut gpr = [n::CEDE; 32];
+        assert!(Platform::take_cede(&mut gpr));
+        assert_eq!((gpr[3], gpr[4]), (0, n::CEDE));
+        (platform.cede(0, &env), env.word(0x1100))
+    };
+    assert_eq!(cede(), (Ceded::Waits, 1));
+    platform.resume(0, &env);
+    assert_eq!(env.word(0x1100), 2);
+    // A prod that came before, an interrupt, a system reset: it stays on its thread.
+    assert_eq!(status(&platform, &env, n::PROD, &[0]), 0);
+    assert_eq!(cede(), (Ceded::Due, 2));
+    call(&platform, &env, 1, n::IPI, &[0, 4]);
+    assert_eq!(cede(), (Ceded::Interrupt, 2));
+    assert_eq!(cede(), (Ceded::Interrupt, 2), "it is still pending");
+    call(&platform, &env, 1, n::IPI, &[0, 0xff]);
+    assert_eq!(status(&platform, &env, n::SIGNAL_SYS_RESET, &[0]), 0);
+    assert_eq!(cede(), (Ceded::Due, 2));
+    assert!(platform.take_system_reset(0));
+    // A prod that comes in the wait is used up with it.
+    assert_eq!(cede(), (Ceded::Waits, 3));
+    assert_eq!(status(&platform, &env, n::PROD, &[0]), 0);
+    assert_eq!(platform.wake(0), Wake::Due);
+    platform.resume(0, &env);
+    assert_eq!(cede(), (Ceded::Waits, 5));
+    let mut other = [n::EOI; 32];
+    assert!(!Platform::take_cede(&mut other));
+    assert_eq!(other, [n::EOI; 32], "nothing has happened");
+}
+
+#[test]
+fn who_waited_on_its_thread_has_joined_no_more() {
+    let (platform, env) = (platform(1), Fake::new());
+    let confer = call(&platform, &env, 0, n::CONFER, &[0, 0]);
+    assert_eq!(confer.1, After::Join);
+    assert!(platform.has_joined(0));
+    platform.resume(0, &env);
+    assert!(!platform.has_joined(0));
 }
 
 #[test]

@@ -2,15 +2,18 @@
 
 mod answer;
 mod quick;
+mod wait;
 
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, Ordering, fence};
 
 use boot::Frames;
-use papr::{After, End, Servers, Wake};
+use papr::{After, End, Servers};
 use vm::{Arrival, CONSOLE_CORE, Departure, Ending, ExitCause};
 
 use self::answer::answer;
+use self::quick::Left;
+use self::wait::Waited;
 use super::control::Platform;
 use super::devices::Access;
 use super::environment::Surroundings;
@@ -18,7 +21,7 @@ use super::vm::{Slot, Vm};
 use crate::cpu::{self, Cpu};
 use crate::hardware::Hardware;
 use crate::memory::Ram;
-use crate::nested::{self, Exit, GuestThread, Loaded, MACHINE_CHECK, MSR_EE, Vcpu};
+use crate::nested::{self, Exit, GuestThread, Loaded, MACHINE_CHECK, Vcpu};
 use crate::presentation;
 use crate::{console, smp, spr};
 
@@ -234,10 +237,11 @@ pub(super) fn stay(
         slot,
         loaded: vcpu.load(thread),
         surroundings: &surroundings,
+        shared,
         slice_end: until,
         pending: Vm::ticks(PENDING_US),
     };
-    let departure = residency.run(shared);
+    let departure = residency.run();
     drop(residency);
     vm.platform.goes(index, &surroundings);
     departure
@@ -265,6 +269,8 @@ struct Residency<'a> {
     slot: &'a Slot,
     loaded: Loaded<'a>,
     surroundings: &'a Surroundings<'a>,
+    /// Others want the core, too.
+    shared: bool,
     /// When the core looks around, and others may have it.
     slice_end: u64,
     /// [`PENDING_US`] in ticks.
@@ -333,8 +339,8 @@ fn cause(exit: Exit) -> ExitCause {
 
 impl Residency<'_> {
     #[optimize(speed)]
-    fn run(&mut self, shared: bool) -> Departure {
-        if !shared {
+    fn run(&mut self) -> Departure {
+        if !self.shared {
             self.slice_end = spr::timebase() + Vm::ticks(LOOK_US);
         }
         loop {
@@ -344,22 +350,24 @@ impl Residency<'_> {
             let now = spr::timebase();
             if now >= self.slice_end {
                 self.look();
-                if shared || self.is_wanted_elsewhere() {
+                if self.shared || self.is_wanted_elsewhere() {
                     return Departure::Preempted;
                 }
                 self.slice_end = now + Vm::ticks(LOOK_US);
             }
             let then = match self.enter(now) {
-                Ok(Some(exit)) => self.handle(exit),
-                Ok(None) => Then::Resume,
+                Ok(Left::Call) => self.call(),
+                Ok(Left::For(exit)) => self.handle(exit),
+                Ok(Left::Done) => Then::Resume,
+                Ok(Left::Waiting) => Then::Leave(Departure::Waits),
                 Err(refused) => self.fault(format_args!("{refused}")),
             };
             match then {
                 Then::Resume => {}
                 Then::Leave(departure) => return departure,
-                Then::Wait if shared => return Departure::Waits,
+                Then::Wait if self.shared => return Departure::Waits,
                 Then::Wait => {
-                    if self.wait() {
+                    if self.wait() == Waited::Still {
                         return Departure::Waits;
                     }
                 }
@@ -381,20 +389,24 @@ impl Residency<'_> {
     }
 
     #[optimize(speed)]
+    fn call(&mut self) -> Then {
+        let [_, _, _, number, ..] = self.loaded.vcpu.registers.gpr;
+        self.slot.causes.count(cause_of_call(number));
+        self.hypercall()
+    }
+
+    #[optimize(speed)]
     fn handle(&mut self, exit: Exit) -> Then {
         if exit == Exit::Hcall {
-            let [_, _, _, number, ..] = self.loaded.vcpu.registers.gpr;
-            self.slot.causes.count(cause_of_call(number));
-            return self.hypercall();
+            return self.call();
         }
         self.slot.causes.count(cause(exit));
         match exit {
-            Exit::Hcall => return self.hypercall(),
             Exit::HcallFromUser => {
                 self.vm.platform.refuse(&mut self.loaded.vcpu.registers.gpr);
             }
-            // An interrupt has been answered.
-            Exit::SliceEnd | Exit::Doorbell | Exit::Interrupt => {}
+            // A hypercall has been served, an interrupt answered.
+            Exit::Hcall | Exit::SliceEnd | Exit::Doorbell | Exit::Interrupt => {}
             Exit::Emulation | Exit::Facility => self.loaded.vcpu.interrupt(PROGRAM, ILLEGAL),
             // Nothing answers outside the guest's memory. A storage interrupt would not do: by the
             // guest's own tables all is well, and it would try again for ever.
@@ -440,11 +452,11 @@ impl Residency<'_> {
         match platform.hypercall(self.index, &mut registers.gpr, msr, self.surroundings) {
             After::Resume => Then::Resume,
             After::Unmask => {
-                registers.msr |= MSR_EE;
+                self.loaded.vcpu.let_interrupts_through();
                 Then::Resume
             }
             After::Cede => {
-                registers.msr |= MSR_EE;
+                self.loaded.vcpu.let_interrupts_through();
                 Then::Wait
             }
             After::Join => Then::Wait,
@@ -484,32 +496,6 @@ impl Residency<'_> {
     /// Shows the registers to the monitor, if it wants to see them.
     fn show(&self) {
         self.slot.show(|| self.loaded.vcpu.view());
-    }
-
-    /// Sleeps on the core until something is there for the vCPU. No other vCPU wants the core; true
-    /// when the monitor does.
-    fn wait(&mut self) -> bool {
-        let platform = &self.vm.platform;
-        platform.goes(self.index, self.surroundings);
-        let due = due(self.vm, self.index, self.loaded.decrementer_expires());
-        loop {
-            if platform.wake(self.index) == Wake::Due
-                || due <= spr::timebase()
-                || !self.vm.lifecycle.is_running()
-            {
-                platform.woken(self.index);
-                platform.comes(self.index, self.surroundings);
-                return false;
-            }
-            if self.is_wanted_elsewhere() {
-                return true;
-            }
-            let look = spr::timebase() + Vm::ticks(LOOK_US);
-            self.loaded.sleep(due.min(look));
-            let _ = answer(self.guests, self.core, Some((self.vm, self.index)));
-            self.show();
-            self.look();
-        }
     }
 }
 

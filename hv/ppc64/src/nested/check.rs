@@ -10,7 +10,7 @@ use types::{Ipa, Pa, PageSize, Span};
 
 use super::vcpu::{Exit, GuestThread, Loaded, MSR_LE, MSR_ME, MSR_SF, Refused, Vcpu, Watched};
 use super::{NoTable, PartitionTable};
-use crate::presentation::{self, Afterwards};
+use crate::presentation::{self, Afterwards, Listener};
 use crate::{smp, spr};
 
 // Entered at guest real address 0 in real mode, with r29 = a page that may not be executed and r30 =
@@ -356,7 +356,16 @@ fn run_once(
 /// Takes back what interrupted this CPU.
 #[inline(never)]
 fn take_back() {
-    let _ = presentation::acknowledge(|_| Afterwards::Held);
+    /// No device has an owner yet.
+    struct Nobody;
+
+    impl Listener for Nobody {
+        fn came(&mut self, _: u32) -> Afterwards {
+            Afterwards::Held
+        }
+    }
+
+    let _ = presentation::acknowledge(&mut Nobody);
 }
 
 fn register(

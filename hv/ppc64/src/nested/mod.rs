@@ -14,8 +14,8 @@ use crate::hcall::{self, FUNCTION, Hcall, SUCCESS};
 
 pub(crate) use check::{LostSlice, check};
 pub(crate) use vcpu::{
-    Exit, GuestThread, Loaded, Location, MACHINE_CHECK, MSR_EE, Order, Refused, SYSTEM_RESET, Vcpu,
-    Vector, Watched, sleep,
+    Exit, GuestThread, Loaded, Location, MACHINE_CHECK, Order, Refused, SYSTEM_RESET, Vcpu, Vector,
+    Watched, sleep,
 };
 
 /// Whether the platform lets this partition have partitions of its own.

@@ -321,6 +321,11 @@ impl Vcpu {
         self.registers.msr & MSR_EE != 0
     }
 
+    /// Lets external interrupts through.
+    pub(crate) fn let_interrupts_through(&mut self) {
+        self.registers.msr |= MSR_EE;
+    }
+
     /// The time base at which its decrementer becomes negative. Right while it is off a thread.
     pub(crate) fn decrementer_expires(&self) -> u64 {
         self.unswitched.decrementer_expires

@@ -73,14 +73,20 @@ pub(crate) enum Heard {
     Other,
 }
 
-/// Takes back what made this CPU leave its guest or wake. `came` is called with each device's source.
+/// Who is told of devices' interrupts.
+pub(crate) trait Listener {
+    /// An interrupt of this source has come.
+    fn came(&mut self, source: u32) -> Afterwards;
+}
+
+/// Takes back what made this CPU leave its guest or wake. `listener` is told of each device's source.
 #[inline]
 #[optimize(speed)]
-pub(crate) fn acknowledge(mut came: impl FnMut(u32) -> Afterwards) -> Heard {
+pub(crate) fn acknowledge(listener: &mut impl Listener) -> Heard {
     let this = cpu::this();
     match XIVE.get() {
-        Some(xive) => xive.acknowledge(this.number(), came),
-        None => xics::acknowledge(this.server(), &mut came),
+        Some(xive) => xive.acknowledge(this.number(), listener),
+        None => xics::acknowledge(this.server(), listener),
     }
 }
 

@@ -1,6 +1,6 @@
 //! The older interrupt presentation controller, by the platform's calls. [LoPAPR §14.5.4.5]
 
-use super::{Afterwards, Heard};
+use super::{Heard, Listener};
 use crate::hcall::{self, Hcall};
 
 /// The priority at which devices interrupt the machine's CPUs.
@@ -32,7 +32,8 @@ pub(super) fn kick(server: u64) {
 }
 
 /// Takes back what is pending for this CPU, `server`. If more is, it comes when this is over.
-pub(super) fn acknowledge(server: u64, came: &mut dyn FnMut(u32) -> Afterwards) -> Heard {
+#[inline(never)]
+pub(super) fn acknowledge(server: u64, listener: &mut impl Listener) -> Heard {
     // SAFETY: accepts what is pending for this CPU, which is done with below.
     let outcome = unsafe { hcall::call(Hcall::Xirr, [0; 4]) };
     let [accepted, ..] = outcome.values;
@@ -45,7 +46,7 @@ pub(super) fn acknowledge(server: u64, came: &mut dyn FnMut(u32) -> Afterwards) 
         }
         source => {
             // A source that is to be held is off already.
-            came(u32::try_from(source).unwrap_or(0));
+            listener.came(u32::try_from(source).unwrap_or(0));
             Heard::Devices
         }
     };

@@ -10,7 +10,7 @@ use spin::Mutex;
 use xive::esb::{Access, CLEAR, Kind, LOOK_AGAIN, OFF, Source, TRIGGER};
 use xive::{Cursor, ENTRIES, QUEUE_BYTES};
 
-use super::{Afterwards, Heard};
+use super::{Afterwards, Heard, Listener};
 use crate::hcall::{self, Hcall, SUCCESS};
 
 /// No interrupts can be had by it.
@@ -134,11 +134,7 @@ impl Xive {
     /// Takes what is in the queue of this CPU, `number`.
     #[inline]
     #[optimize(speed)]
-    pub(super) fn acknowledge(
-        &self,
-        number: u64,
-        mut came: impl FnMut(u32) -> Afterwards,
-    ) -> Heard {
+    pub(super) fn acknowledge(&self, number: u64, listener: &mut impl Listener) -> Heard {
         let register = core::ptr::with_exposed_provenance::<u16>(self.thread + ACCEPT);
         // SAFETY: a register of this thread's, by the device tree, that is for this.
         let accepted = u16::from_be(unsafe { register.read_volatile() });
@@ -157,7 +153,7 @@ impl Xive {
             if source == seat.ipi {
                 rang = true;
                 end(seat.ipi, seat.bell);
-            } else if came(source) == Afterwards::Heard {
+            } else if listener.came(source) == Afterwards::Heard {
                 self.end(source);
             }
             left -= 1;
@@ -205,7 +201,8 @@ impl Xive {
     #[optimize(speed)]
     fn source(&self, number: u32) -> Option<Source> {
         let all = self.sources.lock();
-        let found = all.iter().find(|(known, _)| *known == number);
+        // Messages, which are most of what comes, were directed last.
+        let found = all.iter().rev().find(|(known, _)| *known == number);
         found.map(|(_, source)| *source)
     }
 

@@ -74,6 +74,7 @@ pub(super) fn cases() -> Vec<Case> {
             neighbours::judge,
         )
     });
+    cases.extend(wakes());
     let full = [
         manifest!(11, 1_000_000, "0", "beats=500 period_us=10000"),
         manifest!(12, 1_000_000, "0", "beats=500 period_us=10000"),
@@ -279,6 +280,36 @@ fn clocks() -> Case {
     ]);
     case.vary.time = Time::Instructions;
     case
+}
+
+/// A CPU that waits and has its thread for itself sleeps on it, and one that has not leaves it: either way what ends the
+/// wait may come at any moment.
+fn wakes() -> [Case; 2] {
+    let case = |name, manifest, verdict: &str| {
+        Case::new(BOARD, name)
+            .bundle(Bundle::Manifest(manifest))
+            .expect(&[verdict, "verdict 0: all VMs are off"])
+    };
+    [
+        case(
+            "no end of a wait gets lost: a vCPU a CPU",
+            platform!(
+                "wakes",
+                "wakes rounds=20000",
+                "cpus = 2\npin = [0, 1]\nrestart = \"never\"\n"
+            ),
+            r"platform verdict: wakes rounds=20000 waits=\d{5,} lost=0",
+        ),
+        case(
+            "no end of a wait gets lost: two vCPUs on one CPU",
+            platform!(
+                "wakes",
+                "wakes rounds=4000",
+                "cpus = 2\npin = [1, 1]\nrestart = \"never\"\n"
+            ),
+            r"platform verdict: wakes rounds=4000 waits=\d{4,} lost=0",
+        ),
+    ]
 }
 
 /// The disk's reset takes 100 ms, in which the neighbour on the same CPU has its turns.

@@ -8,6 +8,7 @@
 //! | `calls` | each hypercall of docs/papr.md, then `platform verdict: calls ok=N failed=N`; with `wrong=1` one expectation is wrong |
 //! | `services` | the same of run-time services; two CPUs |
 //! | `clocks` | what VTB, PURR and SPURR say beside the time base, for `ms` (200) |
+//! | `wakes` | two CPUs that end each other's waits by prods and interrupts, `rounds` (20000) times |
 //! | `die` | `ibm,os-term` with words that are too long and unprintable; at the end of memory with `end=1`, nowhere with `end=2` |
 #![no_std]
 #![no_main]
@@ -18,11 +19,12 @@
 mod calls;
 mod clocks;
 mod services;
+mod wakes;
 
 use power_guests::options::Options;
 use power_guests::{cpu, guest, println, rtas};
 
-guest! { main: main, secondary: services::second }
+guest! { main: main, secondary: second }
 
 /// What a check expected, and what there was.
 #[derive(Clone, Copy, Debug)]
@@ -62,6 +64,13 @@ fn run(name: &str, checks: &[Check]) {
     println!("platform verdict: {name} ok={ok} failed={failed}");
 }
 
+fn second(argument: usize) -> ! {
+    match argument {
+        wakes::ARGUMENT => wakes::second(),
+        life => services::second(life),
+    }
+}
+
 fn main(options: Options) -> ! {
     cpu::set_decrementer(i64::from(i32::MAX));
     match options.command() {
@@ -75,6 +84,7 @@ fn main(options: Options) -> ! {
             }
         }
         Some("services") => run("services", &services::CHECKS),
+        Some("wakes") => wakes::run(options),
         Some("clocks") => clocks::watch(options),
         Some("die") => services::die(options),
         _ => println!("platform FAILED: there is no such task"),

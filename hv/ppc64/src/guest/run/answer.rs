@@ -7,7 +7,7 @@ use vm::ExitCause;
 
 use super::{Core, Guests, kick};
 use crate::guest::vm::Vm;
-use crate::presentation::{self, Afterwards, Heard};
+use crate::presentation::{self, Afterwards, Heard, Listener};
 use crate::{console, messages, spr};
 
 /// What made a core leave its guest or wake.
@@ -31,20 +31,21 @@ enum Whose {
 /// Takes back what called this core. `here` is the VM and the vCPU that are on it, if any are.
 #[optimize(speed)]
 pub(super) fn answer(guests: &Guests, core: &Core, here: Option<(&Vm, usize)>) -> Answer {
-    let (mut typed, mut others) = (false, false);
-    let mut cause = ExitCause::Kick;
-    let heard = presentation::acknowledge(|source| {
-        let now = spr::timebase();
-        if let Some(afterwards) = console::came(source, now) {
-            typed = true;
-            cause = ExitCause::OtherInterrupt;
-            return afterwards;
-        }
-        cause = ExitCause::Message;
-        let (whose, afterwards) = deliver(guests, core, here, source, now);
-        others |= whose == Whose::Another;
-        afterwards
-    });
+    let mut devices = Devices {
+        guests,
+        core,
+        here,
+        typed: false,
+        others: false,
+        cause: ExitCause::Kick,
+    };
+    let heard = presentation::acknowledge(&mut devices);
+    let Devices {
+        typed,
+        others,
+        cause,
+        ..
+    } = devices;
     if heard == Heard::Devices && !typed && !others {
         // Whoever called meanwhile has interrupted this core, too, which has not yet been taken back.
         return Answer::Its;
@@ -58,8 +59,38 @@ pub(super) fn answer(guests: &Guests, core: &Core, here: Option<(&Vm, usize)>) -
     Answer::Other(cause)
 }
 
+/// What devices had to say.
+struct Devices<'a> {
+    guests: &'a Guests,
+    core: &'a Core,
+    here: Option<(&'a Vm, usize)>,
+    /// The terminal's was among them.
+    typed: bool,
+    /// Others than the vCPU's that is here were.
+    others: bool,
+    cause: ExitCause,
+}
+
+impl Listener for Devices<'_> {
+    // There are two places that call it; in one of them a call would be felt.
+    #[inline(always)]
+    #[optimize(speed)]
+    fn came(&mut self, source: u32) -> Afterwards {
+        let now = spr::timebase();
+        if let Some(afterwards) = console::came(source, now) {
+            self.typed = true;
+            self.cause = ExitCause::OtherInterrupt;
+            return afterwards;
+        }
+        self.cause = ExitCause::Message;
+        let (whose, afterwards) = deliver(self.guests, self.core, self.here, source, now);
+        self.others |= whose == Whose::Another;
+        afterwards
+    }
+}
+
 /// Passes the interrupt of a device on to the VM that owns it.
-#[inline]
+#[inline(always)]
 #[optimize(speed)]
 fn deliver(
     guests: &Guests,
@@ -88,8 +119,14 @@ fn deliver(
     {
         return (Whose::Its, afterwards);
     }
+    tell(guests, core, vm, told);
+    (Whose::Another, afterwards)
+}
+
+/// Tells vCPUs of others, or not of here.
+#[inline(never)]
+fn tell(guests: &Guests, core: &Core, vm: &Vm, told: Servers) {
     let mut cores = guests.cores.iter();
     let number = cores.position(|other| core::ptr::eq(other, core));
     kick(guests, vm, told, number.unwrap_or(usize::MAX));
-    (Whose::Another, afterwards)
 }

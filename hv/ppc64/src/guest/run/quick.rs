@@ -1,26 +1,41 @@
 //! The exits that a vCPU makes most often, and what they need of all that is looked at between two entries: the
-//! calls by which it takes an interrupt and ends it, and the interrupt of its own device.
+//! calls by which it takes an interrupt, ends it and waits for the next, and the interrupt of its own device.
 //!
 //! Between such exits nobody looks at anything else, because nothing else can have changed that is to be seen at once: who
 //! wants this core to look calls it, which is an exit of another kind.
 
 use core::sync::atomic::Ordering;
 
+use papr::Platform;
 use vm::ExitCause;
 
 use super::Residency;
 use super::answer::{Answer, answer};
+use super::wait::Waited;
 use crate::nested::{Exit, Location, Order, Refused, SYSTEM_RESET, Vector};
 use crate::spr;
 
 const EXTERNAL: u64 = 0x500;
 
+/// Why [`Residency::enter`] came back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Left {
+    /// A hypercall that is still to be served.
+    Call,
+    /// Another exit that is still to be handled.
+    For(Exit),
+    /// All is done that is to be done for the last exit.
+    Done,
+    /// The vCPU waits, and the monitor wants the core.
+    Waiting,
+}
+
 impl Residency<'_> {
     /// Runs the vCPU until it leaves by itself for something that needs a look at more than its own interrupts, by the end
-    /// of its slice, or because it was called: `None` when all is done that is to be done for this exit.
+    /// of its slice, or because it was called.
     #[optimize(speed)]
     #[inline]
-    pub(super) fn enter(&mut self, mut now: u64) -> Result<Option<Exit>, Refused> {
+    pub(super) fn enter(&mut self, mut now: u64) -> Result<Left, Refused> {
         self.prepare();
         let mut due = self.vm.platform.has_interrupt(self.index);
         loop {
@@ -28,11 +43,19 @@ impl Residency<'_> {
             due = match vector {
                 Vector::HYPERCALL if self.loaded.vcpu.is_privileged() => {
                     let gpr = &mut self.loaded.vcpu.registers.gpr;
-                    let Some(due) = self.vm.platform.present(self.index, gpr) else {
-                        return Ok(Some(Exit::Hcall));
-                    };
-                    self.slot.causes.count(ExitCause::Presentation);
-                    due
+                    if let Some(due) = self.vm.platform.present(self.index, gpr) {
+                        self.slot.causes.count(ExitCause::Presentation);
+                        due
+                    } else if !self.shared && Platform::take_cede(gpr) {
+                        self.loaded.vcpu.let_interrupts_through();
+                        match self.cede() {
+                            Waited::Interrupted => true,
+                            Waited::Over => return Ok(Left::Done),
+                            Waited::Still => return Ok(Left::Waiting),
+                        }
+                    } else {
+                        return Ok(Left::Call);
+                    }
                 }
                 Vector::EXTERNAL | Vector::VIRTUALIZATION => {
                     match answer(self.guests, self.core, Some((self.vm, self.index))) {
@@ -40,16 +63,16 @@ impl Residency<'_> {
                         Answer::Other(cause) => {
                             self.slot.causes.count(cause);
                             self.show();
-                            return Ok(None);
+                            return Ok(Left::Done);
                         }
                     }
                     true
                 }
-                _ => return Ok(Some(self.loaded.vcpu.exit(vector))),
+                _ => return Ok(Left::For(self.loaded.vcpu.exit(vector))),
             };
             now = spr::timebase();
             if now >= self.slice_end {
-                return Ok(None);
+                return Ok(Left::Done);
             }
         }
     }
