@@ -83,7 +83,7 @@ pub(crate) fn guest(vm: usize, byte: u8) {
 /// Takes the console from everybody for good: what is printed from now on are last words, which begin a
 /// line.
 pub(crate) fn close() {
-    if TERMINAL.close(core::hint::spin_loop) {
+    if TERMINAL.close(hal::relax) {
         let _ = core::fmt::Write::write_str(&mut LastWords::new(), "\n");
     }
 }

@@ -32,7 +32,7 @@ pub(crate) const FIRST_LPI: u32 = ::gic::FIRST_LPI;
 /// What `ICC_IAR1_EL1` says when nothing is pending.
 pub(crate) const SPURIOUS: u32 = 1023;
 
-static DISTRIBUTOR: spin::Mutex<Option<GicDistributor<'static>>> = spin::Mutex::new(None);
+static DISTRIBUTOR: hal::Mutex<Option<GicDistributor<'static>>> = hal::Mutex::new(None);
 
 /// Starts the distributor: all SPIs off, group 1, affinity routing.
 ///

@@ -2,9 +2,9 @@
 
 use arm_pl011_uart::{Interrupts, Uart};
 use bundle::VmConfig;
+use hal::Mutex;
 use hal::{Clock, Mmio};
 use machine::{Interrupt, Machine, UartKind};
-use spin::Mutex;
 
 use crate::console::{self, SystemCounter};
 use crate::memory::Registers;

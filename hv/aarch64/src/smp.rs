@@ -90,7 +90,7 @@ pub(crate) fn start(
         if SystemCounter.ticks() > deadline {
             return Err(Failure::Silent);
         }
-        core::hint::spin_loop();
+        hal::relax();
     }
     Ok(())
 }

@@ -52,7 +52,7 @@ pub fn usable(memory: &[Span<Pa>], reserved: &[Span<Pa>]) -> Vec<Span<Pa>> {
 #[derive(Debug)]
 pub struct Frames<M> {
     memory: M,
-    pool: spin::Mutex<Pool>,
+    pool: hal::Mutex<Pool>,
 }
 
 struct Pool {
@@ -82,7 +82,7 @@ impl<M: PhysMemory> Frames<M> {
         }
         Self {
             memory,
-            pool: spin::Mutex::new(Pool {
+            pool: hal::Mutex::new(Pool {
                 buddy,
                 total,
                 free: total,

@@ -15,7 +15,7 @@ pub struct Logger<C, K> {
     console: C,
     clock: K,
     start: u64,
-    line: spin::Mutex<()>,
+    line: hal::Mutex<()>,
 }
 
 impl<C: Console, K: Clock> Logger<C, K> {
@@ -25,7 +25,7 @@ impl<C: Console, K: Clock> Logger<C, K> {
             console,
             clock,
             start,
-            line: spin::Mutex::new(()),
+            line: hal::Mutex::new(()),
         }
     }
 
@@ -116,7 +116,7 @@ mod tests {
     use super::Logger;
 
     #[derive(Default)]
-    struct Paper(spin::Mutex<Vec<u8>>);
+    struct Paper(hal::Mutex<Vec<u8>>);
 
     impl Console for &Paper {
         fn write(&self, bytes: &[u8]) {

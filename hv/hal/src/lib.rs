@@ -3,15 +3,19 @@
 //! Key traits: [`Mmio`] (a device's registers), [`PhysMemory`] (memory by physical address),
 //! [`FrameAllocator`], [`Console`], [`Clock`]. The arch crates implement them over hardware, the
 //! `fake` feature over ordinary memory, so that drivers run on the build host. Nothing here may
-//! know which device or architecture stands behind a trait.
+//! know which device or architecture stands behind a trait, but for how a CPU waits ([`relax`]), which the locks of all
+//! crates need.
 #![no_std]
-#![forbid(unsafe_code)]
+#![cfg_attr(target_arch = "powerpc64", feature(asm_experimental_arch))]
 
 #[cfg(any(feature = "fake", test))]
 extern crate alloc;
 
 #[cfg(any(feature = "fake", test))]
 pub mod fake;
+mod lock;
+
+pub use lock::{Mutex, MutexGuard, Patience, TicketMutex, relax};
 
 use types::{Address, Pa};
 

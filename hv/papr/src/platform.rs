@@ -3,7 +3,7 @@
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 
-use spin::Mutex;
+use hal::Mutex;
 
 use crate::area::{OFF_THREAD, ON_THREAD};
 use crate::cpus::Cpus;

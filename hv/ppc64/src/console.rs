@@ -3,8 +3,8 @@
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use boot::Guard;
+use hal::Mutex;
 use hal::{Clock, Console};
-use spin::Mutex;
 use vm::{Moderated, Moderation, SharedTerminal};
 
 use crate::hcall::{self, Hcall, SUCCESS};
@@ -219,7 +219,7 @@ fn put(block: [u8; BLOCK], length: usize) {
         if outcome.status <= SUCCESS {
             return;
         }
-        spr::relax();
+        hal::relax();
     }
 }
 
@@ -252,7 +252,7 @@ pub(crate) fn guest(vm: usize, bytes: &[u8]) {
 /// Takes the console from everybody for good: what is printed from now on are last words, which begin a
 /// line.
 pub(crate) fn close() {
-    if TERMINAL.close(spr::relax) {
+    if TERMINAL.close(hal::relax) {
         let _ = core::fmt::Write::write_str(&mut LastWords, "\n");
     }
 }

@@ -4,13 +4,13 @@ use alloc::vec::Vec;
 use core::sync::atomic::AtomicUsize;
 
 use boot::Frames;
+use hal::TicketMutex;
 use hal::{FrameAllocator as _, NotMemory, OutOfFrames, PhysMemory as _};
 use iommu::{
     Ats, Coherence, DeviceDescription, DeviceId, Error, Iommu, MsiRoute, Path, Residence, UnitId,
 };
 use machine::{ConfigAccess, DmaWindow, IntxMap, Trigger, WindowKind};
 use pci::Topology;
-use spin::mutex::TicketMutex;
 use tce::{Broken, Ddw, HostBridge, Multi, PaprBackend};
 use types::{Address as _, Bdf, Iova, Pa, PageSize};
 

@@ -11,7 +11,7 @@
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicUsize, Ordering};
 
-use spin::Mutex;
+use hal::Mutex;
 use vm::{Moderated, Moderation, Rate};
 
 use crate::presentation::{Afterwards, Sources};

@@ -21,7 +21,7 @@ pub(crate) static POWER_OFF: Block = Block::new([0x2003, 2, 1]);
 
 /// The block of all other calls. RTAS wants one call at a time [LoPAPR §7.2.1], and the image, which
 /// this is part of, lies below 4 GiB, which is as far as RTAS reaches.
-static BLOCK: spin::Mutex<Block> = spin::Mutex::new(Block::new([0; 3]));
+static BLOCK: hal::Mutex<Block> = hal::Mutex::new(Block::new([0; 3]));
 
 impl Block {
     const fn new(head: [u32; 3]) -> Self {

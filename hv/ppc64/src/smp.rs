@@ -22,7 +22,7 @@ const START_TIMEOUT_US: u64 = 1_000_000;
 static ONLINE: AtomicU64 = AtomicU64::new(1);
 
 /// The others that have arrived, in this order.
-static OTHERS: spin::Mutex<Vec<&'static Cpu>> = spin::Mutex::new(Vec::new());
+static OTHERS: hal::Mutex<Vec<&'static Cpu>> = hal::Mutex::new(Vec::new());
 
 /// The CPUs that have arrived, the boot CPU first.
 pub(crate) fn cpus() -> Vec<&'static Cpu> {
@@ -65,7 +65,7 @@ pub(crate) fn start(
         if TimeBase.ticks() > deadline {
             return Err(Failure::Silent);
         }
-        spr::relax();
+        hal::relax();
     }
     OTHERS.lock().push(cpu);
     Ok(())

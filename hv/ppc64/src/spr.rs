@@ -132,12 +132,6 @@ pub(crate) fn random() -> Option<u64> {
     None
 }
 
-/// Lets the other threads of the core go first for a moment.
-pub(crate) fn relax() {
-    // SAFETY: these forms of `or` only set the thread's priority: low, then medium.
-    unsafe { asm!("or 1, 1, 1", "or 2, 2, 2", options(nomem, nostack)) };
-}
-
 /// The general registers as they are here: for the report of a panic.
 #[inline(always)]
 pub(crate) fn general_registers() -> [u64; 32] {

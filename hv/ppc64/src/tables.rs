@@ -2,7 +2,7 @@
 
 use core::cell::UnsafeCell;
 
-use spin::Mutex;
+use hal::Mutex;
 use tce::{Created, HcallError, LIST, Limits, Platform, RtasError, Tce, WindowSpec};
 use types::{Iova, Liobn, PageSize};
 

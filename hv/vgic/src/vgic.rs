@@ -3,7 +3,7 @@
 use alloc::{boxed::Box, sync::Arc};
 use core::sync::atomic::{AtomicBool, Ordering};
 
-use spin::Mutex;
+use hal::Mutex;
 
 use crate::{
     Affinity, CpuContext, Error, Kicks, LrImage, MAX_LIST_REGISTERS, MAX_SPIS, Width,

@@ -30,7 +30,7 @@ fn wait<A: Arch>(us: u64, mut done: impl FnMut() -> bool) -> bool {
         if A::ticks() > deadline {
             return false;
         }
-        A::relax();
+        hal::relax();
     }
 }
 

@@ -7,7 +7,7 @@ use core::ops::Deref;
 use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
 
 use bundle::Start;
-use spin::Mutex;
+use hal::Mutex;
 use types::{Bdf, Iova, Ipa};
 
 use crate::tenant::{Registers, Slot, Tenant};
@@ -80,10 +80,6 @@ pub trait Arch: Sized {
     fn ticks() -> u64;
     /// Ticks in a second.
     fn frequency() -> u64;
-    /// For loops that wait for another core.
-    fn relax() {
-        core::hint::spin_loop();
-    }
     /// The core that this is.
     fn this_core(guests: &Guests<Self>) -> usize;
 

@@ -6,7 +6,7 @@ use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 
 use bundle::{Restart, Start, VmConfig};
-use spin::Mutex;
+use hal::Mutex;
 
 use crate::{Activity, Ending, ExitCounts, Lifecycle, RunClock, rest_ticks, slice_us};
 

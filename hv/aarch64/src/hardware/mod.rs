@@ -19,11 +19,11 @@ use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
 
 use boot::Frames;
 use gic::Its;
+use hal::Mutex;
 use iommu::{DeviceId, Endpoint, Iommu, OwnerId, UnitId};
 use machine::Interrupt;
 use pci::{Ecam, Msi, MsiX, Obstacle, Reset, Topology};
 use smmuv3::SmmuBackend;
-use spin::Mutex;
 use types::{Bdf, Iova, Pa};
 use vm::{Faults, Records};
 

@@ -7,9 +7,9 @@
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
+use hal::Mutex;
 use machine::Interrupt;
 use smmuv3::spec::Event;
-use spin::Mutex;
 use vm::CONSOLE_CORE;
 
 use super::events::MOST_RECORDS;

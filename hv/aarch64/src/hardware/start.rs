@@ -9,11 +9,11 @@ use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
 use boot::Devices;
 use gic::{Its, Lpis, Snoop};
 use hal::Clock;
+use hal::Mutex;
 use iommu::{Coherence, DeviceDescription, GroupId, Iommu, MsiRoute, Path, Residence, UnitId};
 use machine::{Coherency, ConfigAccess, Machine, RegisterPages};
 use pci::{BusRange, Ecam, FunctionReset};
 use smmuv3::{Locked, Platform, Smmu, SmmuBackend};
-use spin::Mutex;
 use types::{Address, Bdf, Pa, PageSize, Span};
 use vm::Faults;
 

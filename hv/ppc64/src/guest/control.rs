@@ -43,10 +43,6 @@ impl vm::Arch for Platform {
         TimeBase.frequency()
     }
 
-    fn relax() {
-        spr::relax();
-    }
-
     fn this_core(guests: &Guests) -> usize {
         run::this_core(guests)
     }

@@ -46,7 +46,7 @@ impl Surroundings<'_> {
                 if spr::timebase() > deadline {
                     return false;
                 }
-                spr::relax();
+                hal::relax();
             }
         }
         true

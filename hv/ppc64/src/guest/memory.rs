@@ -5,9 +5,9 @@
 
 use alloc::vec::Vec;
 
+use hal::Mutex;
 use hal::{FrameAllocator, NotMemory, PhysMemory};
 use pagetable::{Invalidate, NotLive, PageTable, Radix, RadixAccess, RadixAttributes, RadixMemory};
-use spin::Mutex;
 use types::{Address, Ipa, Pa, Span};
 
 use crate::memory::Ram;

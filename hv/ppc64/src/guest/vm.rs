@@ -9,9 +9,9 @@ use core::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use boot::Frames;
 use bundle::{Bundle, ConsoleUart, KernelFormat, VmConfig};
 use dtoolkit::model::DeviceTreeNode;
+use hal::Mutex;
 use hal::{Clock, NotMemory};
 use papr::{Characteristics, Config, Kind, Platform, Source};
-use spin::Mutex;
 
 use super::devices::{Devices, Refusal};
 use super::kernel;

@@ -5,8 +5,8 @@ use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::arch::asm;
 
+use hal::Mutex;
 use hal::{FrameAllocator, OutOfFrames};
-use spin::Mutex;
 use xive::esb::{Access, CLEAR, Kind, LOOK_AGAIN, OFF, Source, TRIGGER};
 use xive::{Cursor, ENTRIES, QUEUE_BYTES};
 

@@ -88,7 +88,7 @@
 use alloc::{boxed::Box, vec};
 use core::sync::atomic::{AtomicBool, Ordering};
 
-use spin::Mutex;
+use hal::Mutex;
 use types::Ipa;
 
 use crate::{FIRST_LPI, Kicks, Lpi, LpiSource, LpiTables, MAX_VCPUS, Width, bits::low};

@@ -7,7 +7,7 @@
 use alloc::{boxed::Box, vec};
 use core::sync::atomic::{AtomicU32, Ordering};
 
-use spin::{Mutex, MutexGuard};
+use hal::{Mutex, MutexGuard};
 
 use super::LPIS;
 use crate::{FIRST_LPI, Kicks, Lpi, bits::bit, priority::level_of};

@@ -2,7 +2,7 @@
 
 use core::sync::atomic::{AtomicBool, Ordering};
 
-use spin::mutex::TicketMutex;
+use hal::TicketMutex;
 
 use super::{Line, Terminal, Typed};
 use crate::Reply;

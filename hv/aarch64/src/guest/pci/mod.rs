@@ -19,11 +19,11 @@ use alloc::vec::Vec;
 
 use bundle::PeerToPeer;
 use firmware::GuestPlatform;
+use hal::Mutex;
 use iommu::{DomainId, IoasId, MemoryId, UnitId};
 use pci::BusRange;
 use pci::vconfig::{GuestSegment, MsixTable, Pin, Seat, Siblings, Upstream, VirtualFunction};
 use smmuv3::spec::Event;
-use spin::Mutex;
 use types::{Bdf, Iova, Ipa, Pa, PageSize, Span};
 use vgic::Kicks;
 use vgic::its::{DeviceEvents, ItsConfig, TRANSLATER, Vits};

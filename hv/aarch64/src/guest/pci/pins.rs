@@ -11,10 +11,10 @@ use alloc::vec::Vec;
 use core::sync::atomic::{AtomicUsize, Ordering};
 
 use firmware::PciHost;
+use hal::Mutex;
 use machine::Interrupt;
 use pci::Permission;
 use pci::vconfig::{GuestSegment, Pin, VirtualFunction};
-use spin::Mutex;
 use vgic::{Kicks, Level};
 
 use super::{Assigned, GuestPci, Held};

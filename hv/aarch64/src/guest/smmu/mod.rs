@@ -13,9 +13,9 @@ use alloc::string::{String, ToString};
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use firmware::GuestPlatform;
+use hal::Mutex;
 use iommu::{DeviceId, DomainId, Error, UnitId};
 use smmuv3::spec::Event;
-use spin::Mutex;
 use types::{Bdf, StreamId};
 use vdev::Width;
 use vgic::Kicks;

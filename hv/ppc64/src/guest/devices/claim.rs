@@ -8,8 +8,8 @@ use core::sync::atomic::{AtomicBool, Ordering};
 
 use bundle::{HostDevice, PeerToPeer, TcePolicy, VmConfig};
 use eeh::{Limits, Pe};
+use hal::Mutex;
 use iommu::{Extent, OwnerId, PageSizes, Permissions, Target};
-use spin::Mutex;
 use types::{Bdf, Ipa, PageSize, Span};
 use vtce::{BridgeOptions, Dma, Policy, Progress, Slot};
 

@@ -300,7 +300,7 @@ impl Devices {
                 log::warn!("vm {}: a device's reset does not end", self.vm);
                 return;
             }
-            spr::relax();
+            hal::relax();
         }
     }
 
