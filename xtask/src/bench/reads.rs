@@ -35,7 +35,7 @@ const SERIES: &str = "6.12";
 const READS: u64 = 4096;
 const STRETCH: u64 = 256;
 /// How often each kind is run, in rounds.
-pub(super) const ROUNDS: usize = 5;
+pub(super) const ROUNDS: usize = 3;
 pub(super) const ORDERS: [&str; 2] = ["in-order", "at-random"];
 /// What the disk takes for a read, in nanoseconds by the clock on the wall.
 const LATENCY: u64 = 100_000;
