@@ -254,6 +254,7 @@ pub(crate) fn parse_size_argument(text: &str) -> Result<String, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::workspace::Scratch;
 
     fn boards() -> std::path::PathBuf {
         crate::workspace::root().join("boards")
@@ -268,7 +269,7 @@ mod tests {
 
     #[test]
     fn a_folder_is_a_board() {
-        let folder = std::env::temp_dir().join(format!("xtask-boards-{}", std::process::id()));
+        let folder = Scratch::new("boards");
         let text = std::fs::read_to_string(boards().join("virt/board.toml")).unwrap();
         let new = folder.join("like-virt");
         std::fs::create_dir_all(&new).unwrap();
@@ -279,7 +280,6 @@ mod tests {
         let board = Board::load(&folder, "like-virt").unwrap();
         assert_eq!(board.name, "like-virt");
         assert_eq!(board.arch, Arch::Aarch64);
-        std::fs::remove_dir_all(folder).unwrap();
     }
 
     #[test]

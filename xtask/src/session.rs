@@ -463,6 +463,7 @@ impl Log {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::workspace::Scratch;
     use regex::Regex;
 
     /// A run of a shell script in QEMU's place.
@@ -612,7 +613,8 @@ mod tests {
 
     #[test]
     fn the_log_has_every_byte() {
-        let path = std::env::temp_dir().join(format!("xtask-log-{}", std::process::id()));
+        let dir = Scratch::new("log");
+        let path = dir.join("console");
         let line = Line {
             program: "sh".into(),
             args: vec!["-c".into(), "printf 'a\\r\\nb\\033[0m'".into()],
@@ -628,7 +630,6 @@ mod tests {
         })
         .unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), b"a\r\nb\x1b[0m");
-        std::fs::remove_file(path).unwrap();
     }
 
     #[test]

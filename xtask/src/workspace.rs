@@ -1,7 +1,11 @@
 //! Where things are: the repository, the build directory, the cache that survives `cargo clean`.
 
 use std::env;
+#[cfg(test)]
+use std::ops::Deref;
 use std::path::{Path, PathBuf};
+#[cfg(test)]
+use std::sync::atomic::AtomicU32;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::{Context as _, Result};
@@ -76,6 +80,40 @@ pub(crate) fn find_program(name: &str) -> Option<PathBuf> {
         })
 }
 
+/// A new folder in the place for temporary files, for a test. It goes with this, whether the test passes or not.
+#[cfg(test)]
+pub(crate) struct Scratch(PathBuf);
+
+#[cfg(test)]
+impl Scratch {
+    pub(crate) fn new(name: &str) -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        let folder = format!("xtask-{name}-{}-{count}", std::process::id());
+        let path = env::temp_dir().join(folder);
+        // Of an earlier run that was cut off.
+        let _ = std::fs::remove_dir_all(&path);
+        std::fs::create_dir_all(&path).unwrap();
+        Self(path)
+    }
+}
+
+#[cfg(test)]
+impl Deref for Scratch {
+    type Target = Path;
+
+    fn deref(&self) -> &Path {
+        &self.0
+    }
+}
+
+#[cfg(test)]
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -88,18 +126,17 @@ mod tests {
 
     #[test]
     fn a_file_that_cannot_be_written_leaves_nothing_behind() {
-        let dir = env::temp_dir().join(format!("xtask-whole-{}", std::process::id()));
+        let dir = Scratch::new("whole");
         // A folder of that name cannot be replaced by a file.
         std::fs::create_dir_all(dir.join("file/in-the-way")).unwrap();
         let error = write_whole(&dir.join("file"), b"text").unwrap_err();
         assert!(error.to_string().contains("cannot write"), "{error}");
-        let left: Vec<_> = std::fs::read_dir(&dir).unwrap().collect();
+        let left: Vec<_> = std::fs::read_dir(&*dir).unwrap().collect();
         assert_eq!(left.len(), 1);
         assert!(
             write_whole(&dir.join("other"), b"text").is_ok(),
             "the control"
         );
-        std::fs::remove_dir_all(dir).unwrap();
     }
 
     #[test]

@@ -1,39 +1,26 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Result, bail};
 use bundle::{Bundle, Firmware, IommuMode, KernelFormat, Manifest, Start, TcePolicy};
 
 use super::{Overrides, PayloadName, Reader, build_bundle, list_bundle, parse_bytes};
+use crate::workspace::Scratch;
 
 /// A folder with files, gone at the end of the test.
-struct Folder(PathBuf);
+struct Folder(Scratch);
 
 impl Folder {
     fn new(files: &[(&str, &str)]) -> Self {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        let name = format!(
-            "bulkhead-manifest-{}-{}",
-            std::process::id(),
-            COUNT.fetch_add(1, Ordering::Relaxed)
-        );
-        let path = std::env::temp_dir().join(name);
-        std::fs::create_dir_all(&path).unwrap();
+        let folder = Scratch::new("manifest");
         for (name, text) in files {
-            std::fs::write(path.join(name), text).unwrap();
+            std::fs::write(folder.join(name), text).unwrap();
         }
-        Self(path)
+        Self(folder)
     }
 
     fn path(&self, name: &str) -> PathBuf {
         self.0.join(name)
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
     }
 }
 

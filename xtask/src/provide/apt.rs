@@ -536,6 +536,7 @@ pub(crate) fn new_enough(candidate: Option<&str>, least: Version) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::workspace::Scratch;
 
     #[test]
     fn the_codename_is_read_with_or_without_quotes() {
@@ -593,7 +594,7 @@ esac
 
     #[test]
     fn another_release_is_asked_when_the_machines_own_has_nothing_to_give() {
-        let dir = std::env::temp_dir().join(format!("xtask-releases-{}", std::process::id()));
+        let dir = Scratch::new("releases");
         let of = |name: &str, get: &str| Apt {
             codename: name.to_owned(),
             ..scripted(&dir.join(name), get, "exit 0\n")
@@ -620,12 +621,11 @@ esac
         assert!(first_that_gives(&of("own", LACKS), std::iter::empty(), fetch).is_err());
         let others = std::iter::from_fn(|| -> Option<Result<Apt>> { panic!("asked") });
         first_that_gives(&of("own", GIVES), others, fetch).unwrap();
-        std::fs::remove_dir_all(dir).unwrap();
     }
 
     #[test]
     fn another_version_is_tried_when_the_mirror_lacks_one() {
-        let dir = std::env::temp_dir().join(format!("xtask-apt-{}", std::process::id()));
+        let dir = Scratch::new("apt");
         // 404 for all but the old one.
         let get =
             "for last; do :; done\ncase $last in *=1.0-1) : >fetched.deb ;; *) exit 100 ;; esac\n";
@@ -636,7 +636,6 @@ esac
         let apt = scripted(&dir, "exit 100\n", LISTS);
         let error = apt.download("x", None, &dir).unwrap_err().to_string();
         assert!(error.contains("cannot fetch a package"), "{error}");
-        std::fs::remove_dir_all(dir).unwrap();
     }
 
     #[test]

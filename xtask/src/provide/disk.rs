@@ -211,6 +211,7 @@ fn mib_in(folder: &Path) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::workspace::Scratch;
 
     fn growth(folder: &str, by_mib: u64) -> Growth {
         Growth {
@@ -282,7 +283,7 @@ mod tests {
 
     #[test]
     fn files_are_counted_and_the_compilers_memory_is_not() {
-        let dir = env::temp_dir().join(format!("xtask-disk-{}", std::process::id()));
+        let dir = Scratch::new("disk");
         fs::create_dir_all(dir.join("debug/incremental")).unwrap();
         fs::create_dir_all(dir.join("debug/deps")).unwrap();
         fs::write(dir.join("debug/incremental/a"), vec![1; 3 << 20]).unwrap();
@@ -290,7 +291,7 @@ mod tests {
         // Cargo gives its results a second name.
         fs::hard_link(dir.join("debug/deps/b"), dir.join("debug/b")).unwrap();
         let mib = mib_in(&dir);
-        fs::remove_dir_all(&dir).unwrap();
+        fs::remove_dir_all(&*dir).unwrap();
         assert!(mib <= 2, "{mib}");
         assert_eq!(mib_in(&dir), 0);
     }

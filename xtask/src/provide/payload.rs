@@ -388,6 +388,7 @@ fn check_kernel(kernel: &[u8], arch: Arch) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::workspace::Scratch;
 
     #[test]
     fn the_recipe_of_the_repository_is_good() {
@@ -429,16 +430,9 @@ esac
         }
     }
 
-    fn scratch(name: &str) -> PathBuf {
-        let dir = std::env::temp_dir().join(format!("xtask-{name}-{}", std::process::id()));
-        // Of an earlier run that was cut off.
-        let _ = fs::remove_dir_all(&dir);
-        dir
-    }
-
     #[test]
     fn a_kernel_of_another_suite_is_taken_when_the_mirror_lacks_the_newest() {
-        let dir = scratch("suites");
+        let dir = Scratch::new("suites");
         let get = "for last; do :; done\ncase $last in *6.12.95*) exit 100 ;; *) : >${last}_1_arm64.deb ;; esac\n";
         let apt = apt::scripted(&dir, get, LISTS);
         let into = dir.join("debs");
@@ -453,12 +447,11 @@ esac
         let apt = apt::scripted(&dir, get, LISTS);
         assert!(fetch_from(&apt, &arm64(), "6.12", &dir.join("none")).is_err());
         assert!(!dir.join("none").exists());
-        fs::remove_dir_all(dir).unwrap();
     }
 
     #[test]
     fn a_download_that_was_cut_off_goes_on_and_is_not_taken_for_whole() {
-        let dir = scratch("cut");
+        let dir = Scratch::new("cut");
         let into = dir.join("debs");
         // The line goes down after the kernel.
         let get = "for last; do :; done\ncase $last in linux*) : >${last}_1_arm64.deb ;; *) exit 100 ;; esac\n";
@@ -471,13 +464,11 @@ esac
         let apt = apt::scripted(&dir, get, LISTS);
         fetch_from(&apt, &arm64(), "6.12", &into).unwrap();
         assert!(Debs::find(&into).is_some());
-        fs::remove_dir_all(dir).unwrap();
     }
 
     #[test]
     fn a_warm_cache_needs_no_network() {
-        let dir = scratch("warm");
-        fs::create_dir_all(&dir).unwrap();
+        let dir = Scratch::new("warm");
         for name in [
             "linux-image-6.12.95-arm64_1_arm64.deb",
             "busybox-static_1_arm64.deb",
@@ -489,18 +480,15 @@ esac
         // The controls: a package that is damaged, and a cache that is cold.
         assert!(cached(&dir, |_| false, offline).is_err());
         assert!(cached(&dir.join("cold"), |_| true, offline).is_err());
-        fs::remove_dir_all(dir).unwrap();
     }
 
     #[test]
     fn packages_count_only_when_both_are_there() {
-        let dir = std::env::temp_dir().join(format!("xtask-debs-{}", std::process::id()));
-        fs::create_dir_all(&dir).unwrap();
+        let dir = Scratch::new("debs");
         fs::write(dir.join("linux-image-6.1.0-arm64_1_arm64.deb"), b"").unwrap();
         assert!(Debs::find(&dir).is_none());
         fs::write(dir.join("busybox-static_1_arm64.deb"), b"").unwrap();
         let debs = Debs::find(&dir).unwrap();
         assert!(!debs.unpack_works(), "an empty file is no package");
-        fs::remove_dir_all(dir).unwrap();
     }
 }

@@ -99,12 +99,11 @@ pub(super) fn command(cures: &[Cure], apt: Result<Apt>) -> String {
 mod tests {
     use super::*;
     use crate::provide::apt::{Suite, scripted};
+    use crate::workspace::Scratch;
 
-    /// An apt that must not be run.
+    /// An apt that must not be run: its programs are gone.
     fn apt() -> Apt {
-        let dir = std::env::temp_dir().join(format!("xtask-permission-{}", std::process::id()));
-        std::fs::create_dir_all(&dir).unwrap();
-        scripted(&dir, "exit 99", "exit 99")
+        scripted(&Scratch::new("permission"), "exit 99", "exit 99")
     }
 
     fn qemu(arch: &str) -> Lack {

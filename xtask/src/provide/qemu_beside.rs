@@ -136,6 +136,7 @@ fn write_starter(dir: &Path, program: &str) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::workspace::Scratch;
     use anyhow::bail;
 
     const LEAST: Version = Version::new(10, 1);
@@ -148,9 +149,9 @@ mod tests {
     }
 
     /// A folder with a starter that tells this version.
-    fn unpacked(name: &str, version: &str) -> PathBuf {
+    fn unpacked(scratch: &Scratch, version: &str) -> PathBuf {
         use std::os::unix::fs::PermissionsExt as _;
-        let dir = std::env::temp_dir().join(format!("xtask-beside-{name}-{}", std::process::id()));
+        let dir = scratch.join("unpacked");
         let starter = dir.join(STARTER);
         let text = format!("#!/bin/sh\necho QEMU emulator version {version}\n");
         workspace::write_whole(&starter, text.as_bytes()).unwrap();
@@ -160,7 +161,8 @@ mod tests {
 
     #[test]
     fn one_in_the_cache_needs_no_network() {
-        let dir = unpacked("warm", "11.1.3");
+        let scratch = Scratch::new("warm");
+        let dir = unpacked(&scratch, "11.1.3");
         let offline = || bail!("there is no network");
         assert_eq!(
             kept(&dir, &wanted(), LEAST, offline).unwrap(),
@@ -172,12 +174,12 @@ mod tests {
         assert!(kept(&dir, &wanted(), LEAST, offline).is_err());
         let error = kept(&dir.join("cold"), &wanted(), LEAST, offline).unwrap_err();
         assert!(error.to_string().contains("no network"), "{error}");
-        fs::remove_dir_all(dir).unwrap();
     }
 
     #[test]
     fn an_archive_without_it_is_a_reason_and_nothing_is_left() {
-        let dir = unpacked("old", "9.2.0");
+        let scratch = Scratch::new("old");
+        let dir = unpacked(&scratch, "9.2.0");
         let offers = |candidate: &str| {
             let lists = format!("echo '  Candidate: {candidate}'\n");
             apt::scripted(&dir.join("apt"), "exit 100\n", &lists)
@@ -198,8 +200,12 @@ mod tests {
                 "what was there stays until there is a better one"
             );
         }
-        fs::remove_dir_all(&dir).unwrap();
-        let _ = fs::remove_dir_all(dir.with_extension("part"));
+        // A download goes on from where it was.
+        let mut left: Vec<_> = (fs::read_dir(&*scratch).unwrap())
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        left.sort();
+        assert_eq!(left, ["unpacked", "unpacked.debs.bookworm.part"]);
     }
 
     #[test]
@@ -208,7 +214,7 @@ mod tests {
         let own = std::env::current_exe().unwrap();
         let bytes = fs::read(&own).unwrap();
         let loader = programs::loader(&bytes).unwrap().unwrap();
-        let dir = std::env::temp_dir().join(format!("xtask beside {}", std::process::id()));
+        let dir = Scratch::new("with a space");
         for (from, to) in [
             (own.as_path(), "bin/qemu"),
             (Path::new(&loader), loader.trim_start_matches('/')),
@@ -224,6 +230,5 @@ mod tests {
         let said =
             super::super::output_of(std::process::Command::new(dir.join(STARTER)).arg("--list"));
         assert!(said.is_none());
-        fs::remove_dir_all(dir).unwrap();
     }
 }

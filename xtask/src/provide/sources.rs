@@ -202,6 +202,7 @@ pub(crate) fn deb822(sources: &[Source], architecture: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::workspace::Scratch;
 
     const STANZAS: &str = "\
 Types: deb
@@ -315,14 +316,14 @@ signed-by:
 
     #[test]
     fn a_folder_is_read_by_file_name_ending() {
-        let dir = std::env::temp_dir().join(format!("xtask-sources-{}", std::process::id()));
+        let dir = Scratch::new("sources");
         let parts = dir.join("sources.list.d");
         std::fs::create_dir_all(&parts).unwrap();
         std::fs::write(dir.join("sources.list"), "deb http://a/ x main\n").unwrap();
         std::fs::write(parts.join("b.sources"), STANZAS).unwrap();
         std::fs::write(parts.join("c.list.save"), "deb http://c/ x main\n").unwrap();
         assert_eq!(read(&dir).unwrap().len(), 3);
-        std::fs::remove_dir_all(&dir).unwrap();
+        std::fs::remove_dir_all(&*dir).unwrap();
         assert!(read(&dir).unwrap().is_empty());
     }
 }

@@ -469,6 +469,7 @@ fn report(case: &Case, took: Took, result: &Result<()>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::workspace::Scratch;
 
     #[test]
     fn what_waits_is_started_beside_what_does_not() {
@@ -492,8 +493,7 @@ mod tests {
 
     #[test]
     fn logs_are_compared_by_content() {
-        let dir = std::env::temp_dir().join(format!("xtask-same-{}", std::process::id()));
-        fs::create_dir_all(&dir).unwrap();
+        let dir = Scratch::new("same");
         let write = |name: &str, text: &str| {
             let path = dir.join(name);
             fs::write(&path, text).unwrap();
@@ -515,6 +515,5 @@ mod tests {
         );
         assert!(same(&one, &longer).is_err());
         assert!(same(&empty, &empty).is_err());
-        fs::remove_dir_all(dir).unwrap();
     }
 }
