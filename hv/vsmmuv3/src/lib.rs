@@ -78,7 +78,7 @@ pub use features::{
 };
 pub use memory::{GuestMemory, NotGuestMemory};
 pub use physical::{BATCH, Failure, Invalidation, Physical, Refusal, VaRange};
-pub use registers::Width;
+pub use types::Width;
 pub use vsmmu::{
     BUDGET, Counters, Delivery, Health, Interrupts, Line, MOST_STREAMS, Outcome, Stream,
     StreamError, VSmmu, Verdict, Work,

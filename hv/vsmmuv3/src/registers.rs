@@ -1,21 +1,9 @@
 //! The register file: which register an access means, and what of a written value counts.
 
 use smmuv3::spec::regs;
+use types::Width;
 
 use crate::features::{AIDR, Features};
-
-/// The width of one access to a register.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Width {
-    /// 8 bits.
-    Byte,
-    /// 16 bits.
-    Half,
-    /// 32 bits.
-    Word,
-    /// 64 bits.
-    Double,
-}
 
 /// `CR0.SMMUEN`.
 pub(crate) const SMMUEN: u32 = 1 << 0;

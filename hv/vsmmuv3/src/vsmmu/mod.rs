@@ -10,12 +10,13 @@ mod streams;
 use alloc::vec::Vec;
 
 use smmuv3::spec::command::Raw;
+use types::Width;
 
 use crate::events::Events;
 use crate::features::{AtReset, Features};
 use crate::memory::GuestMemory;
 use crate::physical::{Batch, Physical};
-use crate::registers::{ABORT, Part, Registers, Width};
+use crate::registers::{ABORT, Part, Registers};
 
 pub use outcome::{Counters, Delivery, Health, Interrupts, Line, Outcome, Work};
 use streams::Sweep;

@@ -250,7 +250,7 @@ impl GuestSmmu {
 
     /// A guest's read of a register.
     pub(crate) fn read(&self, offset: u64, width: Width) -> u64 {
-        self.state.lock().smmu.read(offset, smmu_width(width))
+        self.state.lock().smmu.read(offset, width)
     }
 
     /// A guest's write to a register, with as much of what follows as one call may cost.
@@ -262,7 +262,7 @@ impl GuestSmmu {
             links,
         };
         let reach = self.reach(vm);
-        let outcome = smmu.write(offset, smmu_width(width), value, &reach, &mut machine);
+        let outcome = smmu.write(offset, width, value, &reach, &mut machine);
         self.note_work(outcome);
         self.raise(vm, &reach, outcome.interrupts)
     }
@@ -296,14 +296,5 @@ impl GuestSmmu {
         let reach = self.reach(vm);
         let (delivery, interrupts) = self.state.lock().smmu.report(stream, event, &reach);
         (delivery, self.raise(vm, &reach, interrupts))
-    }
-}
-
-const fn smmu_width(width: Width) -> vsmmuv3::Width {
-    match width {
-        Width::Byte => vsmmuv3::Width::Byte,
-        Width::Half => vsmmuv3::Width::Half,
-        Width::Word => vsmmuv3::Width::Word,
-        Width::Double => vsmmuv3::Width::Double,
     }
 }
