@@ -26,6 +26,12 @@ const KERNEL_BYTES: usize = 5000;
 /// guests, and the matrix of kernels, firmware and vCPUs, boot as Debian has it.
 const QUICK: &str = "cryptomgr.notests initcall_blacklist=bpf_tcp_ca_kfunc_init,bpf_dummy_struct_ops_init,\
                      bpf_prog_test_run_init,load_system_certificate_list,jent_mod_init";
+/// How the machine of such a kernel differs from the board's, in the words of QEMU's `-cpu`: a sixth of what a boot
+/// takes is the emulator's arithmetic for the signatures of pointers, which the kernel makes in every function. Guests
+/// of our own, the boards' own and the matrix of kernels keep them.
+const QUICK_CPU: (&str, &str) = ("pauth-impdef=on", "pauth=off");
+/// How a manifest's line for such a kernel begins.
+const TOLD_OF_CONSOLE: [&str; 2] = ["append = \"console=", "append = 'console="];
 /// What is typed at the serial port of `echo.bin`: it ends with the first `q`.
 pub(super) const TYPED: &str = "typed at the port of the VM: q";
 /// Flat Arm kernels of a few instructions and a text, which a test's manifest may name.
@@ -177,12 +183,21 @@ pub(super) fn discard(board: &str, name: &str) -> Result<()> {
 /// The manifest, each kernel that is told of a console being told to be quick as well.
 fn quick(manifest: &str) -> String {
     let mut text = manifest.to_owned();
-    for quote in ['"', '\''] {
-        let begins = format!("append = {quote}");
-        let told = format!("{begins}{QUICK} console=");
-        text = text.replace(&format!("{begins}console="), &told);
+    for begins in TOLD_OF_CONSOLE {
+        let (key, console) = begins.split_at(begins.len() - "console=".len());
+        text = text.replace(begins, &format!("{key}{QUICK} {console}"));
     }
     text
+}
+
+/// The CPU of the board for a test with this bundle, where it is another than the board's own.
+pub(super) fn cpu(board: &Board, bundle: Bundle) -> Option<String> {
+    let Bundle::Manifest(text) = bundle else {
+        return None;
+    };
+    let is_quick = TOLD_OF_CONSOLE.iter().any(|begins| text.contains(begins));
+    let (signs, does_not) = QUICK_CPU;
+    (is_quick && board.cpu.contains(signs)).then(|| board.cpu.replace(signs, does_not))
 }
 
 /// Writes a test's manifest, and beside it what it may name. Boards have tests of the same name, which may run at the
@@ -316,6 +331,26 @@ mod tests {
         assert_eq!(told.matches(QUICK).count(), 2);
         assert_eq!(told.replace(&format!("{QUICK} "), ""), text);
         assert!(!QUICK.contains("  "), "one word each");
+    }
+
+    #[test]
+    fn the_machine_of_quick_kernels_signs_no_pointers() {
+        let folder = workspace::root().join("boards");
+        let (virt, pseries) = (
+            Board::load(&folder, "virt"),
+            Board::load(&folder, "pseries"),
+        );
+        let (virt, pseries) = (virt.unwrap(), pseries.unwrap());
+        let quick = Bundle::Manifest("append = \"console=ttyAMA0 quiet\"\n");
+        assert_eq!(cpu(&virt, quick).as_deref(), Some("max,pauth=off"));
+        assert_eq!(cpu(&pseries, quick), None);
+        for bundle in [
+            Bundle::Manifest("append = \"loglevel=5\"\n"),
+            Bundle::OfBoard,
+            Bundle::None,
+        ] {
+            assert_eq!(cpu(&virt, bundle), None);
+        }
     }
 
     #[test]

@@ -25,7 +25,7 @@ use crate::watch::Watch;
 use crate::{guest, run, say, shell, show, timings, workspace};
 
 /// Machines at a time beside one for each processor: they wait for a device's clock, a disk or a network.
-const MORE_WORKERS: usize = 1;
+const MORE_WORKERS: usize = 2;
 /// Machines beside these, of tests that hardly use a processor.
 const WAITING_WORKERS: usize = 1;
 /// Lines of the console that are shown of a failed run.
@@ -323,6 +323,7 @@ impl Bench<'_> {
         }
         let files = match case.ground {
             ground @ (Ground::Hypervisor | Ground::BringUp) => {
+                vary.cpu = vary.cpu.or_else(|| bundles::cpu(&board, case.bundle));
                 let mut files = run::files(&board, tools.built(ground)?)?;
                 files.bundle = bundles::file(&board, case.bundle, &file_name(case))?;
                 files
