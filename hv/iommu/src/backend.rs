@@ -451,8 +451,8 @@ pub trait Backend {
         false
     }
 
-    /// Clears the entries of `span`, which covers whole leaves and may have holes. Cached translations may remain
-    /// until [`Backend::invalidate`].
+    /// Clears the entries of `span`, which lies in one window, covers whole leaves and may have holes. Cached
+    /// translations may remain until [`Backend::invalidate`].
     fn unmap(&mut self, table: TableId, span: Span<Iova>);
 
     /// Replaces the one mapped entry that a run covers, in one step: a device finds the old entry or

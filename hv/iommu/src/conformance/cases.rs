@@ -11,7 +11,7 @@ use crate::backend::{
 };
 
 pub(super) fn all<S: Subject>() -> Vec<Case<S>> {
-    let cases: [Case<S>; 21] = [
+    let cases: [Case<S>; 22] = [
         ("what does not exist is refused", what_does_not_exist),
         ("windows are ordered and disjoint", windows_are_ordered),
         ("a fresh table shows nothing", fresh_tables),
@@ -43,6 +43,10 @@ pub(super) fn all<S: Subject>() -> Vec<Case<S>> {
         ("windows come and go", windows_come_and_go),
         ("impossible windows are refused", impossible_windows),
         ("windows are put back", reset),
+        (
+            "whatever fails while windows are put back, those are there that are said to be",
+            reset_that_fails,
+        ),
         ("a window belongs to its table", windows_of_two_tables),
         (
             "random steps do what a map of pages does",
@@ -592,6 +596,47 @@ fn reset<S: Subject>(rig: &mut Rig<S>) {
     rig.unmap(table, span(&run));
     assert_eq!(rig.backend().reset_windows(table), Ok(()));
     assert_eq!(rig.windows(table), before);
+}
+
+fn reset_that_fails<S: Subject>(rig: &mut Rig<S>) {
+    if !dynamic(rig) || !rig.subject.fail_windows_after(None) {
+        return;
+    }
+    let one = rig.one;
+    let table = rig.bound();
+    let before = rig.windows(table);
+    let mut failures = 0;
+    loop {
+        let made = rig
+            .backend()
+            .create_window(table, PageSize::SIZE_64K, 1 << 32);
+        let made = made.expect("a window");
+        let base = before[0].span.start();
+        assert_eq!(rig.backend().remove_window(table, base), Ok(()));
+        rig.subject.fail_windows_after(Some(failures));
+        let result = rig.backend().reset_windows(table);
+        rig.subject.fail_windows_after(None);
+        let now = rig.windows(table);
+        for window in before.iter().chain([&made]) {
+            let probe = run(window, 1, 2, 5);
+            if now.contains(window) {
+                rig.map(table, &probe);
+                rig.shows(one, &probe);
+                rig.unmap(table, span(&probe));
+            }
+            rig.hides(one, &probe);
+        }
+        if result.is_ok() {
+            assert_eq!(now, before);
+            break;
+        }
+        // Once the hardware works again, all is as at first.
+        assert_eq!(rig.backend().reset_windows(table), Ok(()));
+        assert_eq!(rig.windows(table), before);
+        failures += 1;
+        assert!(failures < 100, "it never succeeds");
+    }
+    assert!(failures > 0, "nothing was made to fail");
 }
 
 fn windows_of_two_tables<S: Subject>(rig: &mut Rig<S>) {

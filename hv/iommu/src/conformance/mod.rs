@@ -42,6 +42,13 @@ pub trait Subject {
     /// Lets that many more allocations for tables pass, and fails all after them; `None` heals.
     fn fail_allocations_after(&mut self, allocations: Option<u64>);
 
+    /// Lets that many more calls that change windows pass, and lets the hardware fail the one after them, or all where
+    /// it need not be called to undo the others; `None` heals. False where nothing of the kind can fail.
+    fn fail_windows_after(&mut self, calls: Option<u64>) -> bool {
+        let _ = calls;
+        false
+    }
+
     /// Looks at whatever else must hold between two steps.
     fn invariants(&mut self) {}
 }

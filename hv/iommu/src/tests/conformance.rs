@@ -110,9 +110,11 @@ enum Fault {
     Shares,
     /// Destroyed tables come back as they were.
     RecyclesTables,
+    /// Where putting windows back failed, it says so and changes nothing, but a window was gone by then.
+    HalfReset,
 }
 
-const FAULTS: [Fault; 12] = [
+const FAULTS: [Fault; 13] = [
     Fault::MapsTooLittle,
     Fault::MapsTooMuch,
     Fault::UnmapsTooLittle,
@@ -125,6 +127,7 @@ const FAULTS: [Fault; 12] = [
     Fault::AnyWindow,
     Fault::Shares,
     Fault::RecyclesTables,
+    Fault::HalfReset,
 ];
 
 /// The mock with one fault.
@@ -133,6 +136,10 @@ struct Faulty {
     fault: Fault,
     made: Vec<TableId>,
     recycled: Option<TableId>,
+    /// Calls that change windows until all fail.
+    calls_left: Option<u64>,
+    /// What windows are said to be there, where that is not true.
+    claimed: Option<Vec<Window>>,
 }
 
 impl Faulty {
@@ -168,7 +175,10 @@ impl Backend for Faulty {
         }
     }
     fn windows(&self, table: TableId) -> &[Window] {
-        self.mock.windows(table)
+        match &self.claimed {
+            Some(claimed) => claimed,
+            None => self.mock.windows(table),
+        }
     }
     fn create_window(
         &mut self,
@@ -188,6 +198,20 @@ impl Backend for Faulty {
         self.mock.remove_window(table, base)
     }
     fn reset_windows(&mut self, table: TableId) -> Result<(), BackendError> {
+        match self.calls_left {
+            Some(0) => {
+                if self.fault == Fault::HalfReset
+                    && let [.., last] = *self.mock.windows(table)
+                {
+                    self.claimed = Some(self.mock.windows(table).into());
+                    self.mock.remove_window(table, last.span.start())?;
+                }
+                return Err(BackendError::Timeout);
+            }
+            Some(left) => self.calls_left = Some(left - 1),
+            None => {}
+        }
+        self.claimed = None;
         self.mock.reset_windows(table)
     }
     fn window_limits(&self, table: TableId) -> WindowLimits {
@@ -296,6 +320,11 @@ impl Subject for FaultySubject {
     fn fail_allocations_after(&mut self, allocations: Option<u64>) {
         self.0.mock.fail_allocations_after(allocations);
     }
+
+    fn fail_windows_after(&mut self, calls: Option<u64>) -> bool {
+        self.0.calls_left = calls;
+        true
+    }
 }
 
 /// The cases that notice a fault.
@@ -306,6 +335,8 @@ fn noticed(fault: Fault) -> Vec<&'static str> {
             fault,
             made: Vec::new(),
             recycled: None,
+            calls_left: None,
+            claimed: None,
         })
     };
     conformance::names::<FaultySubject>()
@@ -328,6 +359,13 @@ fn every_fault_is_noticed() {
         .map(|(fault, _)| std::format!("{fault:?}"))
         .collect();
     assert!(missed.is_empty(), "not noticed: {missed:?}");
+    let [.., (_, cases)] = &found[..] else {
+        panic!("no faults");
+    };
+    let [case] = cases[..] else {
+        panic!("half a reset is noticed by {cases:?}");
+    };
+    assert!(case.contains("while windows are put back"), "{case}");
     // No case notices everything: they look at different things.
     for name in conformance::names::<FaultySubject>() {
         let by = found.iter().filter(|(_, cases)| cases.contains(&name));

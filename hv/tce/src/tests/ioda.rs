@@ -245,6 +245,14 @@ impl Subject for Rig {
         self.frames.fail_from(nth);
     }
 
+    fn fail_windows_after(&mut self, calls: Option<u64>) -> bool {
+        match calls {
+            Some(calls) => self.hardware.fail_after(calls, 1),
+            None => self.hardware.heal(),
+        }
+        true
+    }
+
     fn invariants(&mut self) {
         assert!(self.backend.is_sure());
     }

@@ -110,6 +110,11 @@ impl Subject for Rig {
         }
     }
 
+    fn fail_windows_after(&mut self, calls: Option<u64>) -> bool {
+        self.platform().fail_services_after(calls);
+        true
+    }
+
     fn invariants(&mut self) {
         self.audit();
     }
