@@ -381,6 +381,9 @@ pub enum BackendError {
 /// fail with [`BackendError::OutOfMemory`], [`BackendError::Incompatible`] or
 /// [`BackendError::Unsupported`], it must then have changed nothing.
 ///
+/// What only some hardware has (exchanging an entry in one step, a guest's stage 1, a record of written pages) a backend
+/// may leave out: it is then [`BackendError::Unsupported`].
+///
 /// A leaf never spans two areas, because every area is mapped by its own calls; so
 /// [`Backend::unmap`] of whole areas never has to split a leaf and never needs memory.
 pub trait Backend {
@@ -493,7 +496,13 @@ pub trait Backend {
         &mut self,
         parent: TableId,
         what: &mut dyn Iterator<Item = StageOneInvalidation>,
-    ) -> Result<(), Partial>;
+    ) -> Result<(), Partial> {
+        let _ = (parent, what);
+        Err(Partial {
+            done: 0,
+            because: BackendError::Unsupported,
+        })
+    }
 
     /// Starts (with every page clean) or stops recording written pages.
     ///
@@ -503,7 +512,10 @@ pub trait Backend {
         &mut self,
         table: TableId,
         tracking: DirtyTracking,
-    ) -> Result<(), BackendError>;
+    ) -> Result<(), BackendError> {
+        let _ = (table, tracking);
+        Err(BackendError::Unsupported)
+    }
 
     /// Reports the leaves in `span` that were written, in any order, a leaf at most once. A clearing
     /// read cleans the leaves that lie wholly in `span` (one that does not would take the news of
@@ -517,7 +529,10 @@ pub trait Backend {
         span: Span<Iova>,
         read: DirtyRead,
         report: &mut dyn FnMut(Span<Iova>),
-    ) -> Result<(), BackendError>;
+    ) -> Result<(), BackendError> {
+        let _ = (table, span, read, report);
+        Err(BackendError::Unsupported)
+    }
 }
 
 /// What window could still be created.

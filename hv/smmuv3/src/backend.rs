@@ -9,9 +9,8 @@ use alloc::vec::Vec;
 
 use hal::{Clock, FrameAllocator, Mmio, SharedMemory};
 use iommu::{
-    Ats, Backend, BackendError, Binding, Capabilities, ContextFormat, DirtyRead, DirtyTracking,
-    Endpoint, PageSizes, Partial, Run, StageOne, StageOneInvalidation, TableId, TableOptions,
-    UnitId, Window, WindowLimits,
+    Ats, Backend, BackendError, Binding, Capabilities, ContextFormat, Endpoint, PageSizes, Partial,
+    Run, StageOne, StageOneInvalidation, TableId, TableOptions, UnitId, Window, WindowLimits,
 };
 use pagetable::{Fault, Geometry, Leaf, OutputSize, PageTable};
 use types::{Iova, Pa, PageSize, Span, StreamId, Vmid};
@@ -510,20 +509,6 @@ where
             (Ok(()), None) => Ok(()),
             (Err(error), _) | (Ok(()), Some(error)) => Err(fail(backend_error(error))),
         }
-    }
-
-    fn set_dirty_tracking(&mut self, _: TableId, _: DirtyTracking) -> Result<(), BackendError> {
-        Err(BackendError::Unsupported)
-    }
-
-    fn read_dirty(
-        &mut self,
-        _: TableId,
-        _: Span<Iova>,
-        _: DirtyRead,
-        _: &mut dyn FnMut(Span<Iova>),
-    ) -> Result<(), BackendError> {
-        Err(BackendError::Unsupported)
     }
 }
 

@@ -3,9 +3,8 @@
 use core::cell::{Cell, RefCell};
 
 use bulkhead_iommu::{
-    Backend, BackendError, Binding, Capabilities, DirtyRead, DirtyTracking, Endpoint, MemoryType,
-    PageSizes, Partial, Permissions, Run, StageOneInvalidation, TableId, TableOptions, UnitId,
-    Window, WindowLimits,
+    Backend, BackendError, Binding, Capabilities, Endpoint, MemoryType, PageSizes, Permissions,
+    Run, TableId, TableOptions, UnitId, Window, WindowLimits,
 };
 use hal::{FrameAllocator, NotMemory, OutOfFrames, PhysMemory};
 use pagetable::{
@@ -218,30 +217,5 @@ impl Backend for OneTable {
 
     fn install(&mut self, _: Endpoint, _: &Binding) -> Result<(), BackendError> {
         Ok(())
-    }
-
-    fn invalidate_stage_one(
-        &mut self,
-        _: TableId,
-        _: &mut dyn Iterator<Item = StageOneInvalidation>,
-    ) -> Result<(), Partial> {
-        Err(Partial {
-            done: 0,
-            because: BackendError::Unsupported,
-        })
-    }
-
-    fn set_dirty_tracking(&mut self, _: TableId, _: DirtyTracking) -> Result<(), BackendError> {
-        Err(BackendError::Unsupported)
-    }
-
-    fn read_dirty(
-        &mut self,
-        _: TableId,
-        _: Span<Iova>,
-        _: DirtyRead,
-        _: &mut dyn FnMut(Span<Iova>),
-    ) -> Result<(), BackendError> {
-        Err(BackendError::Unsupported)
     }
 }

@@ -5,8 +5,8 @@ use alloc::vec::Vec;
 use hal::{FrameAllocator, SharedMemory};
 use iommu::Entry as _;
 use iommu::{
-    Backend, BackendError, Binding, Capabilities, DirtyRead, DirtyTracking, Endpoint, PageSizes,
-    Partial, Run, StageOneInvalidation, TableId, TableOptions, UnitId, Window, WindowLimits,
+    Backend, BackendError, Binding, Capabilities, Endpoint, PageSizes, Run, TableId, TableOptions,
+    UnitId, Window, WindowLimits,
 };
 use types::{Iova, PageSize, PeNumber, Span};
 
@@ -478,30 +478,5 @@ impl<B: Ioda, P: SharedMemory, F: FrameAllocator> Backend for IodaBackend<B, P, 
             (None, None) => {}
         }
         Ok(())
-    }
-
-    fn invalidate_stage_one(
-        &mut self,
-        _: TableId,
-        _: &mut dyn Iterator<Item = StageOneInvalidation>,
-    ) -> Result<(), Partial> {
-        Err(Partial {
-            done: 0,
-            because: BackendError::Unsupported,
-        })
-    }
-
-    fn set_dirty_tracking(&mut self, _: TableId, _: DirtyTracking) -> Result<(), BackendError> {
-        Err(BackendError::Unsupported)
-    }
-
-    fn read_dirty(
-        &mut self,
-        _: TableId,
-        _: Span<Iova>,
-        _: DirtyRead,
-        _: &mut dyn FnMut(Span<Iova>),
-    ) -> Result<(), BackendError> {
-        Err(BackendError::Unsupported)
     }
 }

@@ -1,9 +1,8 @@
 //! The core's trait.
 
 use iommu::{
-    Backend, BackendError, Binding, Capabilities, DirtyRead, DirtyTracking, Endpoint, EntryPlace,
-    PageRun, PageSizes, Partial, Run, Slot, StageOneInvalidation, TableId, TableOptions, UnitId,
-    Window, WindowLimits,
+    Backend, BackendError, Binding, Capabilities, Endpoint, EntryPlace, PageRun, PageSizes, Run,
+    Slot, TableId, TableOptions, UnitId, Window, WindowLimits,
 };
 use types::{Iova, Liobn, PageSize, Span};
 
@@ -556,31 +555,6 @@ impl<P: Platform> Backend for PaprBackend<P> {
             // There is no way around the tables, and nothing to nest.
             Binding::Identity | Binding::Nested { .. } => Err(BackendError::Unsupported),
         }
-    }
-
-    fn invalidate_stage_one(
-        &mut self,
-        _: TableId,
-        _: &mut dyn Iterator<Item = StageOneInvalidation>,
-    ) -> Result<(), Partial> {
-        Err(Partial {
-            done: 0,
-            because: BackendError::Unsupported,
-        })
-    }
-
-    fn set_dirty_tracking(&mut self, _: TableId, _: DirtyTracking) -> Result<(), BackendError> {
-        Err(BackendError::Unsupported)
-    }
-
-    fn read_dirty(
-        &mut self,
-        _: TableId,
-        _: Span<Iova>,
-        _: DirtyRead,
-        _: &mut dyn FnMut(Span<Iova>),
-    ) -> Result<(), BackendError> {
-        Err(BackendError::Unsupported)
     }
 }
 
