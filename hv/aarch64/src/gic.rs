@@ -51,21 +51,22 @@ pub(crate) unsafe fn start_distributor(span: Span<Pa>) {
     *DISTRIBUTOR.lock() = Some(distributor);
 }
 
-/// Enables an SPI and routes it to the CPU with this affinity.
-pub(crate) fn enable_spi(interrupt: Interrupt, mpidr: u64) {
-    let intid = interrupt.number;
-    if let (Some(gicd), Some(number)) = (DISTRIBUTOR.lock().as_mut(), intid.checked_sub(32)) {
-        let spi = IntId::spi(number);
+/// Enables an SPI and routes it to the CPU with this affinity; false, and a line says so, where that cannot be done.
+pub(crate) fn enable_spi(interrupt: Interrupt, mpidr: u64) -> bool {
+    let mut enabled = false;
+    with_spi(interrupt.number, |gicd, spi| {
         let trigger = match interrupt.trigger.is_edge() {
             true => Trigger::Edge,
             false => Trigger::Level,
         };
-        let routed =
-            gicd.set_trigger(spi, trigger).is_ok() && gicd.set_routing(spi, Some(mpidr)).is_ok();
-        if !routed || gicd.enable_interrupt(spi, true).is_err() {
-            log::warn!("gic: interrupt {intid} cannot be enabled");
-        }
+        enabled = gicd.set_trigger(spi, trigger).is_ok()
+            && gicd.set_routing(spi, Some(mpidr)).is_ok()
+            && gicd.enable_interrupt(spi, true).is_ok();
+    });
+    if !enabled {
+        log::warn!("gic: interrupt {} cannot be enabled", interrupt.number);
     }
+    enabled
 }
 
 /// Routes an SPI to the CPU with this affinity.

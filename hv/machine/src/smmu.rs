@@ -66,6 +66,20 @@ pub struct SmmuInterrupts {
     pub combined: Option<Interrupt>,
 }
 
+impl SmmuInterrupts {
+    /// What says that there are events.
+    #[must_use]
+    pub fn of_events(&self) -> Option<Interrupt> {
+        self.combined.or(self.event_queue)
+    }
+
+    /// What says that there are global errors.
+    #[must_use]
+    pub fn of_errors(&self) -> Option<Interrupt> {
+        self.combined.or(self.global_error)
+    }
+}
+
 /// A device outside PCI that masters the bus through an SMMU.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Master {

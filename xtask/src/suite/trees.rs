@@ -5,12 +5,15 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, anyhow, ensure};
-use dtoolkit::Node as _;
 use dtoolkit::fdt::Fdt;
 use dtoolkit::model::{DeviceTree, DeviceTreeProperty};
+use dtoolkit::{Node as _, Property as _};
 
 use crate::board::Board;
 use crate::qemu::{self, Files, Variation};
+
+/// The bytes of an interrupt of a GIC's in a tree.
+const WIRE: usize = 12;
 
 /// What is wrong with the tree of a test's machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,6 +24,8 @@ pub(super) enum Tree {
     Without(&'static str),
     /// It has a property of so many bytes.
     Filled(usize),
+    /// The first wires of the SMMU have these names, and it has no others.
+    Wires(&'static [&'static str]),
 }
 
 /// The tree that QEMU makes, which is in `tree` then.
@@ -82,6 +87,27 @@ pub(super) fn faulty(described: &[u8], fault: Tree) -> Result<Vec<u8>> {
             let filler = DeviceTreeProperty::new_unchecked("filler", vec![0_u8; bytes].as_slice());
             tree.root.add_property(filler);
         }
+        Tree::Wires(names) => {
+            let mut nodes = tree.root.children();
+            let smmu = nodes.find(|node| node.name().starts_with("smmuv3@"));
+            let mut smmu = smmu.context("QEMU's tree has no SMMU")?.clone();
+            let wires = smmu.property("interrupts");
+            let wires = wires.context("the SMMU has no interrupts")?;
+            let wires = wires.value().get(..names.len() * WIRE);
+            let wires = wires.context("the SMMU has fewer interrupts")?.to_vec();
+            smmu.remove_property("interrupts");
+            smmu.remove_property("interrupt-names");
+            if !names.is_empty() {
+                let names = names.join("\0") + "\0";
+                for (property, value) in [("interrupts", wires), ("interrupt-names", names.into())]
+                {
+                    let property = DeviceTreeProperty::new_unchecked(property, value.as_slice());
+                    smmu.add_property(property);
+                }
+            }
+            tree.root.remove_child(smmu.name());
+            tree.root.add_child(smmu);
+        }
     }
     Ok(tree.to_dtb())
 }
@@ -110,5 +136,34 @@ mod tests {
         assert!(faulty(&blob, Tree::Without("smmuv3@")).is_err());
         assert_eq!(names(&faulty(&blob, Tree::OfMachine).unwrap()).len(), 3);
         assert!(faulty(&blob, Tree::Filled(4096)).unwrap().len() > blob.len() + 4096);
+    }
+
+    #[test]
+    fn an_smmu_has_as_many_wires_as_there_are_names() {
+        let mut tree = DeviceTree::new();
+        let mut smmu = DeviceTreeNode::new("smmuv3@9050000").unwrap();
+        let interrupts: [u32; 6] = [0, 74, 1, 0, 77, 1];
+        for property in [
+            DeviceTreeProperty::new_unchecked("interrupts", interrupts.as_slice()),
+            DeviceTreeProperty::new_unchecked("interrupt-names", b"eventq\0gerror\0".as_slice()),
+        ] {
+            smmu.add_property(property);
+        }
+        tree.root.add_child(smmu);
+        let blob = tree.to_dtb();
+        let of = |names| -> Vec<Option<Vec<u8>>> {
+            let blob = faulty(&blob, Tree::Wires(names)).unwrap();
+            let tree = DeviceTree::from_fdt(&Fdt::new(&blob).unwrap());
+            let smmu = tree.root.children().next().unwrap();
+            ["interrupts", "interrupt-names"]
+                .map(|name| Some((&smmu).property(name)?.value().to_vec()))
+                .to_vec()
+        };
+        assert_eq!(of(&[]), [None, None]);
+        let first = [0, 74, 1].map(u32::to_be_bytes).concat();
+        let combined = b"combined\0".to_vec();
+        assert_eq!(of(&["combined"]), [Some(first), Some(combined)]);
+        assert!(faulty(&blob, Tree::Wires(&["a", "b", "c"])).is_err());
+        assert!(faulty(&DeviceTree::new().to_dtb(), Tree::Wires(&[])).is_err());
     }
 }

@@ -11,6 +11,7 @@ use smmuv3::spec::{Event, Recording};
 use types::StreamId;
 use vm::{Noise, Records, RefusedDma, Telling};
 
+use super::readers::NEVER;
 use super::{Core, Function, Hardware, Unit};
 use crate::console::SystemCounter;
 
@@ -50,7 +51,7 @@ impl Hardware {
         unit: &Unit,
         tell: &mut impl FnMut(usize, usize, &Event) -> Told,
     ) {
-        unit.reading.waiting.store(false, Ordering::Relaxed);
+        unit.reading.begins();
         let mut records = unit.reading.records.lock();
         records.clear();
         {
@@ -60,7 +61,7 @@ impl Hardware {
             };
             let drained = smmu.drain(MOST_RECORDS, |event| records.push(event));
             if drained.more {
-                unit.reading.waiting.store(true, Ordering::Relaxed);
+                unit.reading.leaves_some();
             }
             let errors = smmu.acknowledge_errors();
             if errors & SERVICE_FAILURE != 0 {
@@ -188,15 +189,22 @@ impl Hardware {
 
     /// When [`Hardware::look_around`] has something to do on this core, in ticks.
     pub(crate) fn next_look(&self, core: usize) -> Option<u64> {
+        match self.reads(core) {
+            true => self.next_reading(core),
+            false => None,
+        }
+    }
+
+    #[inline(never)]
+    fn next_reading(&self, core: usize) -> Option<u64> {
         // Records that were too many: whoever else is on the CPU has half of it meanwhile.
         const REST_US: u64 = 200;
-        if !self.reads(core) {
-            return None;
-        }
-        let now = SystemCounter.ticks();
-        let rest = SystemCounter.ticks_of_us(REST_US);
-        let more = self.has_records(core).then(|| now.saturating_add(rest));
-        more.into_iter().chain(self.next_forgiven(core)).min()
+        let due = match self.due(core)? {
+            0 => Some(SystemCounter.ticks() + SystemCounter.ticks_of_us(REST_US)),
+            NEVER => None,
+            due => Some(due),
+        };
+        due.into_iter().chain(self.next_forgiven(core)).min()
     }
 
     /// Lets functions be heard again whose flood is over, where there are any.

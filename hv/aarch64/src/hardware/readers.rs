@@ -3,18 +3,29 @@
 //! It is the console's core, until a VM's devices make noise: from then on it is a core of that VM, so that
 //! reading what a flood leaves takes the time of whoever floods. Where several VMs do, it is the one that began
 //! last. When the VM gives its devices back, it is the console's core again.
+//!
+//! An SMMU that has a wire for its events and one for its errors is looked at when it interrupts. Any other is looked
+//! at every [`POLL_MS`], too: by the same core, on the same account.
 
+use alloc::format;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
-use hal::Mutex;
-use machine::Interrupt;
+use hal::{Clock, Mutex};
+use machine::{Interrupt, SmmuInterrupts};
 use smmuv3::spec::Event;
 use vm::CONSOLE_CORE;
 
 use super::events::MOST_RECORDS;
 use super::{Hardware, Unit};
+use crate::console::SystemCounter;
 use crate::gic;
+
+/// How often an SMMU is looked at that does not interrupt. What it tells is told that much later at most.
+const POLL_MS: u64 = 10;
+
+/// When one is looked at that interrupts.
+pub(super) const NEVER: u64 = u64::MAX;
 
 /// A core, as the loop over VMs and as the interrupt controller know it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,13 +48,16 @@ pub(super) struct Reading {
     /// A VM whose devices have begun to make noise, counted from 1.
     noise: AtomicUsize,
     /// Records wait in the event queue.
-    pub(super) waiting: AtomicBool,
+    waiting: AtomicBool,
+    /// When to look whatever has come, in ticks, or [`NEVER`].
+    due: AtomicU64,
     /// Records on their way from the event queue to whom they concern.
     pub(super) records: Mutex<Vec<Event>>,
 }
 
 impl Reading {
-    pub(super) fn new() -> Self {
+    /// Of an SMMU that is to be looked at first when it is `due`, in ticks, or [`NEVER`] of itself.
+    fn new(due: u64) -> Self {
         Self {
             core: AtomicUsize::new(CONSOLE_CORE),
             mpidr: AtomicU64::new(0),
@@ -51,12 +65,45 @@ impl Reading {
             spent: AtomicU64::new(0),
             noise: AtomicUsize::new(0),
             waiting: AtomicBool::new(false),
+            due: AtomicU64::new(due),
             records: Mutex::new(Vec::with_capacity(MOST_RECORDS)),
         }
     }
 
     pub(super) fn is_by(&self, core: usize) -> bool {
         self.core.load(Ordering::Acquire) == core
+    }
+
+    /// A look at the event queue begins.
+    pub(super) fn begins(&self) {
+        self.waiting.store(false, Ordering::Relaxed);
+        if self.due.load(Ordering::Relaxed) != NEVER {
+            let period = SystemCounter.ticks_of_us(POLL_MS * 1000);
+            let due = SystemCounter.ticks().saturating_add(period);
+            self.due.store(due, Ordering::Relaxed);
+        }
+    }
+
+    /// It has not read all there is.
+    pub(super) fn leaves_some(&self) {
+        self.waiting.store(true, Ordering::Relaxed);
+    }
+
+    /// When to look again, in ticks: 0 where records wait, or [`NEVER`].
+    fn due(&self) -> u64 {
+        match self.waiting.load(Ordering::Acquire) {
+            true => 0,
+            false => self.due.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Whether records wait, or may.
+    fn is_wanted(&self) -> bool {
+        match self.due() {
+            0 => true,
+            NEVER => false,
+            due => due <= SystemCounter.ticks(),
+        }
     }
 
     /// Reading has taken so many ticks.
@@ -73,6 +120,29 @@ impl Reading {
 }
 
 impl Unit {
+    /// The SMMU of that place in the device tree, with these wires.
+    #[optimize(size)]
+    pub(super) fn new(index: usize, wires: SmmuInterrupts) -> Self {
+        let name = format!("smmu{index}");
+        let (event, error) = (wires.of_events(), wires.of_errors());
+        let missing = match (event, error) {
+            (Some(_), Some(_)) => None,
+            (Some(_), None) => Some("errors"),
+            (None, Some(_)) => Some("events"),
+            (None, None) => Some("events and errors"),
+        };
+        if let Some(missing) = missing {
+            log::info!("{name}: polled every {POLL_MS} ms: no wire for its {missing}");
+        }
+        Self {
+            name,
+            event,
+            // One line may be for both.
+            error: error.filter(|_| event != error),
+            reading: Reading::new(missing.map_or(NEVER, |_| 0)),
+        }
+    }
+
     fn interrupts(&self) -> impl Iterator<Item = Interrupt> + '_ {
         [self.event, self.error].into_iter().flatten()
     }
@@ -107,7 +177,9 @@ impl Hardware {
         for unit in &self.units {
             unit.reading.mpidr.store(home.mpidr, Ordering::Release);
             for interrupt in unit.interrupts() {
-                gic::enable_spi(interrupt, home.mpidr);
+                if !gic::enable_spi(interrupt, home.mpidr) {
+                    unit.reading.due.store(0, Ordering::Relaxed);
+                }
             }
         }
     }
@@ -129,11 +201,20 @@ impl Hardware {
         })
     }
 
-    /// Whether records wait for this core to [drain](Hardware::drain) them.
+    /// Whether records wait for this core to [drain](Hardware::drain) them, or may.
     pub(crate) fn has_records(&self, core: usize) -> bool {
         self.units
             .iter()
-            .any(|unit| unit.reading.is_by(core) && unit.reading.waiting.load(Ordering::Acquire))
+            .any(|unit| unit.reading.is_by(core) && unit.reading.is_wanted())
+    }
+
+    /// When this core, if it reads records of any SMMU, is to look at one again, in ticks: 0 where some wait, or
+    /// [`NEVER`].
+    #[inline]
+    pub(super) fn due(&self, core: usize) -> Option<u64> {
+        let readings = self.units.iter().map(|unit| &unit.reading);
+        let own = readings.filter(|reading| reading.is_by(core));
+        own.map(Reading::due).min()
     }
 
     /// Whether an interrupt, which came to this core, is one of an SMMU's. One that was on its way while the

@@ -17,7 +17,6 @@ use smmuv3::{Locked, Platform, Smmu, SmmuBackend};
 use types::{Address, Bdf, Pa, PageSize, Span};
 use vm::Faults;
 
-use super::readers::Reading;
 use super::{Behind, Bridge, Function, Hardware, Pool, ResetBy, Resetting, Unit};
 use crate::console::SystemCounter;
 use crate::gic as cpu_gic;
@@ -72,17 +71,7 @@ impl Hardware {
                 Ok(smmu) => {
                     log::info!("smmu{index}: on: every stream aborts until a VM has it");
                     let lines = told.map(|smmu| smmu.interrupts).unwrap_or_default();
-                    if lines.event_queue.or(lines.combined).is_none() {
-                        log::warn!(
-                            "smmu{index}: no wire for its events: nobody is told what it refuses"
-                        );
-                    }
-                    units.push(Unit {
-                        name: format!("smmu{index}"),
-                        event: lines.event_queue.or(lines.combined),
-                        error: lines.global_error,
-                        reading: Reading::new(),
-                    });
+                    units.push(Unit::new(index, lines));
                     unit_of.push(u32::try_from(running.len()).ok().map(UnitId::new));
                     running.push(smmu);
                 }

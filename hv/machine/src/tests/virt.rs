@@ -433,6 +433,27 @@ fn an_smmu_whose_registers_do_not_fit_is_refused_and_thunderx2_has_one_page_of_t
 }
 
 #[test]
+fn one_line_of_an_smmu_is_for_all_it_tells() {
+    let wires = |names: &[&str]| {
+        let lines: Vec<u32> = (0..3).flat_map(|n| [0, 90 + n, 1]).collect();
+        let smmu = node("smmuv3@a050000")
+            .cells("#iommu-cells", &[1])
+            .text("interrupt-names", names)
+            .cells("interrupts", &lines[..names.len() * 3])
+            .cells("reg", &[0, 0x0a05_0000, 0, 0x2_0000])
+            .text("compatible", &["arm,smmu-v3"]);
+        let wires = read(virt(1).child(smmu)).smmus[1].interrupts;
+        [wires.of_events(), wires.of_errors()].map(|wire| wire.map(|wire| wire.number))
+    };
+    assert_eq!(wires(&["eventq", "gerror"]), [Some(122), Some(123)]);
+    assert_eq!(wires(&["gerror"]), [None, Some(122)]);
+    assert_eq!(wires(&["priq"]), [None, None]);
+    assert_eq!(wires(&["combined"]), [Some(122); 2]);
+    // As Linux takes it: nobody wires the others then.
+    assert_eq!(wires(&["eventq", "gerror", "combined"]), [Some(124); 2]);
+}
+
+#[test]
 fn several_smmus_serve_parts_of_one_bridge_and_platform_masters() {
     let second = node("smmuv3@a050000")
         .cells("phandle", &[0x7000])

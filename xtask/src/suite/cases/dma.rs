@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use super::{Bundle, Case, Check, End, Ground};
+use super::{Bundle, Case, Check, End, Ground, Tree};
 use crate::board::Smmu;
 use crate::qemu::Time;
 use crate::suite::{refusals, shares};
@@ -152,6 +152,10 @@ fn guarded() -> Vec<Case> {
         "dma verdict: watch ok: beats=1000 latest_us=",
     ]);
     stage1.check = Check::Judged(refusals::judge_bystander);
+    let mut polled = stage1.clone();
+    polled.name = "a flood at an SMMU that is polled is paid for by its owner: a neighbour's records and beats are all there"
+        .to_owned();
+    polled.tree = Tree::Wires(&[]);
 
     // Both on one CPU, which reads the records. While the flood's owner computes it pays for that; while it sleeps there is
     // nobody who could, and what reading takes is seen in the neighbour's windows.
@@ -358,6 +362,7 @@ fn guarded() -> Vec<Case> {
         sweep,
         attacks,
         stage1,
+        polled,
         paid,
         at_once,
         alike,

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use super::{Bundle, Case};
+use super::{Bundle, Case, Tree};
 use crate::qemu::Time;
 
 const BOARD: &str = "virt";
@@ -85,28 +85,63 @@ pub(super) fn cases() -> Vec<Case> {
         flood("by entries that are not valid", "smmu-flood"),
         flood("of its stage 1's faults", "smmu-flood stage1=1"),
         flood_control(),
+        wired(
+            "without a wire is polled",
+            &[],
+            &["smmu0: polled every 10 ms: no wire for its events and errors"],
+        ),
+        wired(
+            "with a wire for its events alone is polled, too",
+            &["eventq"],
+            &["smmu0: polled every 10 ms: no wire for its errors$"],
+        ),
+        wired("with one wire for everything is heard", &["combined"], &[]),
     ]
 }
 
-/// Two VMs with an SMMU of their own each, behind ports: one floods, the other counts what it is told.
-fn flooded(name: String, flood: &str, watch: &str) -> Case {
-    let vm = |name: &str, buses: &str, append: &str| {
+/// An SMMU with these wires: what a guest's stage 1 refuses is told to the guest, with nothing else and in time, and what
+/// stage 2 refuses is a line; a flood is muted, and ends.
+fn wired(what: &str, wires: &'static [&'static str], said: &[&str]) -> Case {
+    let mut case = flooded(
+        format!("nested: an SMMU {what}: what it refuses is told to guests and in the log"),
+        "smmu-flood rounds=40 stage1=1",
+        "smmu-watch beats=25",
+        Some("storm rounds=1 messages=1"),
+    )
+    .expect(said)
+    .expect(&[
+        r"smmu0: F_TRANSLATION sid 0x400 read of 0x2000000000, stage 2, 04:00\.0 of VM 3",
+        "dma verdict: smmu-watch ok: beats=25 records=100",
+        "dma verdict: smmu-flood ok: rounds=40 told=[1-9][0-9]* silent=[1-9]",
+    ]);
+    case.tree = Tree::Wires(wires);
+    case.forbids.push("events were lost".to_owned());
+    if said.is_empty() {
+        case.forbids.push("polled".to_owned());
+    }
+    case
+}
+
+/// Two VMs with an SMMU of their own each, behind ports: one floods, the other counts what it is told. Where there is
+/// something for a third to do, that has none of its own.
+fn flooded(name: String, flood: &str, watch: &str, third: Option<&str>) -> Case {
+    let vm = |name: &str, iommu: &str, buses: &str, append: &str| {
         format!(
             "[[vm]]\nname = \"{name}\"\nmemory = \"64M\"\nkernel = \"guest:dma\"\nkernel_format = \"flat\"\n\
-             restart = \"never\"\niommu = \"nested\"\nmsi = \"vits\"\nappend = \"{append}\"\ndevices = [{buses}]\n"
+             restart = \"never\"\niommu = \"{iommu}\"\nmsi = \"vits\"\nappend = \"{append}\"\ndevices = [{buses}]\n"
         )
     };
-    let manifest = format!(
+    let both = "{ host = \"0000:01:00.0\" }, { host = \"0000:02:00.0\" }";
+    let mut manifest = format!(
         "version = 1\n{}{}",
-        vm(
-            "loud",
-            "{ host = \"0000:01:00.0\" }, { host = \"0000:02:00.0\" }",
-            flood
-        ),
-        vm("still", "{ host = \"0000:03:00.0\" }", watch)
+        vm("loud", "nested", both, flood),
+        vm("still", "nested", "{ host = \"0000:03:00.0\" }", watch)
     );
+    if let Some(task) = third {
+        manifest += &vm("third", "stage2", "{ host = \"0000:04:00.0\" }", task);
+    }
     let mut case = Case::new(BOARD, name).bundle(Bundle::Manifest(manifest.leak()));
-    for slot in 2..5 {
+    for slot in 2..5 + usize::from(third.is_some()) {
         let port = format!("pcie-root-port,id=port{slot},chassis={slot},addr={slot}");
         let edu = format!("edu,dma_mask=0xffffffffffffffff,bus=port{slot}");
         case = case.args(&["-device", &port, "-device", &edu]);
@@ -125,6 +160,7 @@ fn flood(what: &str, task: &str) -> Case {
         ),
         &format!("{task} rounds=40"),
         "smmu-watch beats=25",
+        None,
     )
     .expect(&[
         "dma verdict: smmu-watch ok: beats=25 records=100",
@@ -139,6 +175,7 @@ fn flood_control() -> Case {
         "nested: a record that does not come is noticed".to_owned(),
         "smmu-flood rounds=4",
         "smmu-watch beats=25 idle=5",
+        None,
     )
     .expect(&[r"dma verdict: smmu-watch FAILED: a refused DMA left no event \(0x5 "])
 }
