@@ -64,7 +64,8 @@ impl Table {
     }
 
     pub(super) fn is_empty(&self, span: Span<Iova>) -> bool {
-        overlapping(&self.leaves, span).is_empty()
+        let below = self.leaves.range(..=span.last().bits()).next_back();
+        below.is_none_or(|(at, leaf)| at + (leaf.bytes - 1) < span.start().bits())
     }
 
     pub(super) fn insert(&mut self, at: u64, leaf: Leaf) {
