@@ -18,7 +18,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use regex::bytes::Regex;
+use regex::Regex;
 use serde::Serialize;
 
 use super::folder;
@@ -267,8 +267,17 @@ fn recorded(args: &[String], record: &Path, console: &Path) -> Result<Vec<String
 pub(super) fn stretches(console: &[u8], record: &Record) -> Result<Stretches> {
     let lines = Regex::new(r"reads ([a-z-]+): 4096 begin\r\n((?:\.\r\n)+)reads [a-z-]+: 4096 end")?;
     let mut stretches = Stretches::new();
-    for found in lines.captures_iter(console) {
-        let order = String::from_utf8_lossy(&found[1]).into_owned();
+    // One character for each byte, as the recording counts bytes.
+    let text = |byte: &u8| {
+        if byte.is_ascii() {
+            char::from(*byte)
+        } else {
+            '?'
+        }
+    };
+    let console: String = console.iter().map(text).collect();
+    for found in lines.captures_iter(&console) {
+        let order = found[1].to_owned();
         let signs = found.get(2).context("no signs")?;
         let ends = (signs.start()..=signs.end()).step_by(3);
         let at: Option<Vec<u64>> = ends.map(|end| record.at(end)).collect();
