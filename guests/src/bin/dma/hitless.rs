@@ -21,7 +21,7 @@ static MOVED: AtomicU64 = AtomicU64::new(0);
 const LOST: u64 = u64::MAX;
 /// DMAs there and back, each of which takes 200 ms.
 const TRIPS: u64 = 2;
-const PATIENCE_US: u64 = 2_000_000;
+const PATIENCE_US: u64 = 500_000;
 
 /// Sends messages, one after the other, then moves data.
 pub(crate) fn second_cpu() -> ! {
@@ -85,7 +85,7 @@ pub(crate) fn run(options: &Options) -> Verdict {
     cpu::unmask();
     while MOVED.load(Ordering::SeqCst) == 0 {
         smmu.set_stream(stream, STE_BYPASS)?;
-        if spoil && switches.is_multiple_of(64) {
+        if spoil && switches.is_multiple_of(16) {
             smmu.set_stream(stream, STE_ABORT)?;
         }
         smmu.attach(stream)?;

@@ -162,13 +162,13 @@ fn guarded() -> Vec<Case> {
     let mut paid = guarded_case(
         "a flood's records are read in its owner's time, and a busy neighbour on the same CPU has its half",
         Bundle::Manifest(concat!(
-            "[[vm]]\nname = \"owner\"\nmemory = \"80M\"\npin = [0]\ntime_slice_us = 2000\nkernel = \"guest:dma\"\n",
+            "[[vm]]\nname = \"owner\"\nmemory = \"80M\"\npin = [0]\ntime_slice_us = 1000\nkernel = \"guest:dma\"\n",
             "kernel_format = \"flat\"\nrestart = \"never\"\niommu = \"nested\"\nmsi = \"vits\"\n",
-            "append = \"share windows=5 flood=3 idle=2\"\n",
+            "append = \"share windows=5 flood=3 idle=2 window_ms=500\"\n",
             "devices = [ { host = \"0000:01:00.0\" }, { host = \"0000:02:00.0\" } ]\n",
-            "[[vm]]\nname = \"neighbour\"\nmemory = \"80M\"\npin = [0]\ntime_slice_us = 2000\nkernel = \"guest:dma\"\n",
+            "[[vm]]\nname = \"neighbour\"\nmemory = \"80M\"\npin = [0]\ntime_slice_us = 1000\nkernel = \"guest:dma\"\n",
             "kernel_format = \"flat\"\nrestart = \"never\"\niommu = \"stage2\"\nmsi = \"vits\"\n",
-            "append = \"share windows=8 refused=1\"\n",
+            "append = \"share windows=8 refused=1 window_ms=500\"\n",
             "devices = [ { host = \"0000:03:00.0\" } ]\n"
         )),
     )

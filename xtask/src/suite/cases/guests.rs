@@ -2,6 +2,7 @@
 //!
 //! Time is counted in instructions, so that a seed says all: the same run comes again, on any machine.
 
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use super::{Bundle, Case, Check};
@@ -46,14 +47,16 @@ macro_rules! apart {
 
 /// A hostile VM that does not end, and a Linux on the same two CPUs that counts so many seconds.
 macro_rules! linux {
-    ($seconds:literal) => {
+    ($start:literal, $seconds:literal) => {
         Bundle::Manifest(concat!(
             "[[vm]]\nname = \"hostile\"\nmemory = \"64M\"\ncpus = 4\npin = [0, 1, 0, 1]\n",
             "kernel = \"guest:hostile\"\nkernel_format = \"flat\"\nrestart = \"never\"\n",
-            "append = \"seed=7 ops=1000000000\"\n",
-            "[[vm]]\nname = \"linux\"\nmemory = \"256M\"\ncpus = 2\npin = [0, 1]\nkernel = \"debian:6.12\"\n",
+            "append = \"seed=7 ops=1000000000\"\nstart = \"",
+            $start,
+            "\"\n",
+            "[[vm]]\nname = \"linux\"\nmemory = \"160M\"\ncpus = 2\npin = [0, 1]\nkernel = \"debian:6.12\"\n",
             "initrd = \"initramfs\"\nrestart = \"never\"\n",
-            "append = \"loglevel=5 bulkhead.run=seq+",
+            "append = \"console=ttyAMA0 loglevel=5 bulkhead.run=seq+",
             $seconds,
             "|while+read+i;do+sleep+1;echo+second+$i;done\"\n"
         ))
@@ -82,17 +85,26 @@ pub(super) fn cases() -> Vec<Case> {
         ),
     ];
     cases.push(hidden());
-    cases.push(beside_linux(
+    // The other one is started once Linux is up: to boot beside it takes several times as long, and is in `--full`.
+    let case = Case::new(
+        BOARD,
         "Linux keeps time beside a hostile guest on its two CPUs",
-        linux!("2"),
-        2,
-    ));
+    )
+    .bundle(linux!("manual", "3"))
+    .expect(&[UP])
+    .types("\x1dm")
+    .asks("start hostile", &[r"\[hostile\] hostile start: seed=7"]);
+    cases.push(beside_linux(case, 2..=3));
     cases.push(Case {
         only_full: true,
         ..beside_linux(
-            "Linux keeps time for a minute beside a hostile guest on its two CPUs",
-            linux!("60"),
-            60,
+            Case::new(
+                BOARD,
+                "Linux boots and keeps time for a minute beside a hostile guest on its two CPUs",
+            )
+            .bundle(linux!("boot", "60"))
+            .expect(&[r"\[hostile\] hostile start: seed=7", UP]),
+            1..=60,
         )
     });
     cases.push(Case {
@@ -120,13 +132,11 @@ pub(super) fn cases() -> Vec<Case> {
     cases
 }
 
+const UP: &str = r"\[linux\] guest: Linux .* is up, 2 CPUs";
+
 /// On the wall clock: two CPUs run at once.
-fn beside_linux(name: &str, bundle: Bundle, seconds: u32) -> Case {
-    let mut case = Case::new(BOARD, name).bundle(bundle).expect(&[
-        r"\[hostile\] hostile start: seed=7",
-        r"\[linux\] guest: Linux .* is up, 2 CPUs",
-    ]);
-    for second in 1..=seconds {
+fn beside_linux(mut case: Case, seconds: RangeInclusive<u32>) -> Case {
+    for second in seconds {
         case = case.expect(&[&format!(r"\[linux\] second {second}\b")]);
     }
     let mut case = case

@@ -328,14 +328,16 @@ fn fire() -> Case {
             "vits",
             both!(),
             "smmu-hostile ops=20000 seed=1 formats=1",
-            "pin = [1, 1]\n"
+            "pin = [1, 2]\n"
         ),
     ))
     .expect(&[
         "dma beat 0: seed=1 ops=20000, ",
         "heartbeat end: beats=2500 .* missed=0",
-        "dma verdict: smmu-hostile ok: seed=1 ops=20000 ",
+        // The second one did its part: on the first one's CPU it would wait as long as there is something to do.
+        "dma verdict: smmu-hostile ok: seed=1 ops=20000 .* scribbled=[1-9][0-9]{3}",
     ]);
+    case.vary.smp = Some(3);
     case.forbids = vec![OURS.to_owned()];
     case
 }
@@ -352,10 +354,10 @@ fn hitless() -> Case {
         "2",
         "vits",
         both!(),
-        "hitless messages=200",
+        "hitless messages=80",
         "pin = [0, 1]\n"
     )))
-    .expect(&["dma verdict: hitless ok: messages=200 trips=2 switches=[1-9][0-9]{3}"]);
+    .expect(&["dma verdict: hitless ok: messages=80 trips=2 switches=[1-9][0-9]{3}"]);
     case.forbids = vec![OURS.to_owned()];
     case
 }

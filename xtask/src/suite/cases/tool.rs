@@ -23,9 +23,11 @@ pub(super) fn cases() -> Vec<Case> {
         )
     });
     for board in ["virt", "pseries"] {
-        let console = if board == "virt" { "ttyAMA0" } else { "hvc0" };
-        let append = format!("console={console} quiet bulkhead.run=uname");
-        let args = ["run", board, "--dry-run", "--append", &append]
+        let guest = match board {
+            "virt" => "qemu/guests/bench.toml",
+            _ => "qemu/guests/bench-pseries.toml",
+        };
+        let args = ["run", board, "--dry-run", "--guest", guest]
             .map(str::to_owned)
             .to_vec();
         let name = format!("the dry run's line works when pasted, {board}");

@@ -39,7 +39,7 @@ macro_rules! clock {
     () => {
         concat!(
             "[[vm]]\nname = \"clock\"\nmemory = \"32M\"\npin = [1]\nkernel = \"guest:heartbeat\"\n",
-            "kernel_format = \"flat\"\nrestart = \"never\"\nappend = \"beats=150 period_us=10000\"\n"
+            "kernel_format = \"flat\"\nrestart = \"never\"\nappend = \"beats=70 period_us=10000\"\n"
         )
     };
 }
@@ -385,14 +385,14 @@ fn starts() -> Case {
     .asks("focus", &["verdict 0: all VMs are off"])
 }
 
-/// A second by the clock between two lists.
+/// Half a second by the clock, 25 turns of each, between two lists.
 fn shares(name: &str, bundle: Bundle, judge: fn(&str) -> Result<()>) -> Case {
     let mut case = case(name, bundle)
         .expect(&["vm clock: 32 MiB"])
         .types(MONITOR)
-        .expect(&[PROMPT, r"\[clock\] beat 20"])
+        .expect(&[PROMPT, r"\[clock\] beat 10"])
         .types("list\r")
-        .expect(&[" b +running ", r"\[clock\] beat 120"])
+        .expect(&[" b +running ", r"\[clock\] beat 60"])
         .types("list\r")
         .expect(&[" b +running ", "vm clock: powered off"])
         .types("quit\r")
