@@ -67,12 +67,46 @@ pub(crate) fn exit(status: i32) -> ! {
     }
 }
 
-/// Standard output.
-pub(crate) struct Output;
+/// Standard output: what is gathered is written at once when there is no room for more, and at the end.
+pub(crate) struct Output {
+    gathered: [u8; 512],
+    used: usize,
+}
+
+impl Default for Output {
+    fn default() -> Self {
+        Self {
+            gathered: [0; 512],
+            used: 0,
+        }
+    }
+}
 
 impl fmt::Write for Output {
     fn write_str(&mut self, text: &str) -> fmt::Result {
-        let mut bytes = text.as_bytes();
+        for &byte in text.as_bytes() {
+            if self.used == self.gathered.len() {
+                self.flush()?;
+            }
+            if let Some(place) = self.gathered.get_mut(self.used) {
+                *place = byte;
+                self.used += 1;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Output {
+    fn drop(&mut self) {
+        let _ = self.flush();
+    }
+}
+
+impl Output {
+    fn flush(&mut self) -> fmt::Result {
+        let used = core::mem::take(&mut self.used);
+        let mut bytes = self.gathered.get(..used).unwrap_or_default();
         while !bytes.is_empty() {
             // SAFETY: the kernel reads these bytes.
             let written = unsafe {
@@ -105,12 +139,39 @@ pub(crate) enum Open {
     Poll,
     /// To be read, past the kernel's cache: whole blocks into memory that begins where a block does.
     Direct,
+    /// The same, to be written too; a write is over when it is on the disk.
+    DirectWrite,
     /// To be read and written.
     ReadWrite,
 }
 
 /// The longest path that is opened, its zero among it.
 const PATH: usize = 128;
+
+/// Relative to the working directory.
+const AT_FDCWD: usize = -100_isize as usize;
+
+/// A path of these pieces, with its zero.
+fn path(pieces: &[&str]) -> [u8; PATH] {
+    let mut path = [0; PATH];
+    let bytes = pieces.iter().flat_map(|piece| piece.bytes());
+    // What does not fit is cut off, and not found.
+    for (place, byte) in path.iter_mut().take(PATH - 1).zip(bytes) {
+        *place = byte;
+    }
+    path
+}
+
+/// Where a link leads, read into this buffer.
+pub(crate) fn link<'a>(pieces: &[&str], into: &'a mut [u8]) -> Result<&'a str, Errno> {
+    let path = path(pieces);
+    let buffer = [into.as_mut_ptr().addr(), into.len()];
+    let arguments = [AT_FDCWD, path.as_ptr().addr(), buffer[0], buffer[1], 0, 0];
+    // SAFETY: the path ends with a zero, and the kernel writes to these bytes.
+    let bytes = unsafe { call(Call::Readlinkat, arguments) }?;
+    let text = into.get(..bytes).unwrap_or_default();
+    core::str::from_utf8(text).map_err(|_| Errno::INVALID)
+}
 
 /// An open file.
 #[derive(Debug)]
@@ -121,20 +182,15 @@ pub(crate) struct File {
 impl File {
     /// Opens a path of these pieces.
     pub(crate) fn open(pieces: &[&str], how: Open) -> Result<Self, Errno> {
-        /// Relative to the working directory.
-        const AT_FDCWD: usize = -100_isize as usize;
         const O_RDWR: usize = 0o2;
         const O_NONBLOCK: usize = 0o4000;
-        let mut path = [0; PATH];
-        let bytes = pieces.iter().flat_map(|piece| piece.bytes());
-        // What does not fit is cut off, and not found.
-        for (place, byte) in path.iter_mut().take(PATH - 1).zip(bytes) {
-            *place = byte;
-        }
+        const O_DSYNC: usize = 0o1_0000;
+        let path = path(pieces);
         let flags = match how {
             Open::Read => 0,
             Open::Poll => O_NONBLOCK,
             Open::Direct => O_DIRECT,
+            Open::DirectWrite => O_DIRECT | O_DSYNC | O_RDWR,
             Open::ReadWrite => O_RDWR,
         };
         let arguments = [AT_FDCWD, path.as_ptr().addr(), flags, 0, 0, 0];
@@ -147,6 +203,66 @@ impl File {
         const EFD_NONBLOCK: usize = 0o4000;
         // SAFETY: no memory is involved.
         unsafe { call(Call::Eventfd2, [0, EFD_NONBLOCK, 0, 0, 0, 0]) }.map(|number| Self { number })
+    }
+
+    /// A socket of IPv4, which does not wait.
+    pub(crate) fn socket(kind: usize, protocol: usize) -> Result<Self, Errno> {
+        const AF_INET: usize = 2;
+        const SOCK_NONBLOCK: usize = 0o4000;
+        let arguments = [AF_INET, kind | SOCK_NONBLOCK, protocol, 0, 0, 0];
+        // SAFETY: no memory is involved.
+        unsafe { call(Call::Socket, arguments) }.map(|number| Self { number })
+    }
+
+    /// Binds a socket to a network interface.
+    pub(crate) fn bind_to(&self, interface: &str) -> Result<(), Errno> {
+        const SOL_SOCKET: usize = 1;
+        const SO_BINDTODEVICE: usize = 25;
+        let name = [interface.as_ptr().addr(), interface.len()];
+        let arguments = [
+            self.number,
+            SOL_SOCKET,
+            SO_BINDTODEVICE,
+            name[0],
+            name[1],
+            0,
+        ];
+        // SAFETY: the kernel reads these bytes.
+        unsafe { call(Call::Setsockopt, arguments) }.map(|_| ())
+    }
+
+    /// Gives a socket the address that it is to talk to.
+    pub(crate) fn connect(&self, address: [u8; 16]) -> Result<(), Errno> {
+        let arguments = [self.number, address.as_ptr().addr(), 16, 0, 0, 0];
+        // SAFETY: the kernel reads these bytes.
+        unsafe { call(Call::Connect, arguments) }.map(|_| ())
+    }
+
+    /// Writes what comes next.
+    pub(crate) fn write(&self, from: &[u8]) -> Result<usize, Errno> {
+        let arguments = [self.number, from.as_ptr().addr(), from.len(), 0, 0, 0];
+        // SAFETY: the kernel reads these bytes.
+        unsafe { call(Call::Write, arguments) }
+    }
+
+    /// Entries of a folder, as many as fit. [Linux, include/linux/dirent.h]
+    pub(crate) fn entries(&self, into: &mut [u8]) -> Result<usize, Errno> {
+        let arguments = [self.number, into.as_mut_ptr().addr(), into.len(), 0, 0, 0];
+        // SAFETY: the kernel writes to these bytes.
+        unsafe { call(Call::Getdents64, arguments) }
+    }
+
+    /// Writes at an offset.
+    pub(crate) fn write_at(&self, offset: u64, from: &[u8]) -> Result<usize, Errno> {
+        let from = [from.as_ptr().addr(), from.len()];
+        let arguments = [self.number, from[0], from[1], word(offset), 0, 0];
+        // SAFETY: the kernel reads these bytes.
+        unsafe { call(Call::Pwrite64, arguments) }
+    }
+
+    /// Goes to the start of what is in the kernel's log since it was last cleared.
+    pub(crate) fn seek_data(&self) -> Result<(), Errno> {
+        self.seek(0, 3).map(|_| ())
     }
 
     /// The file with this number, which a call gave.
@@ -234,8 +350,8 @@ impl File {
     /// An `ioctl` that takes a structure, and may change it.
     pub(crate) fn exchange<T>(&self, request: usize, with: &mut T) -> Result<usize, Errno> {
         let address = core::ptr::from_mut(with).expose_provenance();
-        // SAFETY: the structures of `vfio` say their own size, beyond which the kernel does not go, and are
-        // made of numbers.
+        // SAFETY: the structures of `vfio` say their own size, beyond which the kernel does not go, that of `works` is
+        // as long as the kernel's, and all are made of numbers.
         unsafe { call(Call::Ioctl, [self.number, request, address, 0, 0, 0]) }
     }
 
@@ -349,12 +465,14 @@ impl Segment {
     }
 }
 
+/// Of calls that end the kernel.
+const MAGIC: [usize; 2] = [0xfee1_dead, 0x2812_1969];
+
 /// Makes the kernel ready to start another one, and starts it. Does not return if all is well.
 ///
 /// # Errors
 /// It is refused.
 pub(crate) fn kexec(entry: u64, segments: &[Segment]) -> Result<(), Failure> {
-    const MAGIC: [usize; 2] = [0xfee1_dead, 0x2812_1969];
     const CMD_KEXEC: usize = 0x4558_4543;
     let arguments = [
         word(entry),
@@ -373,4 +491,18 @@ pub(crate) fn kexec(entry: u64, segments: &[Segment]) -> Result<(), Failure> {
     unsafe { call(Call::Reboot, [MAGIC[0], MAGIC[1], CMD_KEXEC, 0, 0, 0]) }
         .map_err(|error| Failure::Call("the start of the next kernel", error))?;
     Err(Failure::Wrong("the next kernel did not start"))
+}
+
+/// Resets the machine. Does not return if all is well.
+///
+/// # Errors
+/// It is refused.
+pub(crate) fn restart() -> Result<(), Failure> {
+    const CMD_RESTART: usize = 0x0123_4567;
+    // SAFETY: no memory is involved.
+    let _ = unsafe { call(Call::Sync, [0; 6]) };
+    // SAFETY: if it succeeds, nothing of this program is left.
+    unsafe { call(Call::Reboot, [MAGIC[0], MAGIC[1], CMD_RESTART, 0, 0, 0]) }
+        .map_err(|error| Failure::Call("the reset", error))?;
+    Err(Failure::Wrong("the machine was not reset"))
 }

@@ -4,8 +4,11 @@ use std::collections::BTreeSet;
 
 /// Of these rows of value indices, one index for each factor, so many that every pair of values that
 /// occurs in one of them occurs again. With every pair covered, a fault that needs two values at once
-/// is met; the rest is left to `--full`.
-pub(crate) fn pairs(candidates: &[Vec<usize>]) -> Vec<Vec<usize>> {
+/// is met; the rest is left to `--full`. Pairs that occur in one of the `others` are met there.
+pub(crate) fn pairs_beside<const N: usize>(
+    others: &[[usize; N]],
+    candidates: &[Vec<usize>],
+) -> Vec<Vec<usize>> {
     if candidates.iter().any(|row| row.len() < 2) {
         return candidates.to_vec();
     }
@@ -15,6 +18,9 @@ pub(crate) fn pairs(candidates: &[Vec<usize>]) -> Vec<Vec<usize>> {
         for (at, &first) in values.iter().enumerate() {
             open.extend(values.iter().skip(at + 1).map(|&second| [first, second]));
         }
+    }
+    for row in others {
+        open.retain(|pair| pair.iter().any(|&(factor, value)| row[factor] != value));
     }
     let mut rows = Vec::new();
     while !open.is_empty() {
@@ -52,6 +58,27 @@ pub(crate) fn full(sizes: &[usize]) -> Vec<Vec<usize>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn pairs(candidates: &[Vec<usize>]) -> Vec<Vec<usize>> {
+        pairs_beside::<0>(&[], candidates)
+    }
+
+    #[test]
+    fn what_others_have_is_not_sampled_again() {
+        let rows = full(&[2, 2, 2]);
+        let others = [[0, 0, 0], [1, 1, 1]];
+        let sample = pairs_beside(&others, &rows);
+        assert!(sample.len() < pairs(&rows).len(), "{sample:?}");
+        let mut all = sample.clone();
+        all.extend(others.map(Vec::from));
+        for first in 0..3 {
+            for second in first + 1..3 {
+                for (a, b) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
+                    assert!(all.iter().any(|row| row[first] == a && row[second] == b));
+                }
+            }
+        }
+    }
 
     #[test]
     fn every_pair_occurs_and_the_sample_is_small() {

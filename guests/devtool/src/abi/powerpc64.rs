@@ -30,10 +30,15 @@ pub(crate) enum Call {
     Nanosleep = 162,
     Pread64 = 179,
     Pwrite64 = 180,
+    Getdents64 = 202,
     ExitGroup = 234,
     KexecLoad = 268,
     Openat = 286,
+    Readlinkat = 296,
     Eventfd2 = 314,
+    Socket = 326,
+    Connect = 328,
+    Setsockopt = 339,
 }
 
 // [Linux, arch/powerpc/include/uapi/asm/fcntl.h]

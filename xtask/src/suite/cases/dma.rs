@@ -387,9 +387,9 @@ const TABLE: &str = "0x10302000";
 /// told of, and the disk interrupts Linux as before.
 fn table_of_another() -> Case {
     let manifest = format!(
-        "[[vm]]\nname = \"linux\"\nmemory = \"256M\"\npin = [0]\nkernel = \"debian:6.12\"\n\
+        "[[vm]]\nname = \"linux\"\nmemory = \"160M\"\npin = [0]\nkernel = \"debian:6.12\"\n\
          initrd = \"initramfs\"\niommu = \"stage2\"\nmsi = \"vits\"\n\
-         append = \"console=ttyAMA0 quiet do=irqs\"\ndevices = [ {{ host = \"0000:00:01.0\" }} ]\n\
+         append = \"console=ttyAMA0 quiet do=use\"\ndevices = [ {{ host = \"0000:00:01.0\" }} ]\n\
          [[vm]]\nname = \"thief\"\nmemory = \"80M\"\npin = [1]\nkernel = \"guest:dma\"\n\
          kernel_format = \"flat\"\nrestart = \"never\"\nstart = \"manual\"\niommu = \"stage2\"\n\
          append = \"table at={TABLE}\"\n\
@@ -400,7 +400,7 @@ fn table_of_another() -> Case {
     case.vary.time = Time::Wall;
     let refused =
         |sid, bdf| format!(r"F_TRANSLATION sid {sid} write of {TABLE}, stage 2, {bdf}\.0 of VM 2");
-    let interrupts = r"action irqs: ok: [1-9]\d* interrupts by 1 devices";
+    let interrupts = r"action use: ok: 1 disks, 0 interfaces, [1-9]\d* interrupts";
     case.expect(&[
         &format!(
             r"pci 00:01\.0 .* nvme BAR0 mem64 16K @{} msix 65",
@@ -418,7 +418,7 @@ fn table_of_another() -> Case {
         "vm thief: powered off",
     ])
     .asks("focus linux", &[r"\[linux\] has the keyboard", "/ # "])
-    .types("action=irqs sh /actions/irqs\r")
+    .types("sh /actions/use\r")
     .expect(&[interrupts, "/ # "])
     .types("poweroff -f\r")
     .expect(&["vm linux: powered off"])

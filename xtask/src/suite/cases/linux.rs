@@ -26,7 +26,7 @@ type Judge = fn(&str) -> anyhow::Result<()>;
 macro_rules! manifest {
     ($kernel:literal, $firmware:literal, $vcpus:literal) => {
         Bundle::Manifest(concat!(
-            "version = 1\n[[vm]]\nname = \"linux\"\nmemory = \"256M\"\ncpus = ",
+            "version = 1\n[[vm]]\nname = \"linux\"\nmemory = \"160M\"\ncpus = ",
             $vcpus,
             "\nkernel = \"debian:",
             $kernel,

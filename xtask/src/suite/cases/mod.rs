@@ -419,12 +419,15 @@ fn bring_up(board: &'static str, at_most_kib: u64) -> Vec<Case> {
 
 /// All rows of a matrix, each with whether it is needed only for the full product.
 fn sampled(sizes: &[usize]) -> Vec<(Vec<usize>, bool)> {
-    sampled_among(pairwise::full(sizes))
+    sampled_beside::<0>(&[], pairwise::full(sizes))
 }
 
-/// The same for the rows of a matrix that can be.
-fn sampled_among(rows: Vec<Vec<usize>>) -> Vec<(Vec<usize>, bool)> {
-    let sample = pairwise::pairs(&rows);
+/// The same for the rows of a matrix that can be, where other tests are what these rows would be.
+fn sampled_beside<const N: usize>(
+    others: &[[usize; N]],
+    rows: Vec<Vec<usize>>,
+) -> Vec<(Vec<usize>, bool)> {
+    let sample = pairwise::pairs_beside(others, &rows);
     rows.into_iter()
         .map(|row| {
             let only_full = !sample.contains(&row);

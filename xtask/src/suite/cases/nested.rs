@@ -241,10 +241,10 @@ fn window_elsewhere() -> Case {
 /// The same with Linux, whose firmware tells it of the window.
 fn linux_window_elsewhere() -> Case {
     let bundle = Bundle::Manifest(
-        "version = 1\n[[vm]]\nname = \"linux\"\nmemory = \"256M\"\nkernel = \"debian:6.12\"\n\
+        "version = 1\n[[vm]]\nname = \"linux\"\nmemory = \"160M\"\nkernel = \"debian:6.12\"\n\
          initrd = \"initramfs\"\nfirmware = \"acpi\"\niommu = \"nested\"\nmsi = \"rmr\"\n\
          msi_window = { start = 0x0a000000, size = \"2M\" }\n\
-         append = \"console=ttyAMA0 quiet do=irqs\"\ndevices = [ { host = \"0000:00:01.0\" } ]\n",
+         append = \"console=ttyAMA0 quiet do=use\"\ndevices = [ { host = \"0000:00:01.0\" } ]\n",
     );
     let mut case = Case::new(
         BOARD,
@@ -252,7 +252,10 @@ fn linux_window_elsewhere() -> Case {
     )
     .bundle(bundle)
     .one_thread()
-    .expect(&[r"action irqs: ok: [1-9]\d* interrupts by 1 devices", "/ # "])
+    .expect(&[
+        r"action use: ok: 1 disks, 0 interfaces, [1-9]\d* interrupts",
+        "/ # ",
+    ])
     .types("cat /sys/kernel/iommu_groups/*/reserved_regions\r")
     .expect(&[
         "0x0000000008000000 0x00000000080fffff msi",

@@ -15,18 +15,20 @@ const BOARD: &str = "virt";
 /// A DMA that was refused, in the hypervisor's log.
 const EVENT: &str = r"smmu\d+: [A-Z]+_[A-Z_]+ sid ";
 
-/// A Linux VM with these devices, which reads its interrupts, pings, and checks files across a restart.
+/// A Linux VM with these devices, which uses them all.
 macro_rules! linux {
-    ($kernel:literal, $firmware:literal, $vcpus:literal, $devices:expr) => {
+    ($kernel:literal, $firmware:literal, $vcpus:literal, $devices:expr, $actions:literal) => {
         Bundle::Manifest(concat!(
-            "version = 1\n[[vm]]\nname = \"linux\"\nmemory = \"256M\"\ncpus = ",
+            "version = 1\n[[vm]]\nname = \"linux\"\nmemory = \"160M\"\ncpus = ",
             $vcpus,
             "\nkernel = \"debian:",
             $kernel,
             "\"\ninitrd = \"initramfs\"\nfirmware = \"",
             $firmware,
             "\"\nmsi = \"vits\"\niommu = \"stage2\"\n",
-            "append = \"console=ttyAMA0 quiet do=iommu:none,irqs,net,disk-restart,off\"\ndevices = [",
+            "append = \"console=ttyAMA0 quiet do=iommu:none,",
+            $actions,
+            ",off\"\ndevices = [",
             $devices,
             "]\n"
         ))
@@ -65,7 +67,7 @@ macro_rules! below_switch {
 }
 
 pub(super) fn cases() -> Vec<Case> {
-    let ports = |firmware: &str, bundle| {
+    let ports = |firmware: &str, bundle, used: fn(String, Bundle, (u32, u32)) -> Case| {
         let name =
             format!("a disk and three NICs, on the root bus and behind ports, by {firmware}");
         with_ports(used(name, bundle, (3, 1))).one_thread()
@@ -73,7 +75,7 @@ pub(super) fn cases() -> Vec<Case> {
     let switch = |nic: &str, kernel: &str, firmware: &str, bundle, only_full| {
         let name =
             format!("three disks and an {nic}, behind a switch, Linux {kernel} by {firmware}");
-        let mut case = with_switch(used(name, bundle, (1, 3)), nic);
+        let mut case = with_switch(used_twice(name, bundle, (1, 3)), nic);
         case.only_full = only_full;
         case.vary.threads = Threads::One;
         case
@@ -81,20 +83,28 @@ pub(super) fn cases() -> Vec<Case> {
     vec![
         two_views(),
         in_use(),
-        ports("dt", linux!("6.12", "dt", "2", below_ports!())),
-        ports("acpi", linux!("6.12", "acpi", "2", below_ports!())),
+        ports(
+            "dt",
+            linux!("6.12", "dt", "2", below_ports!(), "use,disk"),
+            used,
+        ),
+        ports(
+            "acpi",
+            linux!("6.12", "acpi", "2", below_ports!(), "use:restart"),
+            used_twice,
+        ),
         switch(
             "igb",
             "6.1",
             "dt",
-            linux!("6.1", "dt", "1", below_switch!()),
+            linux!("6.1", "dt", "1", below_switch!(), "use:restart"),
             false,
         ),
         switch(
             "e1000e",
             "6.1",
             "acpi",
-            linux!("6.1", "acpi", "1", below_switch!()),
+            linux!("6.1", "acpi", "1", below_switch!(), "use:restart"),
             true,
         ),
         two_vms(),
@@ -189,35 +199,43 @@ fn in_use() -> Case {
     case
 }
 
-/// Linux with so many NICs and disks: each interrupts, pings are answered, files survive a restart.
+/// Linux with so many NICs and disks: each interrupts, data and echoes come back whole, and files of a disk with them.
 fn used(name: String, bundle: Bundle, (nics, disks): (u32, u32)) -> Case {
-    let all = nics + disks;
-    let mut case = Case::new(BOARD, name).bundle(bundle).expect(&[
+    well(Case::new(BOARD, name).bundle(bundle)).expect(&[
         "smmu0: on: every stream aborts until a VM has it",
         "guest: Linux .* is up, ",
         "action iommu: ok: no SMMU, no group",
-        &format!(r"action irqs: ok: [1-9]\d* interrupts by {all} devices"),
-        &format!("action net: ok: {nics} interfaces"),
-        &format!("action disk-restart: {disks} disks written, resetting"),
-        "vm linux: reset",
-        // Everything again, with devices that were reset in between.
-        "guest: Linux .* is up, ",
-        &format!(r"action irqs: ok: [1-9]\d* interrupts by {all} devices"),
-        &format!("action net: ok: {nics} interfaces"),
-        r"files are as they were written before the reset",
-        &format!("action disk-restart: ok: {disks} disks"),
+        &format!(r"action use: ok: {disks} disks, {nics} interfaces, [1-9]\d* interrupts"),
+        &format!("action disk: ok: {disks} disks"),
         "vm linux: powered off",
-    ]);
-    // No DMA of theirs is refused, and none of their messages comes by another way.
-    case.forbids.extend(
-        [
-            EVENT,
-            "FAILED",
-            "by another chip",
-            "(?i)call trace|timeout, completion polled",
-        ]
-        .map(str::to_owned),
-    );
+    ])
+}
+
+/// The same across a restart, which data survives; without files.
+fn used_twice(name: String, bundle: Bundle, (nics, disks): (u32, u32)) -> Case {
+    well(Case::new(BOARD, name).bundle(bundle))
+        .expect(&[
+            "smmu0: on: every stream aborts until a VM has it",
+            "guest: Linux .* is up, ",
+            "action iommu: ok: no SMMU, no group",
+            &format!(
+                r"action use: {disks} disks and {nics} interfaces used, [1-9]\d* interrupts, resetting"
+            ),
+            "vm linux: reset",
+            // Everything again, with devices that were reset in between.
+            "guest: Linux .* is up, ",
+        ])
+        .expect(&vec!["data is as it was before"; disks as usize])
+        .expect(&[
+            &format!(r"action use: ok: {disks} disks, {nics} interfaces, [1-9]\d* interrupts"),
+            "vm linux: powered off",
+        ])
+}
+
+/// No DMA of theirs is refused, and none of their messages comes by another way.
+fn well(mut case: Case) -> Case {
+    case.forbids
+        .extend([EVENT, "FAILED", "(?i)call trace|timeout, completion polled"].map(str::to_owned));
     case.timeout = Duration::from_secs(600);
     case
 }
@@ -267,22 +285,25 @@ fn with_switch(mut case: Case, model: &str) -> Case {
 
 /// A VM of two, with a disk and a NIC.
 macro_rules! one_of_two {
-    ($name:literal, $cpu:literal, $more:literal, $devices:literal) => {
+    ($name:literal, $cpu:literal, $more:literal, $devices:literal, $actions:literal) => {
         concat!(
             "[[vm]]\nname = \"",
             $name,
-            "\"\nmemory = \"256M\"\npin = [",
+            "\"\nmemory = \"160M\"\npin = [",
             $cpu,
             "]\nkernel = \"debian:6.12\"\ninitrd = \"initramfs\"\n",
             $more,
-            "append = \"console=ttyAMA0 quiet do=irqs,net,disk-restart,off\"\ndevices = [",
+            "append = \"console=ttyAMA0 quiet do=",
+            $actions,
+            ",off\"\ndevices = [",
             $devices,
             "]\n"
         )
     };
 }
 
-/// Two VMs at once, one with a view of stage 2 alone and a device tree, one with an SMMU of its own and ACPI.
+/// Two VMs at once, one with a view of stage 2 alone and a device tree, one with an SMMU of its own and ACPI. The first
+/// one's devices are reset while the other one's work.
 fn two_vms() -> Case {
     let mut case = Case::new(BOARD, "two VMs use a disk and a NIC each at the same time")
         .bundle(Bundle::Manifest(concat!(
@@ -290,16 +311,18 @@ fn two_vms() -> Case {
                 "one",
                 "0",
                 "iommu = \"stage2\"\nmsi = \"vits\"\n",
-                "{ host = \"0000:00:01.0\" }, { host = \"0000:01:00.0\" }"
+                "{ host = \"0000:00:01.0\" }, { host = \"0000:01:00.0\" }",
+                "use:restart"
             ),
             one_of_two!(
                 "two",
                 "1",
                 "iommu = \"nested\"\nmsi = \"rmr\"\nfirmware = \"acpi\"\n",
-                "{ host = \"0000:02:00.0\" }, { host = \"0000:03:00.0\" }"
+                "{ host = \"0000:02:00.0\" }, { host = \"0000:03:00.0\" }",
+                "use,disk,use,use,use"
             )
         )))
-        .expect(&["guest: Linux .* is up, "; 2])
+        .expect(&["guest: Linux .* is up, "; 3])
         .expect(&["all VMs are off"]);
     case.check = Check::Judged(both_are_well);
     case.disks = Disks::AndSpare(1);
@@ -324,12 +347,12 @@ fn by_wires() -> Case {
     let name = "a disk and a NIC interrupt by their pins, by a device tree and by ACPI";
     let mut case = Case::new(BOARD, name)
         .bundle(Bundle::Manifest(concat!(
-            "[[vm]]\nname = \"one\"\nmemory = \"256M\"\npin = [0]\nkernel = \"debian:6.12\"\n",
+            "[[vm]]\nname = \"one\"\nmemory = \"160M\"\npin = [0]\nkernel = \"debian:6.12\"\n",
             "initrd = \"initramfs\"\niommu = \"stage2\"\nmsi = \"vits\"\nappend = \"console=ttyAMA0 quiet ",
-            "pci=nomsi do=irqs:wires,disk,off\"\ndevices = [ { host = \"0000:02:00.0\" } ]\n",
-            "[[vm]]\nname = \"two\"\nmemory = \"256M\"\npin = [1]\nkernel = \"debian:6.12\"\n",
+            "pci=nomsi do=use:wires,off\"\ndevices = [ { host = \"0000:02:00.0\" } ]\n",
+            "[[vm]]\nname = \"two\"\nmemory = \"160M\"\npin = [1]\nkernel = \"debian:6.12\"\n",
             "initrd = \"initramfs\"\niommu = \"stage2\"\nmsi = \"vits\"\nfirmware = \"acpi\"\n",
-            "append = \"console=ttyAMA0 quiet pci=nomsi do=irqs:wires,net,off\"\n",
+            "append = \"console=ttyAMA0 quiet pci=nomsi do=use:wires,off\"\n",
             "devices = [ { host = \"0000:01:00.0\", guest = \"01:00.0\" } ]\n"
         )))
         .expect(&["guest: Linux .* is up, "; 2])
@@ -348,7 +371,6 @@ fn by_wires() -> Case {
         [
             EVENT,
             "FAILED",
-            "by another chip",
             "(?i)call trace|nobody cared|completion polled",
         ]
         .map(str::to_owned),
@@ -359,13 +381,12 @@ fn by_wires() -> Case {
 
 fn both_by_wires(console: &str) -> Result<()> {
     for (vm, done) in [
-        ("one", "action disk: ok"),
-        ("two", "action net: ok: 1 interfaces"),
+        ("one", "1 disks, 0 interfaces"),
+        ("two", "0 disks, 1 interfaces"),
     ] {
         for wanted in [
-            r"action irqs: .* interrupts by GICv3 +\d+ Level",
-            r"action irqs: ok: [1-9]\d* interrupts by 1 devices",
-            done,
+            r"action use: .*: [1-9]\d* interrupts by GICv3, ".to_owned(),
+            format!(r"action use: ok: {done}, [1-9]\d* interrupts"),
         ] {
             let pattern = Regex::new(&format!(r"(?m)^\[{vm}\] {wanted}"))?;
             ensure!(pattern.is_match(console), "VM {vm} never says `{wanted}`");
@@ -374,19 +395,27 @@ fn both_by_wires(console: &str) -> Result<()> {
     Ok(())
 }
 
-/// Each VM has read its interrupts, pinged and found its files again. A serial number names each disk.
+/// Each VM has used its own devices: the one found its data again after a reset, the other one had its files, and its
+/// devices worked once more after that.
 fn both_are_well(console: &str) -> Result<()> {
-    for (vm, serial) in [("one", "bulkhead0"), ("two", "spare1")] {
-        for wanted in [
-            r"action irqs: ok: [1-9]\d* interrupts by 2 devices",
-            "action net: ok: 1 interfaces",
-            &format!("action disk-restart: .* nvme, .*{serial}"),
-            "action disk-restart: nvme0n1: [1-9] files are as they were written before",
-            "action disk-restart: ok: 1 disks",
-        ] {
-            let pattern = Regex::new(&format!(r"(?m)^\[{vm}\] {wanted}"))?;
-            ensure!(pattern.is_match(console), "VM {vm} never says `{wanted}`");
-        }
+    let all = r"action use: ok: 1 disks, 1 interfaces, [1-9]\d* interrupts";
+    for (vm, count, wanted) in [
+        ("one", 1, all),
+        (
+            "one",
+            1,
+            r"action use: .*nvme0n1, nvme, bulkhead0: .*, data is as it was before",
+        ),
+        ("two", 4, all),
+        ("two", 1, "action disk: 0000:.* nvme0n1, nvme, .*spare1"),
+        ("two", 1, "action disk: ok: 1 disks"),
+    ] {
+        let pattern = Regex::new(&format!(r"(?m)^\[{vm}\] {wanted}"))?;
+        let found = pattern.find_iter(console).count();
+        ensure!(
+            found == count,
+            "VM {vm} says `{wanted}` {found} times, not {count}"
+        );
     }
     Ok(())
 }
@@ -458,8 +487,8 @@ fn unconfined() -> Case {
         "a device behind no SMMU works where the manifest says so, and the log says what that is";
     let mut case = Case::new(BOARD, name)
         .bundle(Bundle::Manifest(concat!(
-            "[[vm]]\nname = \"linux\"\nmemory = \"256M\"\nkernel = \"debian:6.12\"\ninitrd = \"initramfs\"\n",
-            "unsafe_dma = \"identity\"\nappend = \"console=ttyAMA0 quiet do=iommu:none,irqs,disk-restart,off\"\n",
+            "[[vm]]\nname = \"linux\"\nmemory = \"160M\"\nkernel = \"debian:6.12\"\ninitrd = \"initramfs\"\n",
+            "unsafe_dma = \"identity\"\nappend = \"console=ttyAMA0 quiet do=iommu:none,use:restart,off\"\n",
             "devices = [ { host = \"0000:00:01.0\" } ]\n"
         )))
         .expect(&[
@@ -467,10 +496,10 @@ fn unconfined() -> Case {
             "WARN .*vm linux: UNSAFE: 0000:00:01.0 is behind no SMMU: it, and so the guest, can read and write ALL memory",
             r"vm linux: its memory is where the machine has it, 0x[4-9a-f][0-9a-f]{7}\b",
             "guest: Linux .* is up, ",
-            r"action irqs: ok: [1-9]\d* interrupts by 1 devices",
-            "action disk-restart: 1 disks written, resetting",
+            r"action use: 1 disks and 0 interfaces used, [1-9]\d* interrupts, resetting",
             "vm linux: reset",
-            "action disk-restart: ok: 1 disks",
+            "data is as it was before",
+            r"action use: ok: 1 disks, 0 interfaces, [1-9]\d* interrupts",
             "all VMs are off",
         ])
         .one_thread();

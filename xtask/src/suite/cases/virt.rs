@@ -125,6 +125,8 @@ fn machines() -> Vec<Case> {
     ]);
     // Linux says such things too.
     linux.forbids.clear();
+    // Those of `linux.rs` do so by default, and one of `nested.rs` has the board's own manifest.
+    linux.only_full = true;
 
     let tree = |what: &str, tree: Tree| Case {
         tree,

@@ -202,7 +202,8 @@ fn reset_loop() -> Case {
     let mut case = case(
         "a VM that resets itself without end is held back and stopped",
         Bundle::Manifest(concat!(
-            tiny!("calm", "spin", 0, ""),
+            "[[vm]]\nname = \"calm\"\nmemory = \"32M\"\npin = [0]\nkernel = \"guest:heartbeat\"\n",
+            "kernel_format = \"flat\"\nappend = \"beats=1000 period_us=1000000\"\n",
             tiny!("loop", "reset", 1, "")
         )),
     )
