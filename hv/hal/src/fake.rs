@@ -281,6 +281,14 @@ impl<'m> FakeFrames<'m> {
     pub fn live_blocks(&self) -> usize {
         self.live.borrow().len()
     }
+
+    /// Whether a frame is in a block that was handed out and not given back.
+    #[must_use]
+    pub fn is_live(&self, frame: Pa) -> bool {
+        let live = self.live.borrow();
+        let before = live.range(..=frame).next_back();
+        before.is_some_and(|(block, order)| frame.bits() - block.bits() < FRAME << order)
+    }
 }
 
 impl FrameAllocator for FakeFrames<'_> {

@@ -403,6 +403,13 @@ pub trait Backend {
     /// Gives a table back. Nothing is bound to it. Cached translations are gone when this returns.
     fn destroy_table(&mut self, table: TableId);
 
+    /// Whether all accesses through a table are over that are to be: of endpoints that are bound to it no more, and to what
+    /// it no longer maps. One that is not sure of that never will be, and [`Backend::invalidate`] says so.
+    fn is_sure(&self, table: TableId) -> bool {
+        let _ = table;
+        true
+    }
+
     /// The windows of a table, ordered by address.
     fn windows(&self, table: TableId) -> &[Window];
 

@@ -7,7 +7,9 @@ use types::{Iova, Span};
 
 use crate::area::span;
 use crate::arena::{Id, Kind, Object};
-use crate::backend::{Backend, Binding, DirtyTracking, Endpoint, TableId, TableOptions, UnitId};
+use crate::backend::{
+    Backend, BackendError, Binding, DirtyTracking, Endpoint, TableId, TableOptions, UnitId,
+};
 use crate::group::DeviceId;
 use crate::ioas::{IoasId, Reserved, ReservedBy, Shown};
 use crate::map::{check_pages, show, window_of};
@@ -363,7 +365,8 @@ impl<B: Backend> Iommu<B> {
     /// Gives up a domain that nothing is attached to and nothing sits on.
     ///
     /// # Errors
-    /// [`Error::NoSuchObject`], [`Error::Busy`].
+    /// [`Error::NoSuchObject`], [`Error::Busy`]. [`Error::Backend`]: the unit did not confirm that devices that were
+    /// attached to it are done with it. It stays, for ever, and with it the memory that it shows.
     pub fn destroy_domain(&mut self, id: DomainId) -> Result<(), Error> {
         let domain = self.domains.need(id)?;
         if domain.users > 0 {
@@ -371,6 +374,11 @@ impl<B: Backend> Iommu<B> {
                 object: id.any(),
                 users: domain.users,
             });
+        }
+        if let Some(paging) = domain.paging()
+            && !self.backend.is_sure(paging.table)
+        {
+            return Err(BackendError::Timeout.into());
         }
         let Some(domain) = self.domains.remove(id) else {
             return Ok(());
@@ -407,7 +415,7 @@ impl<B: Backend> Iommu<B> {
             .paging()
             .is_some_and(|paging| paging.origin == Origin::Attachment);
         if domain.users == 0 && made_by_attachment {
-            // It has no users, which is the only reason to refuse.
+            // It has no users. What is not known to be over stays.
             let _ = self.destroy_domain(id);
         }
     }

@@ -54,7 +54,6 @@ pub struct SmmuBackend<M, P, F, C> {
     platform: Platform,
     vmid_bits: u8,
     output: OutputSize,
-    kept: Kept,
     /// Where the commands of one change are put together: too large to be made anew for each.
     list: Box<[Command; MOST]>,
 }
@@ -102,7 +101,6 @@ where
             platform,
             vmid_bits: if wide { 16 } else { 8 },
             output,
-            kept: Kept::default(),
             list: Box::new([Command::CFGI_ALL; MOST]),
         }
     }
@@ -137,12 +135,6 @@ where
         at: Iova,
     ) -> Option<Result<Leaf<pagetable::Stage2<Iova>>, Fault>> {
         Some(self.table(table)?.tree.walk(at))
-    }
-
-    /// Whether a guest's stage 1 sits on a table.
-    fn is_nested(&self, table: TableId) -> bool {
-        let mut bound = self.bound.iter();
-        bound.any(|bound| bound.table == table && bound.nested)
     }
 
     /// What is written for a binding.
@@ -243,7 +235,8 @@ where
         if place.is_none() && self.tables.try_reserve(1).is_err() {
             return Err(BackendError::OutOfMemory);
         }
-        let frames = TableFrames::new(self.frames, self.memory, self.kept.clone());
+        let kept = Kept::default();
+        let frames = TableFrames::new(self.frames, self.memory, kept.clone());
         let tree =
             PageTable::new(geometry, self.memory, frames).map_err(|_| BackendError::OutOfMemory)?;
         let last = Iova::truncated((1 << bits) - 1);
@@ -258,6 +251,7 @@ where
             }],
             lent: Vec::new(),
             forgotten: None,
+            kept,
             closed: false,
         };
         match self.tables.get_mut(at) {
@@ -267,23 +261,22 @@ where
         Ok(TableId::new(id))
     }
 
-    fn destroy_table(&mut self, table: TableId) {
-        let nested = self.is_nested(table);
+    fn destroy_table(&mut self, id: TableId) {
         let Self {
             units,
             tables,
-            kept,
+            bound,
             list,
             ..
         } = self;
-        let Some(slot) = usize::try_from(table.bits())
+        let Some(slot) = usize::try_from(id.bits())
             .ok()
             .and_then(|at| tables.get_mut(at))
         else {
             return;
         };
         if let Some(table) = slot.take() {
-            let mut caches = Caches::new(units, kept, list, table.vmid, nested);
+            let mut caches = Caches::new(units, bound, list, id, (table.vmid, &table.kept));
             if let Err((tree, _)) = table.tree.destroy(&mut caches) {
                 // It still uses a VM's tables. Nothing is bound to it; its place is not used again.
                 *slot = Some(Table {
@@ -293,6 +286,10 @@ where
                 });
             }
         }
+    }
+
+    fn is_sure(&self, table: TableId) -> bool {
+        self.table(table).is_none_or(|table| !table.kept.get())
     }
 
     fn windows(&self, table: TableId) -> &[Window] {
@@ -322,16 +319,15 @@ where
         }
     }
 
-    fn map(&mut self, table: TableId, run: &Run) -> Result<(), BackendError> {
-        let nested = self.is_nested(table);
+    fn map(&mut self, id: TableId, run: &Run) -> Result<(), BackendError> {
         let Self {
             units,
             tables,
-            kept,
+            bound,
             list,
             ..
         } = self;
-        let table = usize::try_from(table.bits())
+        let table = usize::try_from(id.bits())
             .ok()
             .and_then(|at| tables.get_mut(at)?.as_mut())
             .ok_or(BackendError::Incompatible)?;
@@ -348,7 +344,7 @@ where
             sizes if sizes & PageSize::SIZE_2M.bytes() != 0 => PageSize::SIZE_2M,
             _ => PageSize::SIZE_4K,
         };
-        let mut caches = Caches::new(units, kept, list, table.vmid, nested);
+        let mut caches = Caches::new(units, bound, list, id, (table.vmid, &table.kept));
         table.forgotten = None;
         table
             .tree
@@ -360,27 +356,25 @@ where
     }
 
     fn unmap(&mut self, id: TableId, span: Span<Iova>) {
-        let table = id;
-        let nested = self.is_nested(table);
-        let is_lent = self.table(table).is_some_and(|table| table.is_lent(span));
+        let is_lent = self.table(id).is_some_and(|table| table.is_lent(span));
         if is_lent {
             // The tables are another tree's, whose owner should have taken them back first. Nothing
             // goes through this one any more.
-            self.close(table);
+            self.close(id);
             return;
         }
         let Self {
             units,
             tables,
-            kept,
+            bound,
             list,
             ..
         } = self;
-        let table = usize::try_from(table.bits())
+        let table = usize::try_from(id.bits())
             .ok()
             .and_then(|at| tables.get_mut(at)?.as_mut());
         let Some(table) = table else { return };
-        let mut caches = Caches::new(units, kept, list, table.vmid, nested);
+        let mut caches = Caches::new(units, bound, list, id, (table.vmid, &table.kept));
         match table.tree.unmap(span, &mut caches) {
             Ok(_) => table.forgotten = Some(span),
             // What was asked for cannot be done, and must be: nothing goes through the table.
@@ -388,16 +382,15 @@ where
         }
     }
 
-    fn invalidate(&mut self, table: TableId, span: Span<Iova>) -> Result<(), BackendError> {
-        let nested = self.is_nested(table);
+    fn invalidate(&mut self, id: TableId, span: Span<Iova>) -> Result<(), BackendError> {
         let Self {
             units,
             tables,
-            kept,
+            bound,
             list,
             ..
         } = self;
-        let table = usize::try_from(table.bits())
+        let table = usize::try_from(id.bits())
             .ok()
             .and_then(|at| tables.get_mut(at)?.as_mut())
             .ok_or(BackendError::Unsupported)?;
@@ -405,7 +398,7 @@ where
             .forgotten
             .take()
             .is_some_and(|forgotten| forgotten.contains_span(span))
-            && !kept.get()
+            && !table.kept.get()
         {
             return Ok(());
         }
@@ -413,10 +406,10 @@ where
         let Some(span) = Span::new(span.start(), last) else {
             return Ok(());
         };
-        let mut caches = Caches::new(units, kept, list, table.vmid, nested);
+        let mut caches = Caches::new(units, bound, list, id, (table.vmid, &table.kept));
         caches.span(span, PageSize::SIZE_4K, 0, Depth::All);
         caches.finish();
-        if self.kept.get() {
+        if table.kept.get() {
             return Err(BackendError::Timeout);
         }
         Ok(())
@@ -437,16 +430,29 @@ where
         }
         let left = old.and_then(|at| self.bound.get(at)).map(|b| b.table);
         let left = left.filter(|table| new.map(|(table, _)| table) != Some(*table));
-        let left = left.and_then(|table| Some(self.table(table)?.vmid));
+        let of = |table: TableId| {
+            let table = self.table(table)?;
+            Some((table.vmid, table.kept.clone()))
+        };
+        let (left, entered) = (left.and_then(of), new.and_then(|(table, _)| of(table)));
         let unit = self
             .unit_mut(endpoint.unit)
             .ok_or(BackendError::Unsupported)?;
-        unit.install(sid, ste).map_err(backend_error)?;
-        if let Some(vmid) = left {
+        if let Err(error) = unit.install(sid, ste) {
+            // The device may have gone through it already.
+            if let Some((_, kept)) = entered.filter(|_| unit.is_lost()) {
+                kept.set();
+            }
+            return Err(backend_error(error));
+        }
+        if let Some((vmid, kept)) = left {
             // What the device did under the old table is complete when its translations are gone.
             // CFGI_ALL reaches copies of the entry under any number the bus may have had for the
             // function. An SMMU that does not answer is off.
             let _ = unit.send(&[Command::CFGI_ALL, Command::TlbiS12Vmall(vmid)]);
+            if unit.is_lost() {
+                kept.set();
+            }
         }
         match (old, new) {
             (Some(at), None) => {
@@ -534,6 +540,11 @@ where
                     && let Some(unit) = self.unit_mut(bound.endpoint.unit)
                 {
                     unit.disable();
+                    if unit.is_lost()
+                        && let Some(table) = self.table(table)
+                    {
+                        table.kept.set();
+                    }
                     self.bound.swap_remove(at);
                 }
             } else {

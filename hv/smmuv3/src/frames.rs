@@ -33,7 +33,7 @@ impl<F: FrameAllocator> FrameAllocator for Within<'_, F> {
     }
 }
 
-/// Frames whose zeroes an SMMU sees, whether it snoops or not, and which stay out of use once an SMMU
+/// Frames of one table, whose zeroes an SMMU sees, whether it snoops or not, and which stay out of use once an SMMU
 /// may be walking them for ever.
 #[derive(Clone, Debug)]
 pub(crate) struct TableFrames<P, F> {
@@ -42,8 +42,8 @@ pub(crate) struct TableFrames<P, F> {
     kept: Kept,
 }
 
-/// Whether frames that are given back are kept from further use: an SMMU did not even confirm that it
-/// is off.
+/// Whether a table, and what it leads to, is kept from further use: a device behind an SMMU that [is
+/// lost](crate::Smmu::is_lost) went through it, and may do so still.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Kept(Arc<AtomicBool>);
 

@@ -149,8 +149,10 @@ pub struct Smmu<M, P, F, C> {
     events: Ring,
     /// `EVENTQ_CONS.OVACKFLG` as it was written last.
     overflow: u32,
+    /// It was told to translate.
+    has_translated: bool,
     is_off: bool,
-    /// It was to be turned off and did not confirm that.
+    /// What it had let through when it was turned off may not be over.
     is_lost: bool,
     /// Streams whose faults are not recorded, or not all of them.
     muted: Vec<Muted>,
@@ -211,6 +213,7 @@ impl<M: Mmio, P: SharedMemory, F: FrameAllocator, C: Clock> Smmu<M, P, F, C> {
             commands,
             events,
             overflow: 0,
+            has_translated: false,
             is_off: false,
             is_lost: false,
             muted: Vec::new(),
@@ -247,12 +250,7 @@ impl<M: Mmio, P: SharedMemory, F: FrameAllocator, C: Clock> Smmu<M, P, F, C> {
         // An error that was left unacknowledged would keep commands from being consumed. [IHI 0070 §7.1]
         self.mmio
             .write32(regs::GERRORN, self.mmio.read32(regs::GERROR));
-        let base = queue::base(self.commands.base.bits(), self.commands.shape);
-        self.mmio.write64(regs::CMDQ_BASE, base);
-        self.mmio.write32(regs::CMDQ_PROD, 0);
-        self.mmio.write32(regs::CMDQ_CONS, 0);
-        let cr0 = self.checks().with_cmdqen(true);
-        self.set_cr0(cr0)?;
+        let cr0 = self.start_commands()?;
         // What caches held before us is of no table of ours.
         self.send(&[Command::CFGI_ALL, Command::TlbiNsnhAll])?;
         let base = queue::base(self.events.base.bits(), self.events.shape);
@@ -268,7 +266,29 @@ impl<M: Mmio, P: SharedMemory, F: FrameAllocator, C: Clock> Smmu<M, P, F, C> {
         }
         self.mmio.write32(regs::IRQ_CTRL, 1 << 2 | 1);
         self.wait(regs::IRQ_CTRLACK, "IRQ_CTRLACK", 1 << 2 | 1)?;
+        self.has_translated = true;
         self.set_cr0(cr0.with_smmuen(true))
+    }
+
+    /// Starts the command queue, empty, while it is off and nothing else is on; returns what `CR0` is then.
+    fn start_commands(&mut self) -> Result<Cr0, Error> {
+        let base = queue::base(self.commands.base.bits(), self.commands.shape);
+        self.mmio.write64(regs::CMDQ_BASE, base);
+        self.mmio.write32(regs::CMDQ_PROD, 0);
+        self.mmio.write32(regs::CMDQ_CONS, 0);
+        self.commands.index = 0;
+        // One that is frozen would seem to have consumed what it is to be told.
+        let consumer = self.mmio.read32(regs::CMDQ_CONS);
+        if consumer != 0 {
+            return Err(Error::Locked(crate::locked::Error::Timeout {
+                register: "CMDQ_CONS",
+                offset: regs::CMDQ_CONS,
+                value: consumer,
+            }));
+        }
+        let cr0 = self.checks().with_cmdqen(true);
+        self.set_cr0(cr0)?;
+        Ok(cr0)
     }
 
     /// What stays in `CR0` whatever else changes. Without `ATSCHK`, an SMMU with ATS lets pass what a device calls
@@ -312,9 +332,9 @@ impl<M: Mmio, P: SharedMemory, F: FrameAllocator, C: Clock> Smmu<M, P, F, C> {
         self.is_off
     }
 
-    /// Whether it did not even confirm that it is off. Then nothing is known about what it lets
-    /// through, and no memory that a device could reach, tables included, may be used for anything
-    /// else.
+    /// Whether accesses that it let through before it was turned off may be under way still: it did not confirm that
+    /// it is off, or carried no `CMD_SYNC` out after that. Then no memory that a device behind it could reach,
+    /// tables included, may be used for anything else.
     pub fn is_lost(&self) -> bool {
         self.is_lost
     }
@@ -456,7 +476,8 @@ impl<M: Mmio, P: SharedMemory, F: FrameAllocator, C: Clock> Smmu<M, P, F, C> {
         Ok(Error::Refused(reason))
     }
 
-    /// Off for good: everything behind it aborts, by `GBPA`.
+    /// Off for good: everything behind it aborts, by `GBPA`, and what it let through before is over, or it is lost.
+    #[cold]
     fn turn_off(&mut self) {
         self.is_off = true;
         let settled = |gbpa: u32| !Gbpa::from_bits(gbpa).update();
@@ -470,22 +491,41 @@ impl<M: Mmio, P: SharedMemory, F: FrameAllocator, C: Clock> Smmu<M, P, F, C> {
             });
         }
         let off = self.set_cr0(self.checks());
-        self.is_lost = off.is_err() || sure.is_err();
+        let over = self.outlast();
+        self.is_lost = off.is_err() || sure.is_err() || over.is_err();
+    }
+
+    /// Waits until all that it let through is over. That `SMMUEN` is off says of accesses only that new ones abort
+    /// [IHI 0070 §6.3.9.6]; those that had looked up an entry or a translation are seen to their end by a
+    /// `CMD_SYNC` behind an invalidation of it [IHI 0070 §4.3.8]. The command queue is started anew for that: it may have
+    /// got stuck.
+    fn outlast(&mut self) -> Result<(), Error> {
+        if !self.has_translated {
+            return Ok(());
+        }
+        let refused = self.errors() & CMDQ_ERR;
+        let errors = self.mmio.read32(regs::GERRORN) ^ refused;
+        self.mmio.write32(regs::GERRORN, errors);
+        self.start_commands()?;
+        let sync = Command::Sync(Completion::None);
+        for command in [Command::CFGI_ALL, Command::TlbiNsnhAll, sync] {
+            let at = self.commands.at(self.commands.index, command::BYTES)?;
+            self.put(command)?;
+            self.memory.publish(at, command::BYTES);
+            self.mmio.write32(regs::CMDQ_PROD, self.commands.index);
+            // What it refuses, it does not go beyond.
+            let (shape, end) = (self.commands.shape, self.commands.index);
+            let done = |consumer: u32| shape.mask(consumer) == end;
+            crate::locked::wait(&self.mmio, &self.clock, regs::CMDQ_CONS, "CMDQ_CONS", done)?;
+        }
+        self.set_cr0(self.checks())
     }
 
     /// Stops translating: every stream aborts, caches are empty, and the SMMU is off.
     pub fn disable(&mut self) {
-        if self.is_off {
-            return;
+        if !self.is_off {
+            self.turn_off();
         }
-        // Translation ends first: nothing is cached anew behind the invalidation. The queues still
-        // run, so that its end is the end of every access that used what was cached.
-        let queues = self.checks().with_cmdqen(true).with_eventqen(true);
-        if self.set_cr0(queues).is_ok() {
-            // Where this fails it is turned off at once, which is what comes next anyway.
-            let _ = self.send(&[Command::CFGI_ALL, Command::TlbiNsnhAll]);
-        }
-        self.turn_off();
     }
 
     /// The entry of a stream as it stands in memory.

@@ -34,10 +34,12 @@ impl Hardware {
     pub(crate) fn drain(&self, core: usize, mut tell: impl FnMut(usize, usize, &Event) -> Told) {
         for (number, unit) in (0..).zip(&self.units) {
             if unit.reading.is_by(core) {
-                let from = SystemCounter.ticks();
+                let from = unit.reading.is_paid().then(|| SystemCounter.ticks());
                 self.drain_one(number, unit, &mut tell);
-                unit.reading
-                    .took(SystemCounter.ticks().saturating_sub(from));
+                if let Some(from) = from {
+                    unit.reading
+                        .took(SystemCounter.ticks().saturating_sub(from));
+                }
             }
         }
         if self.next_forgiven(core).is_some() {
@@ -65,10 +67,8 @@ impl Hardware {
             }
             let errors = smmu.acknowledge_errors();
             if errors & SERVICE_FAILURE != 0 {
-                log::error!(
-                    "{}: it has failed: it is off, and every device behind it aborts",
-                    unit.name
-                );
+                log::error!("{}: it has failed", unit.name);
+                self.tell_off(&iommu);
             }
             if drained.lost || errors != 0 {
                 self.log_errors(&unit.name, drained.lost, errors);
@@ -160,7 +160,7 @@ impl Hardware {
     fn set_recording(&self, index: Option<usize>, recording: Recording) {
         let mut iommu = self.iommu.lock();
         if let Some(function) = index.and_then(|index| self.functions.get(index)) {
-            set_recording(&mut iommu, function, recording);
+            self.record(&mut iommu, function, recording);
         }
     }
 
@@ -169,7 +169,7 @@ impl Hardware {
         let mut faults = self.faults.lock();
         for index in faults.forgiven(SystemCounter.ticks(), |index| self.is_heard(index, core)) {
             if let Some(function) = self.functions.get(index) {
-                set_recording(iommu, function, Recording::On);
+                self.record(iommu, function, Recording::On);
             }
         }
     }
@@ -213,18 +213,19 @@ impl Hardware {
             self.forgive(core, &mut self.iommu.lock());
         }
     }
-}
 
-fn set_recording(iommu: &mut Core, function: &Function, recording: Recording) {
-    let Some(behind) = function.smmu else {
-        return;
-    };
-    let Ok(stream) = StreamId::new(behind.stream) else {
-        return;
-    };
-    if let Some(smmu) = iommu.backend_mut().unit_mut(behind.unit)
-        && let Err(error) = smmu.set_recording(stream, recording)
-    {
-        log::error!("pci {}: {error}", function.bdf);
+    fn record(&self, iommu: &mut Core, function: &Function, recording: Recording) {
+        let Some(behind) = function.smmu else {
+            return;
+        };
+        let Ok(stream) = StreamId::new(behind.stream) else {
+            return;
+        };
+        if let Some(smmu) = iommu.backend_mut().unit_mut(behind.unit)
+            && let Err(error) = smmu.set_recording(stream, recording)
+        {
+            log::error!("pci {}: {error}", function.bdf);
+            self.tell_off(iommu);
+        }
     }
 }

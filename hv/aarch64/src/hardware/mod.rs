@@ -15,7 +15,7 @@ use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
+use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use boot::Frames;
 use gic::Its;
@@ -170,6 +170,8 @@ pub(crate) struct Hardware {
     faults: Mutex<Faults>,
     /// An invalidation of one address forgets 4 KiB only, as QEMU's SMMU does it.
     forgets_pages_only: bool,
+    /// The SMMUs of which it was said that they are off.
+    told_off: Mutex<Vec<u32>>,
     /// Who reads records when nobody floods.
     home: spin::Once<Seat>,
     /// The VM that has each function, counted from 1.
@@ -229,7 +231,9 @@ impl Hardware {
         let faults = self.faults.lock();
         let mut states: Vec<(String, String)> = units
             .map(|(smmu, unit)| {
-                let state = if smmu.is_off() {
+                let state = if smmu.is_lost() {
+                    "OFF: it did not answer; everything aborts, and memory is kept".to_string()
+                } else if smmu.is_off() {
                     "OFF: it did not answer; everything aborts".to_string()
                 } else {
                     format!(
@@ -254,6 +258,40 @@ impl Hardware {
             }
         }
         states
+    }
+
+    /// Says once of each SMMU that is off that it is, and whose memory is kept because of that. To be called while the
+    /// VMs have their devices, when something has failed.
+    #[cold]
+    #[optimize(size)]
+    pub(crate) fn tell_off(&self, core: &Core) {
+        for (number, (smmu, unit)) in (0..).zip(core.backend().units().iter().zip(&self.units)) {
+            let mut told = self.told_off.lock();
+            if !smmu.is_off() || told.contains(&number) {
+                continue;
+            }
+            told.push(number);
+            drop(told);
+            log::error!(
+                "{}: it is off, and every device behind it aborts",
+                unit.name
+            );
+            if !smmu.is_lost() {
+                continue;
+            }
+            let mut vms = String::new();
+            for (function, owner) in self.functions.iter().zip(&self.owners) {
+                let owner = owner.load(Ordering::Relaxed);
+                let is_behind = |behind: Behind| behind.unit == UnitId::new(number);
+                if owner != 0 && function.smmu.is_some_and(is_behind) {
+                    vms += &format!(" {:04x}:{} of VM {owner},", function.segment, function.bdf);
+                }
+            }
+            log::error!(
+                "{}: nothing proves that what it let through is over:{vms} what these reach is given to nobody any more",
+                unit.name
+            );
+        }
     }
 
     /// The identification of an SMMU over which a guest can have one of its own.

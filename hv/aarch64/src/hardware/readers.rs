@@ -106,11 +106,14 @@ impl Reading {
         }
     }
 
-    /// Reading has taken so many ticks.
+    /// Whether it is on a VM's account.
+    pub(super) fn is_paid(&self) -> bool {
+        self.account.load(Ordering::Relaxed) != 0
+    }
+
+    /// Reading has taken so many ticks of the VM's that pays.
     pub(super) fn took(&self, ticks: u64) {
-        if self.account.load(Ordering::Relaxed) != 0 {
-            self.spent.fetch_add(ticks, Ordering::Relaxed);
-        }
+        self.spent.fetch_add(ticks, Ordering::Relaxed);
     }
 
     /// A VM's devices have begun to make noise.

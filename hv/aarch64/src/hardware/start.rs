@@ -103,6 +103,7 @@ impl Hardware {
                 .compatible
                 .iter()
                 .any(|name| name == "linux,dummy-virt"),
+            told_off: Mutex::default(),
             home: spin::Once::new(),
             owners: Box::default(),
         };

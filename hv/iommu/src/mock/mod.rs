@@ -120,6 +120,8 @@ pub struct Mock {
     invalidations_left: Option<u64>,
     stage_one_left: Option<u64>,
     exchanges_left: Option<u64>,
+    /// Tables of which it is not sure, and never will be.
+    lost: Vec<TableId>,
     /// What was asked so far.
     pub counts: Counts,
 }
@@ -229,6 +231,11 @@ impl Mock {
     /// Lets that many more invalidations pass and all after them time out; `None` heals.
     pub fn fail_invalidations_after(&mut self, invalidations: Option<u64>) {
         self.invalidations_left = invalidations;
+    }
+
+    /// Whoever went through a table may do so for ever.
+    pub fn lose(&mut self, table: TableId) {
+        self.lost.push(table);
     }
 
     /// Lets that many more stage-1 invalidations pass and all after them time out; `None` heals.
@@ -371,6 +378,10 @@ impl Backend for Mock {
         });
         assert!(!bound, "a table is destroyed under a device");
         assert!(self.tables.remove(&table).is_some(), "no such table");
+    }
+
+    fn is_sure(&self, table: TableId) -> bool {
+        !self.lost.contains(&table)
     }
 
     fn windows(&self, table: TableId) -> &[Window] {
@@ -523,6 +534,9 @@ impl Backend for Mock {
     fn invalidate(&mut self, table: TableId, span: Span<Iova>) -> Result<(), BackendError> {
         self.counts.invalidations += 1;
         take(&mut self.invalidations_left, BackendError::Timeout)?;
+        if !self.is_sure(table) {
+            return Err(BackendError::Timeout);
+        }
         self.table(table)?.forget(span);
         Ok(())
     }

@@ -271,6 +271,33 @@ fn memory_stays_alive_until_an_invalidation_is_confirmed() {
 }
 
 #[test]
+fn memory_stays_alive_with_a_domain_that_a_device_may_still_go_through() {
+    let mut f = Fixture::new();
+    let device = f.attached(SMMU);
+    let other = f.attached(OTHER_SMMU);
+    f.map(AT, 0, PAGE).unwrap();
+    let domain_of = |f: &Fixture, device| {
+        let group = f.core.device(device).unwrap().group();
+        f.core.group(group).unwrap().domain().unwrap()
+    };
+    let (domain, of_other) = (domain_of(&f, device), domain_of(&f, other));
+    let table = f.core.domain(domain).unwrap().table().unwrap();
+    f.core.backend_mut().lose(table);
+    // The domains came with the attachments, and would go with them.
+    f.core.detach(device).unwrap();
+    f.core.detach(other).unwrap();
+    assert!(f.core.domain(of_other).is_err());
+    let late = Error::Backend(crate::BackendError::Timeout);
+    assert_eq!(f.core.destroy_domain(domain).unwrap_err(), late);
+    assert_eq!(refused(f.unmap(AT, PAGE)), late);
+    assert!(matches!(
+        f.core.destroy_memory(f.ram),
+        Err(Error::Busy { users: 1, .. })
+    ));
+    assert!(f.core.destroy_ioas(f.ioas).is_err());
+}
+
+#[test]
 fn a_stale_area_is_not_shown_to_a_new_domain() {
     let mut f = Fixture::new();
     f.attached(SMMU);

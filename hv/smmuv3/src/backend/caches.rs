@@ -1,9 +1,11 @@
 //! The translation caches of the SMMUs: what a change of a stage-2 table makes them forget.
 
 use hal::{Clock, FrameAllocator, Mmio, SharedMemory};
+use iommu::TableId;
 use pagetable::{Invalidate, Stale};
 use types::{Address, Iova, PageSize, Span, Vmid};
 
+use super::Bound;
 use crate::Error;
 use crate::frames::Kept;
 use crate::invalidation::Ranges;
@@ -13,11 +15,14 @@ use crate::spec::{Command, Depth, Range};
 /// The most commands of one invalidation; where more were needed, everything of the VMID goes.
 pub(super) const MOST: usize = 32;
 
-/// The translation caches of the SMMUs, for one VMID.
+/// The translation caches of the SMMUs, for one table and its VMID.
 pub(super) struct Caches<'a, M, P, F, C> {
     units: &'a mut [Smmu<M, P, F, C>],
-    kept: &'a Kept,
+    bound: &'a [Bound],
+    table: TableId,
     vmid: Vmid,
+    /// Of the table's frames.
+    kept: &'a Kept,
     /// A guest's stage 1 sits on the table: its combined translations go, too, and what the SMMU
     /// keeps of its context descriptors.
     nested: bool,
@@ -28,15 +33,18 @@ pub(super) struct Caches<'a, M, P, F, C> {
 impl<'a, M: Mmio, P: SharedMemory, F: FrameAllocator, C: Clock> Caches<'a, M, P, F, C> {
     pub(super) fn new(
         units: &'a mut [Smmu<M, P, F, C>],
-        kept: &'a Kept,
+        bound: &'a [Bound],
         commands: &'a mut [Command; MOST],
-        vmid: Vmid,
-        nested: bool,
+        table: TableId,
+        (vmid, kept): (Vmid, &'a Kept),
     ) -> Self {
+        let nested = bound.iter().any(|b| b.table == table && b.nested);
         Self {
             units,
-            kept,
+            bound,
+            table,
             vmid,
+            kept,
             nested,
             commands,
             count: 0,
@@ -105,6 +113,7 @@ impl<'a, M: Mmio, P: SharedMemory, F: FrameAllocator, C: Clock> Caches<'a, M, P,
             self.push(Command::CFGI_ALL);
         }
         let commands = self.commands.get(..self.count).unwrap_or_default();
+        let mut lost = false;
         for unit in &mut *self.units {
             if matches!(unit.send(commands), Err(Error::Refused(_))) {
                 let all = [Command::TlbiS12Vmall(self.vmid), Command::CFGI_ALL];
@@ -112,11 +121,26 @@ impl<'a, M: Mmio, P: SharedMemory, F: FrameAllocator, C: Clock> Caches<'a, M, P,
                     unit.disable();
                 }
             }
-            if unit.is_lost() {
-                self.kept.set();
-            }
+            lost |= unit.is_lost();
+        }
+        if lost {
+            self.keep();
         }
         self.count = 0;
+    }
+
+    /// Keeps what the table uses from further use if a device behind a lost SMMU may be using it still.
+    #[cold]
+    fn keep(&self) {
+        let mut users = self.bound.iter().filter(|b| b.table == self.table);
+        let lost = |bound: &Bound| {
+            let unit = usize::try_from(bound.endpoint.unit.bits());
+            let unit = unit.ok().and_then(|at| self.units.get(at));
+            unit.is_some_and(Smmu::is_lost)
+        };
+        if users.any(lost) {
+            self.kept.set();
+        }
     }
 }
 

@@ -7,7 +7,6 @@ use types::{Iova, Ipa, Span};
 
 use super::SmmuBackend;
 use super::caches::Caches;
-use crate::smmu::Smmu;
 use crate::spec::Walks;
 
 impl<M, P, F, C> SmmuBackend<M, P, F, C>
@@ -28,7 +27,7 @@ where
     /// [`BackendError::Incompatible`] for any other refusal of the tables. Nothing has changed.
     pub fn lend<N, G, J>(
         &mut self,
-        table: TableId,
+        id: TableId,
         owner: &mut PageTable<pagetable::Stage2<Ipa>, N, G>,
         span: Span<Iova>,
         owner_caches: &mut J,
@@ -41,22 +40,21 @@ where
         if self.memory.walks() != Walks::Coherent {
             return Err(BackendError::Unsupported);
         }
-        let nested = self.is_nested(table);
         let Self {
             units,
             tables,
-            kept,
+            bound,
             list,
             ..
         } = self;
-        let table = usize::try_from(table.bits())
+        let table = usize::try_from(id.bits())
             .ok()
             .and_then(|at| tables.get_mut(at)?.as_mut())
             .ok_or(BackendError::Incompatible)?;
         if table.lent.try_reserve(1).is_err() {
             return Err(BackendError::OutOfMemory);
         }
-        let mut caches = Caches::new(units, kept, list, table.vmid, nested);
+        let mut caches = Caches::new(units, bound, list, id, (table.vmid, &table.kept));
         match table
             .tree
             .share_subtree(owner, span, &mut caches, owner_caches)
@@ -76,30 +74,28 @@ where
     ///
     /// # Errors
     /// [`BackendError::Incompatible`] when the tables are not those of `owner`; nothing has changed.
-    /// [`BackendError::Timeout`] when an SMMU is lost ([`Smmu::is_lost`]): the owner's tables must then
-    /// never be freed.
+    /// [`BackendError::Timeout`] when not [`Backend::is_sure`](iommu::Backend::is_sure): the owner's tables must then never be freed.
     pub fn take_back<N, G>(
         &mut self,
-        table: TableId,
+        id: TableId,
         owner: &mut PageTable<pagetable::Stage2<Ipa>, N, G>,
     ) -> Result<(), BackendError>
     where
         N: hal::PhysMemory,
         G: FrameAllocator,
     {
-        let nested = self.is_nested(table);
         let Self {
             units,
             tables,
-            kept,
+            bound,
             list,
             ..
         } = self;
-        let table = usize::try_from(table.bits())
+        let table = usize::try_from(id.bits())
             .ok()
             .and_then(|at| tables.get_mut(at)?.as_mut())
             .ok_or(BackendError::Incompatible)?;
-        let mut caches = Caches::new(units, kept, list, table.vmid, nested);
+        let mut caches = Caches::new(units, bound, list, id, (table.vmid, &table.kept));
         while let Some(span) = table.lent.last().copied() {
             table
                 .tree
@@ -108,7 +104,7 @@ where
             table.lent.pop();
         }
         table.forgotten = None;
-        if self.kept.get() {
+        if table.kept.get() {
             return Err(BackendError::Timeout);
         }
         Ok(())
@@ -118,22 +114,17 @@ where
     /// changes are complete when both the CPUs' caches and these have forgotten the old state. `None`
     /// when there is no such table.
     ///
-    /// After [`Invalidate::sync`], [`SmmuBackend::is_sure`] says whether every SMMU answered or is off.
-    pub fn caches(&mut self, table: TableId) -> Option<impl Invalidate<Ipa>> {
-        let nested = self.is_nested(table);
-        let vmid = self.table(table)?.vmid;
-        Some(Caches::new(
-            &mut self.units,
-            &self.kept,
-            &mut self.list,
-            vmid,
-            nested,
-        ))
-    }
-
-    /// Whether every SMMU did what it was told or confirmed that it is off. When not, memory that a
-    /// device could reach must never get another owner.
-    pub fn is_sure(&self) -> bool {
-        !self.kept.get() && !self.units.iter().any(Smmu::is_lost)
+    /// After [`Invalidate::sync`], [`Backend::is_sure`](iommu::Backend::is_sure) says whether that is complete.
+    pub fn caches(&mut self, id: TableId) -> Option<impl Invalidate<Ipa>> {
+        let Self {
+            units,
+            tables,
+            bound,
+            list,
+            ..
+        } = self;
+        let table = tables.get(usize::try_from(id.bits()).ok()?)?.as_ref()?;
+        let of = (table.vmid, &table.kept);
+        Some(Caches::new(units, bound, list, id, of))
     }
 }

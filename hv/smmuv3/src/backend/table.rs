@@ -7,7 +7,7 @@ use iommu::{MemoryType, Permissions, Run, Window};
 use pagetable::{PageTable, Stage2Access, Stage2Attributes};
 use types::{Iova, Span, Vmid};
 
-use crate::frames::TableFrames;
+use crate::frames::{Kept, TableFrames};
 use crate::shared::Shared;
 use crate::spec::{Stage2, Walks};
 
@@ -23,6 +23,8 @@ pub(super) struct Table<P, F> {
     pub(super) lent: Vec<Span<Iova>>,
     /// What was unmapped last, and is in no cache any more.
     pub(super) forgotten: Option<Span<Iova>>,
+    /// Whether nothing of it may be used for anything else any more.
+    pub(super) kept: Kept,
     /// What was lent was to be unmapped: nothing may use the table any more.
     pub(super) closed: bool,
 }

@@ -119,7 +119,8 @@ impl<P: SharedMemory + Copy, F: FrameAllocator + Copy> Subject for Rig<P, F> {
     }
 
     fn invariants(&mut self) {
-        assert!(self.backend.is_sure());
+        let mut tables = (0..8).map(TableId::new);
+        assert!(tables.all(|table| self.backend.is_sure(table)));
     }
 }
 

@@ -54,6 +54,8 @@ pub(super) struct Hardware {
     pub(super) unsynced: Cell<(u32, u32)>,
 }
 
+/// `CR0.CMDQEN`.
+const CMDQEN: u64 = 1 << 3;
 /// `CR0.ATSCHK`, which only an SMMU with ATS has.
 const ATSCHK: u32 = 1 << 4;
 
@@ -189,7 +191,8 @@ impl Hardware {
     }
 
     fn consume(&self) {
-        if (self.get(regs::GERROR) ^ self.get(regs::GERRORN)) & 1 != 0 {
+        let is_on = self.get(regs::CR0) & CMDQEN != 0;
+        if !is_on || (self.get(regs::GERROR) ^ self.get(regs::GERRORN)) & 1 != 0 {
             return;
         }
         let base = self.get(regs::CMDQ_BASE);

@@ -2,6 +2,7 @@
 //! the engine's, and whose driver is the driver.
 
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 
 use bulkhead_smmuv3::spec::{Event, Idr0, Idr1, Idr3, Idr5, Iidr, regs};
 use bulkhead_smmuv3::{Error, Identity, Locked, Smmu};
@@ -61,8 +62,12 @@ impl Physical for Nobody {
 pub(crate) enum Broken {
     #[default]
     No,
+    /// It does not see that there are commands, until its queue is turned off.
+    Stuck,
     /// It does not see that there are commands.
     Queue,
+    /// The registers of its command queue stay as they are.
+    Frozen,
     /// Nor that it is to be turned off.
     Everything,
     /// The n-th command of a batch is garbage when it is read, so many times.
@@ -80,6 +85,9 @@ pub(crate) struct Hardware {
     pub(crate) watch: RefCell<Option<Watch>>,
     /// Commands consumed since this was looked at.
     pub(crate) commands: RefCell<Vec<[u64; 2]>>,
+    /// Pages with accesses that it let through and that may not be over, and whether what they went by was
+    /// invalidated since: they are over with the next `CMD_SYNC`.
+    pub(crate) under_way: RefCell<BTreeMap<u64, bool>>,
 }
 
 impl Hardware {
@@ -161,13 +169,19 @@ impl Hardware {
     }
 
     fn write(&self, offset: usize, width: Width, value: u64) {
+        self.watch();
         match (self.broken.get(), offset) {
-            (Broken::Queue | Broken::Everything, regs::CMDQ_PROD)
-            | (Broken::Everything, regs::CR0) => return,
+            (Broken::Stuck | Broken::Queue | Broken::Everything, regs::CMDQ_PROD) if value != 0 => {
+                return;
+            }
+            (Broken::Frozen, regs::CMDQ_PROD | regs::CMDQ_CONS)
+            | (Broken::Everything, regs::CR0) => {
+                return;
+            }
+            (Broken::Stuck, regs::CR0) if value & 1 << 3 == 0 => self.broken.set(Broken::No),
             (_, regs::CMDQ_PROD) => self.spoil(value),
             _ => {}
         }
-        self.watch();
         let before = self.register(regs::CMDQ_CONS);
         {
             let mut smmu = self.smmu.borrow_mut();
@@ -195,6 +209,11 @@ impl Hardware {
             let command = [self.word(place).unwrap(), self.word(place + 8).unwrap()];
             self.engine.borrow_mut().forget(command);
             self.commands.borrow_mut().push(command);
+            let mut under_way = self.under_way.borrow_mut();
+            match command[0] & 0xff {
+                0x46 => under_way.retain(|_, invalidated| !*invalidated),
+                _ => under_way.values_mut().for_each(|gone| *gone = true),
+            }
             at = (at + 1) & mask;
         }
     }
@@ -329,6 +348,7 @@ impl Board {
             broken: Cell::default(),
             watch: RefCell::default(),
             commands: RefCell::default(),
+            under_way: RefCell::default(),
         });
         Self {
             memory,

@@ -318,18 +318,62 @@ fn a_refused_invalidation_of_an_entry_is_made_up_for() {
 }
 
 #[test]
-fn an_smmu_that_refuses_twice_is_turned_off() {
+fn an_smmu_that_refuses_twice_is_turned_off_and_one_that_refuses_then_too_is_lost() {
+    for times in [2, 3] {
+        let board = Board::new(Model::default());
+        let mut driver = board.driver();
+        let first = Ste::stage2(&block(&board, 1, FIRST));
+        driver.install(sid(8), first).unwrap();
+        let broken = Broken::Command { nth: 0, times };
+        board.hardware.broken.set(broken);
+        assert!(driver.install(sid(8), Ste::ABORT).is_err());
+        assert_eq!((driver.is_off(), driver.is_lost()), (true, times == 3));
+        assert_eq!(board.dma(8, 0), Err(Fault::Silent));
+    }
+}
+
+#[test]
+fn what_an_smmu_let_through_is_over_when_it_is_turned_off() {
+    // Its last commands are these, when nothing is translated any more.
+    let ended = |board: &Board| {
+        let cr0 = board.hardware.read32(regs::CR0ACK);
+        assert_eq!((board.opcodes(), cr0), (vec![0x04, 0x30], 0));
+    };
     let board = Board::new(Model::default());
     let mut driver = board.driver();
-    let first = Ste::stage2(&block(&board, 1, FIRST));
-    driver.install(sid(8), first).unwrap();
-    board
-        .hardware
-        .broken
-        .set(Broken::Command { nth: 0, times: 9 });
-    assert!(driver.install(sid(8), Ste::ABORT).is_err());
+    board.opcodes();
+    driver.disable();
     assert!(driver.is_off() && !driver.is_lost());
-    assert_eq!(board.dma(8, 0), Err(Fault::Silent));
+    ended(&board);
+    // One whose queue is stuck, and is not when it is started anew.
+    let board = Board::new(Model::default());
+    let mut driver = board.driver();
+    board.opcodes();
+    board.hardware.broken.set(Broken::Stuck);
+    assert_eq!(driver.send(&[Command::CFGI_ALL]), Err(Error::Timeout));
+    assert!(driver.is_off() && !driver.is_lost());
+    ended(&board);
+}
+
+#[test]
+fn an_smmu_whose_command_queue_cannot_be_started_anew_is_lost() {
+    let board = Board::new(Model::default());
+    let mut driver = board.driver();
+    // It has consumed as much as it would be told last.
+    assert_eq!(board.hardware.read32(regs::CMDQ_CONS), 3);
+    board.hardware.broken.set(Broken::Frozen);
+    driver.disable();
+    assert!(driver.is_off() && driver.is_lost());
+}
+
+#[test]
+fn an_smmu_that_never_translated_gives_its_memory_back_whatever_is_wrong() {
+    for broken in [Broken::Queue, Broken::Everything] {
+        let board = Board::new(Model::default());
+        board.hardware.broken.set(broken);
+        assert!(board.try_driver().is_err());
+        assert_eq!(board.frames.live_blocks(), 0, "{broken:?}");
+    }
 }
 
 #[test]
@@ -341,7 +385,10 @@ fn an_smmu_that_consumes_nothing_is_turned_off_and_everything_aborts() {
     assert_eq!(board.dma(8, 0), Ok(FIRST));
     board.hardware.broken.set(Broken::Queue);
     assert_eq!(driver.send(&[Command::CFGI_ALL]), Err(Error::Timeout));
-    assert!(driver.is_off() && !driver.is_lost());
+    assert!(
+        driver.is_off() && driver.is_lost(),
+        "nothing says that accesses are over"
+    );
     assert_eq!(board.dma(8, 0), Err(Fault::Silent));
     // For good: what asks for less succeeds, what asks for more does not.
     board.hardware.broken.set(Broken::No);

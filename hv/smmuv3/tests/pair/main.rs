@@ -9,6 +9,7 @@ mod driver;
 mod engine;
 mod groups;
 mod guests;
+mod lost;
 mod nested;
 mod storm;
 mod units;

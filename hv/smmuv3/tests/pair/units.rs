@@ -123,11 +123,11 @@ fn the_second_goes_on_when_the_first_is(broken: Broken, error: Error) -> World {
 
 #[test]
 fn one_smmu_that_consumes_no_commands_is_off_and_the_other_goes_on() {
-    let mut world = the_second_goes_on_when_the_first_is(Broken::Queue, Error::Timeout);
+    let mut world = the_second_goes_on_when_the_first_is(Broken::Stuck, Error::Timeout);
     let first = world.core.backend_mut().unit_mut(UnitId::new(0)).unwrap();
     assert!(first.is_off() && !first.is_lost());
     assert_eq!(world.dma(0, DISK, AT), Err(Fault::Silent));
-    // Memory is taken back as ever: nothing gets through the one that is off.
+    // Memory is taken back as ever: nothing gets through the one that is off, and what did is over.
     let World { core, vms, .. } = &mut world;
     vms[0].unmap(core, Part::Data);
     assert!(matches!(
@@ -138,7 +138,8 @@ fn one_smmu_that_consumes_no_commands_is_off_and_the_other_goes_on() {
 
 #[test]
 fn one_smmu_that_refuses_whatever_it_is_told_is_off_and_the_other_goes_on() {
-    let broken = Broken::Command { nth: 0, times: 99 };
+    // Until it is off.
+    let broken = Broken::Command { nth: 0, times: 3 };
     let mut world = the_second_goes_on_when_the_first_is(broken, Error::Refused(1));
     // It is told to forget memory that is taken back, and does not.
     let World { core, vms, .. } = &mut world;
@@ -155,13 +156,20 @@ fn one_smmu_that_refuses_whatever_it_is_told_is_off_and_the_other_goes_on() {
 }
 
 #[test]
-fn one_smmu_that_cannot_be_turned_off_is_lost_and_the_other_goes_on() {
-    let mut world = the_second_goes_on_when_the_first_is(Broken::Everything, Error::Timeout);
-    let first = world.core.backend_mut().unit_mut(UnitId::new(0)).unwrap();
-    assert!(first.is_lost());
-    // What a device may still reach is given to nobody: the core keeps it, and says so.
-    let World { core, vms, .. } = &mut world;
-    assert!(vms[0].try_unmap(core, Part::Data).is_err());
+fn one_smmu_of_which_nobody_knows_what_it_still_does_is_lost_and_the_other_goes_on() {
+    for broken in [Broken::Queue, Broken::Everything] {
+        let mut world = the_second_goes_on_when_the_first_is(broken, Error::Timeout);
+        let first = world.core.backend_mut().unit_mut(UnitId::new(0)).unwrap();
+        assert!(first.is_lost(), "{broken:?}");
+        // What a device may still reach is given to nobody: the core keeps it, and says so.
+        let World { core, vms, .. } = &mut world;
+        assert!(vms[0].try_unmap(core, Part::Data).is_err(), "{broken:?}");
+        // No device behind the other reaches it any more.
+        assert!(matches!(
+            world.dma(1, DISK, AT),
+            Err(Fault::Recorded { stage2: true, .. })
+        ));
+    }
 }
 
 #[test]

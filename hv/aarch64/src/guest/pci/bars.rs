@@ -120,6 +120,7 @@ impl GuestPci {
             let gone = core.unmap(ioas, *at);
             if let Err(error) = gone.and_then(|_| core.destroy_memory(*memory)) {
                 log::error!("pci: a BAR at {at} stays with the devices: {error}");
+                self.hardware.tell_off(&core);
             }
         }
     }

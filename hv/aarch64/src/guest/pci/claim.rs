@@ -48,6 +48,7 @@ impl GuestPci {
                     .attach(vm, &mut dma, held)
                     .map_err(|error| format!("device {}: {error}", self.name(held)));
                 if outcome.is_err() {
+                    self.hardware.tell_off(&self.hardware.iommu.lock());
                     break;
                 }
                 attached += 1;
@@ -289,10 +290,12 @@ impl GuestPci {
         {
             return;
         }
-        if let Some(behind) = function.smmu
-            && let Err(error) = self.hardware.iommu.lock().detach(behind.device)
-        {
-            log::error!("pci {}: {error}", function.bdf);
+        if let Some(behind) = function.smmu {
+            let mut core = self.hardware.iommu.lock();
+            if let Err(error) = core.detach(behind.device) {
+                log::error!("pci {}: {error}", function.bdf);
+                self.hardware.tell_off(&core);
+            }
         }
     }
 

@@ -58,6 +58,7 @@ impl Physical for Machine<'_> {
             }
             Err(error) => {
                 let _ = core.destroy_domain(new);
+                self.hardware.tell_off(&core);
                 Err(refusal(error))
             }
         }
@@ -66,7 +67,13 @@ impl Physical for Machine<'_> {
     fn invalidate(&mut self, batch: &[Invalidation]) -> Result<(), Failure> {
         let viommu = self.links.viommu.ok_or(Failure::Failed)?;
         let entries = batch.iter().map(Invalidation::for_core);
-        let done = self.hardware.iommu.lock().invalidate_each(viommu, entries);
-        done.map(|_| ()).map_err(|_| Failure::Failed)
+        let mut core = self.hardware.iommu.lock();
+        match core.invalidate_each(viommu, entries) {
+            Ok(_) => Ok(()),
+            Err(_) => {
+                self.hardware.tell_off(&core);
+                Err(Failure::Failed)
+            }
+        }
     }
 }

@@ -211,6 +211,7 @@ impl GuestSmmu {
             .and_then(|()| core.destroy_vdevice(link.vdevice));
         if let Err(error) = ended {
             log::error!("stream {}: {error}", link.stream);
+            self.hardware.tell_off(&core);
         }
         true
     }
