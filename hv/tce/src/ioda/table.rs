@@ -153,13 +153,14 @@ impl Tree {
         let mut index = first;
         while index < end {
             let last = index | self.shape.entries().saturating_sub(1);
-            let leaf = self.leaf(memory, index)?;
-            while index < end && index <= last {
-                if let Some(leaf) = leaf {
+            let behind = last.saturating_add(1).min(end);
+            if let Some(leaf) = self.leaf(memory, index)? {
+                while index < behind {
                     Self::write(memory, slot(leaf, self.shape.place(0, index)), Tce::EMPTY)?;
+                    index = index.saturating_add(1);
                 }
-                index = index.saturating_add(1);
             }
+            index = behind;
         }
         Ok(())
     }
