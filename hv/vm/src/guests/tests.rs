@@ -19,6 +19,8 @@ use crate::{
 
 std::thread_local! {
     static NOW: Cell<u64> = const { Cell::new(1) };
+    /// Ticks from one look at the clock to the next.
+    static STEP: Cell<u64> = const { Cell::new(1) };
     static TERMINAL: &'static SharedTerminal<Paper> =
         std::boxed::Box::leak(std::boxed::Box::new(SharedTerminal::new(Paper::default())));
     static CALLS: RefCell<Vec<usize>> = const { RefCell::new(Vec::new()) };
@@ -107,7 +109,7 @@ impl Arch for Machine {
 
     fn ticks() -> u64 {
         NOW.with(|now| {
-            now.set(now.get() + 1);
+            now.set(now.get() + STEP.get());
             now.get()
         })
     }
@@ -487,6 +489,7 @@ fn one_that_is_about_to_start_is_stopped_as_soon_as_it_runs() {
     // One whose devices do not come back in time is told from one that does not run.
     world.guests.vms[1].devices.set(Some(u64::MAX));
     assert_eq!(control.start(1), Ok(()));
+    STEP.set(1000);
     assert_eq!(control.stop(1), Err(Refusal::Stuck));
 }
 
