@@ -7,7 +7,7 @@
 //! devtool kexec KERNEL INITRD ARGUMENTS  starts a kernel in place of this one: see `kexec`
 //! devtool reads DISK ORDER COUNT [direct]  reads blocks of a disk: see `reads`
 //! devtool sums DISK                      reads a disk's start again and again: see `sums`
-//! devtool use [wires] [restart|verify]   uses each disk and network interface: see `works`
+//! devtool use [wires|either] [restart|verify]   uses each disk and network interface: see `works`
 //! devtool iommu WANT                     looks at isolation groups: see `groups`
 //! ```
 //!

@@ -1,7 +1,7 @@
-//! `devtool use [wires] [restart|verify]`: uses each disk and each network interface that is a PCI function.
+//! `devtool use [wires|either] [restart|verify]`: uses each disk and each network interface that is a PCI function.
 //!
 //! Data that was written to a disk is read back, echoes are answered, each with every byte as it was, and the device's
-//! own interrupts have come: messages by an ITS, or with `wires` levels of its pin. With `restart`, a disk that was
+//! own interrupts have come: messages by an ITS, or with `wires` levels of its pin, with `either` messages if it has them. With `restart`, a disk that was
 //! written before is only checked; after writing, the machine is reset. With `verify`, each disk must have been written.
 
 use core::time::Duration;
@@ -26,6 +26,7 @@ const OURS: [u8; 4] = [10, 0, 2, 15];
 /// What `use` was asked for.
 struct Wanted {
     wires: bool,
+    either: bool,
     restart: bool,
     verify: bool,
 }
@@ -37,6 +38,7 @@ struct Wanted {
 pub(crate) fn command(arguments: Arguments) -> Result<(), Failure> {
     let mut wanted = Wanted {
         wires: false,
+        either: false,
         restart: false,
         verify: false,
     };
@@ -44,6 +46,7 @@ pub(crate) fn command(arguments: Arguments) -> Result<(), Failure> {
         match arguments.get(index) {
             None => break,
             Some("wires") => wanted.wires = true,
+            Some("either") => wanted.either = true,
             Some("restart") => wanted.restart = true,
             Some("verify") => wanted.verify = true,
             Some(_) => return Err(Failure::Usage),
@@ -153,6 +156,7 @@ fn interrupts_of(
 ) -> Result<(u64, Text<64>), Failure> {
     let folder = "/sys/bus/pci/devices/";
     let messages = [folder, function.as_str(), "/msi_irqs"];
+    let wires = wanted.wires || wanted.either && !sysfs::is_there(&messages);
     let mut found = (0, Text::default());
     let mut wrong = None;
     let mut add = |irq: &str| {
@@ -165,17 +169,17 @@ fn interrupts_of(
         if let Some(chip) = Text::of(chip.as_str()) {
             found.1 = chip;
         }
-        let kind = if wanted.wires { "level" } else { "edge" };
-        let is_so = match wanted.wires {
+        let kind = if wires { "level" } else { "edge" };
+        let is_so = match wires {
             true => !chip.as_str().starts_with("ITS"),
             false => !cfg!(target_arch = "aarch64") || chip.as_str().starts_with("ITS"),
         };
-        if !is_so || (cfg!(target_arch = "aarch64") && of("/type").as_str() != kind) {
+        if !is_so || of("/type").as_str() != kind {
             wrong = Some("an interrupt comes by another chip, or in another way");
         }
     };
     let path = [folder, function.as_str(), "/irq"];
-    let listed = match (sysfs::is_there(&messages), wanted.wires) {
+    let listed = match (sysfs::is_there(&messages), wires) {
         (true, true) => return Err(Failure::Wrong("the function has message interrupts")),
         (false, false) => return Err(Failure::Wrong("the function has no message interrupts")),
         (true, false) => sysfs::each(&messages, add),
@@ -264,7 +268,15 @@ fn data(
     for (at, bytes) in pieces {
         let piece = memory.get_mut(..bytes).unwrap_or_default();
         piece.fill(0);
-        whole(file.read_at(at, piece).map_err(failed("pread"))?, bytes)?;
+        // Not as it was written: pages that were exchanged alike both times would come back in order.
+        let (first, rest) = piece.split_at_mut(bytes / 3 / LABEL * LABEL);
+        let cut = first.len();
+        for (at, part) in [(at, first), (at + cut as u64, rest)] {
+            if !part.is_empty() {
+                let (read, wanted) = (file.read_at(at, part), part.len());
+                whole(read.map_err(failed("pread"))?, wanted)?;
+            }
+        }
         if let Some(place) = blocks::differs(piece, at, salt) {
             println!("action use: {function} {name}:");
             return Err(Failure::Differs(
