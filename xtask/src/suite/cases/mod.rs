@@ -196,26 +196,26 @@ pub(super) enum Around {
 }
 
 /// Parts of names, and about how many seconds such a test takes on an idle machine.
-const LONG: [(&str, u32); 15] = [
-    ("drivers and kernels come and go", 30),
-    ("two VMs with a host bridge each", 25),
-    ("in the default window", 25),
-    ("across a reset", 18),
-    ("with 1, 2 and 4 vCPUs", 16),
+const LONG: [(&str, u32); 14] = [
+    ("drivers and kernels come and go", 40),
+    ("across a reset", 25),
+    ("two VMs with a host bridge each", 20),
+    ("a disk and three NICs", 20),
+    ("use a disk and a NIC each", 20),
+    ("beside a hostile guest", 16),
+    ("vCPUs on ", 16),
+    ("three disks and an ", 16),
+    ("a guest's own SMMU: ", 14),
     ("works on all of them, and reboots", 13),
-    ("use a disk and a NIC each", 12),
+    ("under fire", 12),
     ("two Linux VMs", 12),
-    ("a disk and three NICs", 10),
-    ("three disks and an ", 10),
-    ("records are read in its owner", 10),
-    ("a guest's own SMMU: ", 9),
-    ("under fire", 8),
-    ("SMMUs, devices behind each", 8),
+    ("works when pasted", 8),
     ("Linux ", 8),
 ];
 /// Parts of names of tests that hardly use a processor: they wait for resets of devices, and DMA that takes its time.
-const WAITING: [(&str, u32); 5] = [
+const WAITING: [(&str, u32); 6] = [
     ("a hundred times in the middle of ", 38),
+    ("forty times in the middle of ", 16),
     ("until there are too many", 30),
     ("is taken away and given back", 15),
     ("twenty times in the middle of DMA", 11),

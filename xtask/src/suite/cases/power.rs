@@ -34,14 +34,14 @@ pub(super) fn cases() -> Vec<Case> {
     let mut cases = vec![
         // As on Arm; `--full` has many more.
         hostile(
-            "200000 hostile operations, seed 1, the neighbour on another CPU",
-            manifest!(1, 200_000, "0", "beats=100 period_us=10000"),
+            "100000 hostile operations, seed 1, the neighbour on another CPU",
+            manifest!(1, 100_000, "0", "beats=50 period_us=10000"),
             neighbours::judge,
         ),
         // The vCPUs of the other VM have a turn of 10 ms together.
         hostile(
-            "150000 hostile operations, seed 2, the neighbour on the same CPU",
-            manifest!(2, 150_000, "1", "beats=24 period_us=50000 limit_us=15000"),
+            "75000 hostile operations, seed 2, the neighbour on the same CPU",
+            manifest!(2, 75_000, "1", "beats=12 period_us=50000 limit_us=15000"),
             neighbours::judge,
         ),
         // The control: the same judge, and a neighbour that oversleeps.
@@ -269,8 +269,8 @@ fn clocks() -> Case {
         "registers that count time say no more of other VMs than the time base does",
     )
     .bundle(Bundle::Manifest(concat!(
-        platform!("one", "clocks ms=200", "pin = [0]\nrestart = \"never\"\n"),
-        platform!("two", "clocks ms=400", "pin = [0]\nrestart = \"never\"\n"),
+        platform!("one", "clocks ms=100", "pin = [0]\nrestart = \"never\"\n"),
+        platform!("two", "clocks ms=200", "pin = [0]\nrestart = \"never\"\n"),
     )))
     .expect(&[
         // The other one had the thread for whole slices; a register that had stood still is told apart.
@@ -295,10 +295,10 @@ fn wakes() -> [Case; 2] {
             "no end of a wait gets lost: a vCPU a CPU",
             platform!(
                 "wakes",
-                "wakes rounds=20000",
+                "wakes rounds=10000",
                 "cpus = 2\npin = [0, 1]\nrestart = \"never\"\n"
             ),
-            r"platform verdict: wakes rounds=20000 waits=\d{5,} lost=0",
+            r"platform verdict: wakes rounds=10000 waits=\d{5,} lost=0",
         ),
         case(
             "no end of a wait gets lost: two vCPUs on one CPU",
@@ -326,13 +326,13 @@ fn starts_beside_a_neighbour() -> Case {
         ),
         "[[vm]]\nname = \"heartbeat\"\nmemory = \"32M\"\npin = [1]\nkernel = \"guest:heartbeat\"\n",
         "kernel_format = \"elf\"\nrestart = \"never\"\n",
-        "append = \"beats=75 period_us=20000 limit_us=40000\"\n",
+        "append = \"beats=50 period_us=20000 limit_us=40000\"\n",
     )))
     .expect(&["beat 3"])
     .types(MONITOR)
     .asks("restart disk", &["disk: running"])
     .asks("restart disk", &["disk: running"])
-    .expect(&[r"heartbeat end: beats=75 longest_gap_us=\d+ latest_us=\d+ missed=0"])
+    .expect(&[r"heartbeat end: beats=50 longest_gap_us=\d+ latest_us=\d+ missed=0"])
     .asks("quit", &["verdict 0: the monitor was told to quit"]);
     case.vary.time = Time::Instructions;
     case

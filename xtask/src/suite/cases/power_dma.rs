@@ -45,7 +45,11 @@ pub(super) fn cases() -> Vec<Case> {
         in_turn(),
         stormed(),
         raced(),
-        reassigned(),
+        reassigned("forty", 40),
+        Case {
+            only_full: true,
+            ..reassigned("a hundred", 100)
+        },
         assigned(),
     ]
 }
@@ -175,7 +179,7 @@ fn in_turn() -> Case {
         "entries of a VM get their turn beside one that writes lists without a pause",
         Bundle::Manifest(concat!(
             vm!("lists", "lists", "0", "1"),
-            vm!("puts", "puts us=500000", "1", "2"),
+            vm!("puts", "puts us=250000", "1", "2"),
         )),
     )
     .expect(&[r"dma verdict: puts ok: calls=\d{4,} longest_us=\d{1,4} "])
@@ -191,12 +195,12 @@ fn stormed() -> Case {
         "storms of services for windows and errors cost a neighbour nothing, and the log little",
         Bundle::Manifest(concat!(
             // Its own DMA would make it late: the tenth beat has one.
-            vm!("watch", "watch beats=9 period_us=50000", "1", "2"),
-            vm!("storm", "services us=750000", "0", "1"),
+            vm!("watch", "watch beats=5 period_us=50000", "1", "2"),
+            vm!("storm", "services us=375000", "0", "1"),
         )),
     )
     .expect(&[
-        r"dma verdict: watch ok: beats=9 latest_us=\d{1,3} memory_kib=32768 forged=0",
+        r"dma verdict: watch ok: beats=5 latest_us=\d{1,3} memory_kib=32768 forged=0",
         r"dma verdict: services ok: done=\d{4,} refused=\d{3,}",
         "verdict 0: all VMs are off",
     ]);
@@ -205,7 +209,7 @@ fn stormed() -> Case {
     case
 }
 
-/// The storm lasts for three quarters of a second, and may cause 32 lines a second.
+/// The storm lasts for less than half a second, and may cause 32 lines a second.
 fn few_lines(console: &str) -> Result<()> {
     let told = console.matches("vm 1: ibm,").count();
     ensure!((20..=68).contains(&told), "{told} lines tell of calls");
@@ -213,7 +217,7 @@ fn few_lines(console: &str) -> Result<()> {
 }
 
 /// How often the VM of the race is stopped in the middle of its lists.
-const STOPS: usize = 4;
+const STOPS: usize = 3;
 
 /// Windows go while another CPU writes lists to them and a DMA to them is under way; and the VM goes while it does that.
 fn raced() -> Case {
@@ -243,7 +247,7 @@ fn raced() -> Case {
             .asks("stop race", &["race: stopped"])
             .asks("frames", &["frames of 4 KiB free"])
             .asks("devices race", &["audit: 0 entries looked at, 0 wrong"]);
-        if stop % 4 == 1 {
+        if stop == 0 {
             // The next one reads every entry back, and looks whether anything arrives.
             case = case
                 .asks(
@@ -262,7 +266,7 @@ fn raced() -> Case {
         r"\] WARN  |PANIC|EXCEPTION|FAILED".to_owned(),
         "[1-9][0-9]* wrong".to_owned(),
     ];
-    case.check = Check::Judged(same_frames_of_race);
+    case.check = Check::Judged(same_frames);
     case.timeout = Duration::from_secs(200);
     case
 }
@@ -291,14 +295,12 @@ fn assigned() -> Case {
     case
 }
 
-/// How often the host bridge changes hands.
-const TURNS: usize = 100;
-
-/// A VM that is stopped in the middle of what it does to its windows, and another that gets them.
-fn reassigned() -> Case {
+/// A VM that is stopped in the middle of what it does to its windows, and another that gets them; so many `turns`, an
+/// even number.
+fn reassigned(often: &str, turns: usize) -> Case {
     let mut case = Case::new(
         BOARD,
-        "a host bridge changes hands a hundred times in the middle of lists and DMA, and nothing is left",
+        format!("a host bridge changes hands {often} times in the middle of lists and DMA, and nothing is left"),
     )
     .bundle(Bundle::Manifest(concat!(
         "[[vm]]\nname = \"a\"\nmemory = \"32M\"\npin = [1]\nkernel = \"guest:dma\"\n",
@@ -316,7 +318,7 @@ fn reassigned() -> Case {
     case = case.expect(&[going]).types(MONITOR).asks("log warn", &[]);
     // While the first has it, the second does not start.
     case = case.asks("start b", &["phb:800000020000001 is in use by another VM"]);
-    for turn in 0..TURNS {
+    for turn in 0..turns {
         let (from, to) = if turn % 2 == 0 {
             ("a", "b")
         } else {
@@ -338,7 +340,13 @@ fn reassigned() -> Case {
             .asks(&format!("start {to}"), &[&format!(r"\[{to}\] {going}")]);
     }
     case = case
-        .asks("list", &[" a +running .* 51 ", " b +stopped .* 50 "])
+        .asks(
+            "list",
+            &[
+                &format!(" a +running .* {} ", turns / 2 + 1),
+                &format!(" b +stopped .* {} ", turns / 2),
+            ],
+        )
         .asks("quit", &["verdict 0"]);
     case.forbids = vec![
         r"\] WARN  |PANIC|EXCEPTION|FAILED".to_owned(),
@@ -349,21 +357,12 @@ fn reassigned() -> Case {
     case
 }
 
-/// From when each VM has had the bridge once, the same is free whenever nobody has it.
+/// From when each VM has had the bridge once, which is at the second stop, the same is free whenever nobody has it.
 fn same_frames(console: &str) -> Result<()> {
-    same_frames_from(console, 1)
-}
-
-/// From when the second VM has had the bridge, which is after the second stop.
-fn same_frames_of_race(console: &str) -> Result<()> {
-    same_frames_from(console, 2)
-}
-
-fn same_frames_from(console: &str, settled: usize) -> Result<()> {
     let frames = Regex::new(r"(\d+) of \d+ frames of 4 KiB free, heap: (\d+) of")?;
     let all = frames.captures_iter(console);
     let mut all = all.map(|found| (found[1].to_owned(), found[2].to_owned()));
-    let first = all.nth(settled);
+    let first = all.nth(1);
     let last = all.last();
     ensure!(
         first.is_some() && first == last,
