@@ -11,7 +11,7 @@ use crate::{Failure, println};
 
 const BYTES: u64 = 4 << 20;
 /// Between two times, so that others get their turn.
-const PAUSE: Duration = Duration::from_millis(20);
+const PAUSE: Duration = Duration::from_millis(50);
 
 /// Runs the command.
 ///

@@ -430,30 +430,23 @@ where
         }
         let left = old.and_then(|at| self.bound.get(at)).map(|b| b.table);
         let left = left.filter(|table| new.map(|(table, _)| table) != Some(*table));
-        let of = |table: TableId| {
-            let table = self.table(table)?;
-            Some((table.vmid, table.kept.clone()))
-        };
-        let (left, entered) = (left.and_then(of), new.and_then(|(table, _)| of(table)));
+        let vmid = left.and_then(|table| Some(self.table(table)?.vmid));
         let unit = self
             .unit_mut(endpoint.unit)
             .ok_or(BackendError::Unsupported)?;
-        if let Err(error) = unit.install(sid, ste) {
-            // The device may have gone through it already.
-            if let Some((_, kept)) = entered.filter(|_| unit.is_lost()) {
-                kept.set();
-            }
-            return Err(backend_error(error));
-        }
-        if let Some((vmid, kept)) = left {
+        let installed = unit.install(sid, ste);
+        if let (Ok(()), Some(vmid)) = (&installed, vmid) {
             // What the device did under the old table is complete when its translations are gone.
             // CFGI_ALL reaches copies of the entry under any number the bus may have had for the
             // function. An SMMU that does not answer is off.
             let _ = unit.send(&[Command::CFGI_ALL, Command::TlbiS12Vmall(vmid)]);
-            if unit.is_lost() {
-                kept.set();
-            }
         }
+        if unit.is_lost() {
+            // The device may have gone through the new one already.
+            self.keep(left);
+            self.keep(new.map(|(table, _)| table));
+        }
+        installed.map_err(backend_error)?;
         match (old, new) {
             (Some(at), None) => {
                 self.bound.swap_remove(at);
@@ -525,6 +518,14 @@ where
     F: FrameAllocator + Copy,
     C: Clock,
 {
+    /// A device behind a lost SMMU may go through a table for ever.
+    #[cold]
+    fn keep(&self, table: Option<TableId>) {
+        if let Some(table) = table.and_then(|table| self.table(table)) {
+            table.kept.set();
+        }
+    }
+
     /// Every endpoint of a table aborts, for good.
     fn close(&mut self, table: TableId) {
         if let Some(table) = usize::try_from(table.bits())
@@ -540,10 +541,8 @@ where
                     && let Some(unit) = self.unit_mut(bound.endpoint.unit)
                 {
                     unit.disable();
-                    if unit.is_lost()
-                        && let Some(table) = self.table(table)
-                    {
-                        table.kept.set();
+                    if unit.is_lost() {
+                        self.keep(Some(table));
                     }
                     self.bound.swap_remove(at);
                 }

@@ -196,20 +196,21 @@ pub(super) enum Around {
 }
 
 /// Parts of names, and about how many seconds such a test takes on an idle machine.
-const LONG: [(&str, u32); 14] = [
-    ("drivers and kernels come and go", 40),
-    ("across a reset", 25),
+const LONG: [(&str, u32); 15] = [
+    ("drivers and kernels come and go", 30),
     ("two VMs with a host bridge each", 20),
-    ("a disk and three NICs", 20),
-    ("use a disk and a NIC each", 20),
-    ("beside a hostile guest", 16),
+    ("across a reset", 18),
     ("vCPUs on ", 16),
-    ("three disks and an ", 16),
-    ("a guest's own SMMU: ", 14),
     ("works on all of them, and reboots", 13),
-    ("under fire", 12),
+    ("use a disk and a NIC each", 12),
     ("two Linux VMs", 12),
-    ("works when pasted", 8),
+    ("a disk and three NICs", 10),
+    ("three disks and an ", 10),
+    ("records are read in its owner", 10),
+    ("in both windows", 10),
+    ("a guest's own SMMU: ", 9),
+    ("under fire", 8),
+    ("SMMUs, devices behind each", 8),
     ("Linux ", 8),
 ];
 /// Parts of names of tests that hardly use a processor: they wait for resets of devices, and DMA that takes its time.
