@@ -80,7 +80,7 @@ fn refusals() -> Vec<Case> {
         refused(
             "a faulty expression is refused",
             &["run", "--expect", "("],
-            "unclosed",
+            "without closing",
         ),
         refused(
             "an unknown test is refused",
