@@ -15,8 +15,8 @@ const VARIABLE: &str = "BULKHEAD_DISK_MIB";
 /// The least that must be free, however much is built already: bundles and overlays of machines that run at once,
 /// and what a build replaces.
 const LEAST_MIB: u64 = 512;
-/// What the packages of guests take in the cache.
-const CACHE_MIB: u64 = 450;
+/// What the packages of guests take in the cache, and what is unpacked of them, one being unpacked.
+const CACHE_MIB: u64 = 1200;
 
 /// What the room is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

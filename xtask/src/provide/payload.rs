@@ -129,8 +129,6 @@ fn turn() -> MutexGuard<'static, ()> {
 /// Parts of an unpacked kernel.
 const KERNEL: &str = "kernel";
 const MODULES: &str = "modules";
-/// The list of modules that was unpacked.
-const WANTED: &str = "wanted";
 
 /// The folder with Debian's kernel of a series; fetched and unpacked first if it is not there. Looked for once in a
 /// run of this tool.
@@ -310,16 +308,13 @@ fn download_kernel(
     Err(first)
 }
 
+/// Unpacks into the cache, once for all clones on a machine: a build of a kernel with these modules has a folder of its
+/// own, which nobody changes once it is there.
 fn unpack(recipe: &Recipe, debs: &Debs, arch: Arch, series: &str) -> Result<PathBuf> {
-    let build = debs
-        .kernel
-        .file_stem()
-        .unwrap_or_default()
-        .to_string_lossy()
-        .into_owned();
-    let dir = workspace::target_dir().join("payloads").join(&build);
-    let wanted = recipe.modules.join("\n");
-    if fs::read_to_string(dir.join(WANTED)).is_ok_and(|unpacked| unpacked == wanted) {
+    let build = debs.kernel.file_stem().unwrap_or_default();
+    let name = folder_name(&build.to_string_lossy(), &recipe.modules);
+    let dir = workspace::cache_dir().join("payloads").join(name);
+    if dir.is_dir() {
         return Ok(dir);
     }
     say!("unpacking Linux {series} for {arch}");
@@ -328,11 +323,26 @@ fn unpack(recipe: &Recipe, debs: &Debs, arch: Arch, series: &str) -> Result<Path
     let partial = PathBuf::from(partial);
     unpack_into(recipe, debs, arch, &partial)
         .with_context(|| format!("cannot unpack {}", debs.kernel.display()))?;
-    if dir.exists() {
-        fs::remove_dir_all(&dir).with_context(|| format!("cannot remove {}", dir.display()))?;
+    match fs::rename(&partial, &dir) {
+        // Another one of this tool was faster, with the same.
+        Err(_) if dir.is_dir() => drop(fs::remove_dir_all(&partial)),
+        renamed => renamed.with_context(|| format!("cannot rename {}", partial.display()))?,
     }
-    fs::rename(&partial, &dir).with_context(|| format!("cannot rename {}", partial.display()))?;
     Ok(dir)
+}
+
+/// The folder of a build of a kernel with these modules, as this version of the tool unpacks it.
+fn folder_name(build: &str, modules: &[String]) -> String {
+    /// Is raised when something else is unpacked, or in another way.
+    const VERSION: u32 = 1;
+    // FNV-1a: the same in every build of the tool.
+    let hash = modules
+        .iter()
+        .flat_map(|module| module.bytes().chain([0]))
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+        });
+    format!("unpacked-{VERSION}-{build}-{hash:016x}")
 }
 
 fn unpack_into(recipe: &Recipe, debs: &Debs, arch: Arch, dir: &Path) -> Result<()> {
@@ -368,7 +378,6 @@ fn unpack_into(recipe: &Recipe, debs: &Debs, arch: Arch, dir: &Path) -> Result<(
         .find(|path| path.is_file())
         .context("it has no busybox")?;
     fs::rename(busybox, dir.join(BUSYBOX))?;
-    fs::write(dir.join(WANTED), recipe.modules.join("\n"))?;
     fs::remove_dir_all(&whole)?;
     Ok(())
 }
@@ -396,6 +405,22 @@ mod tests {
         assert_eq!(recipe.packages(Arch::Aarch64).architecture, "arm64");
         assert!(folder().join(recipe.init).is_file());
         assert!(folder().join(recipe.actions).is_dir());
+    }
+
+    #[test]
+    fn each_choice_of_modules_has_its_folder() {
+        let name = |modules: &[&str]| {
+            let modules: Vec<String> = modules.iter().map(|&name| name.to_owned()).collect();
+            folder_name("linux-image-6.12", &modules)
+        };
+        assert_eq!(name(&[]), "unpacked-1-linux-image-6.12-cbf29ce484222325");
+        let names = [
+            name(&[]),
+            name(&["ab"]),
+            name(&["a", "b"]),
+            name(&["b", "a"]),
+        ];
+        assert_eq!(std::collections::BTreeSet::from(names).len(), 4);
     }
 
     #[test]

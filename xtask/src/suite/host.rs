@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Mutex, PoisonError};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use serde::Deserialize;
 
 use super::Tally;
@@ -60,6 +60,23 @@ pub(crate) fn cargo() -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(workspace::root());
     command
+}
+
+/// An example of one of the crates, built with what their tests are built with: all crates together decide which features
+/// those that they need have, and what one of them alone would ask for is to compile once more.
+///
+/// # Errors
+/// It cannot be built.
+pub(super) fn example(name: &str) -> Result<PathBuf> {
+    let mut command = cargo();
+    command.args(["build", "-q", "--locked", "--example", name]);
+    for (package, _) in members()? {
+        command.args(["-p", &package]);
+    }
+    let (status, _, spent) = child::output(&mut command).context("cannot start cargo")?;
+    timings::add("build: examples", spent);
+    ensure!(status.success(), "the example {name} cannot be built");
+    Ok(workspace::target_dir().join("debug/examples").join(name))
 }
 
 /// A program of tests.

@@ -25,7 +25,7 @@ use crate::watch::Watch;
 use crate::{guest, run, say, shell, show, timings, workspace};
 
 /// Machines at a time beside one for each processor: they wait for a device's clock, a disk or a network.
-const MORE_WORKERS: usize = 2;
+const MORE_WORKERS: usize = 1;
 /// Machines beside these, of tests that hardly use a processor.
 const WAITING_WORKERS: usize = 1;
 /// Lines of the console that are shown of a failed run.

@@ -30,10 +30,9 @@ const TOO_OLD: &str = "Unknown IORT node type 0x6";
 pub(super) fn disassembled() -> Result<()> {
     let iasl = programs::iasl()?;
     let dir = workspace::target_dir().join("test/tables");
-    let mut command = host::cargo();
-    command.args(["run", "-q", "--locked", "-p", "bulkhead-firmware"]);
-    command.args(["--example", "dump", "--"]).arg(&dir);
-    let files = provide::output_of(&mut command).context("the tables cannot be written")?;
+    let dump = host::example("dump")?;
+    let files = provide::output_of(Command::new(dump).arg(&dir));
+    let files = files.context("the tables cannot be written")?;
     let tables: Vec<PathBuf> = files
         .lines()
         .map(PathBuf::from)

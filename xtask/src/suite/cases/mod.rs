@@ -196,7 +196,7 @@ pub(super) enum Around {
 }
 
 /// Parts of names, and about how many seconds such a test takes on an idle machine.
-const LONG: [(&str, u32); 15] = [
+const LONG: [(&str, u32); 17] = [
     ("drivers and kernels come and go", 30),
     ("two VMs with a host bridge each", 20),
     ("across a reset", 18),
@@ -210,6 +210,8 @@ const LONG: [(&str, u32); 15] = [
     ("in both windows", 10),
     ("a guest's own SMMU: ", 9),
     ("under fire", 8),
+    ("two SMMUs of Linux", 8),
+    ("disassemble cleanly", 8),
     ("SMMUs, devices behind each", 8),
     ("Linux ", 8),
 ];
