@@ -1,6 +1,7 @@
 //! Runs the board tests, several machines at a time.
 
 use std::cell::Cell;
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -27,7 +28,7 @@ use crate::{guest, run, say, shell, show, timings, workspace};
 /// Machines at a time beside one for each processor: they wait for a device's clock, a disk or a network.
 const MORE_WORKERS: usize = 1;
 /// Machines beside these, of tests that hardly use a processor.
-const WAITING_WORKERS: usize = 1;
+const WAITING_WORKERS: usize = 2;
 /// Lines of the console that are shown of a failed run.
 const TAIL: usize = 30;
 /// Tests that are named at the end as those that took most.
@@ -67,37 +68,55 @@ pub(super) struct Prepared(BTreeMap<Arch, Tools>);
 /// # Errors
 /// Something that they all need is missing.
 pub(super) fn prepare(cases: &[Case], boards: &BTreeMap<String, Board>) -> Result<Prepared> {
-    let mut tools: BTreeMap<Arch, Tools> = BTreeMap::new();
     let toolchain = toolchain::provide()?;
     let mut wanted = BTreeSet::new();
+    let mut emulators = BTreeMap::new();
+    let mut brings_up = BTreeSet::new();
     for case in cases {
         let Some(board) = boards.get(case.board) else {
             continue;
         };
         wanted.extend(bundles::payloads(case.bundle).map(|payload| (board.arch, payload)));
-        if tools.contains_key(&board.arch) {
-            continue;
+        if case.ground == Ground::BringUp {
+            brings_up.insert(board.arch);
         }
-        let qemu = provide::qemu::provide(board.arch)?;
-        let built = build::build(&toolchain, board.arch, Profile::Release)?;
-        build::report(board.arch, &built);
-        let mut those = cases.iter().filter(|case| case.board == board.name);
-        let bring_up = match those.any(|case| case.ground == Ground::BringUp) {
-            true => {
-                let (profile, contents) = (Profile::Release, Contents::BringUp);
-                let built = build::build_with(&toolchain, board.arch, profile, contents)?;
-                build::report(board.arch, &built);
-                Some(built)
-            }
-            false => None,
-        };
-        let needed = Tools {
-            qemu,
-            built,
-            bring_up,
-        };
-        tools.insert(board.arch, needed);
+        // One after the other: the machine's packages may be needed.
+        if let Entry::Vacant(place) = emulators.entry(board.arch) {
+            place.insert(provide::qemu::provide(board.arch)?);
+        }
     }
+    let (toolchain, brings_up) = (&toolchain, &brings_up);
+    let tools = std::thread::scope(|scope| {
+        let threads: Vec<_> = emulators
+            .into_iter()
+            .map(|(arch, qemu)| {
+                scope.spawn(move || {
+                    let profile = Profile::Release;
+                    let built = build::build(toolchain, arch, profile)?;
+                    build::report(arch, &built);
+                    let mut bring_up = None;
+                    if brings_up.contains(&arch) {
+                        let made = build::build_with(toolchain, arch, profile, Contents::BringUp)?;
+                        build::report(arch, &made);
+                        bring_up = Some(made);
+                    }
+                    let tools = Tools {
+                        qemu,
+                        built,
+                        bring_up,
+                    };
+                    Ok((arch, tools))
+                })
+            })
+            .collect();
+        threads
+            .into_iter()
+            .map(|thread| {
+                let ended = thread.join();
+                ended.unwrap_or_else(|_| bail!("building an image panicked"))
+            })
+            .collect::<Result<BTreeMap<Arch, Tools>>>()
+    })?;
     for (arch, payload) in wanted {
         // The tests that need it will fail for the same reason, and by their names.
         if let Err(error) = provide::payload::file(arch, &payload, &[]) {

@@ -196,8 +196,7 @@ pub(super) enum Around {
 }
 
 /// Parts of names, and about how many seconds such a test takes on an idle machine.
-const LONG: [(&str, u32); 17] = [
-    ("drivers and kernels come and go", 30),
+const LONG: [(&str, u32); 16] = [
     ("two VMs with a host bridge each", 20),
     ("across a reset", 18),
     ("vCPUs on ", 16),
@@ -215,8 +214,10 @@ const LONG: [(&str, u32); 17] = [
     ("SMMUs, devices behind each", 8),
     ("Linux ", 8),
 ];
-/// Parts of names of tests that hardly use a processor: they wait for resets of devices, and DMA that takes its time.
-const WAITING: [(&str, u32); 6] = [
+/// Parts of names of tests that hardly use a processor: they wait for resets of devices, links, and DMA that takes its
+/// time.
+const WAITING: [(&str, u32); 7] = [
+    ("drivers and kernels come and go", 45),
     ("a hundred times in the middle of ", 38),
     ("forty times in the middle of ", 16),
     ("until there are too many", 30),
