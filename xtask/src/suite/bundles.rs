@@ -23,7 +23,8 @@ const KERNEL_BYTES: usize = 5000;
 /// Words for kernels that a test boots to see devices work, not to see a kernel boot: without them two thirds of what
 /// a boot takes goes to what has to do with neither us nor devices. The kernel tests its ciphers, reads its own types
 /// for BPF and the certificate that its modules are signed with, measures a source of entropy, and has security modules,
-/// audits and IPv6, which nothing here uses. The boards' own guests, and the matrix of kernels, firmware and vCPUs, boot as Debian has it.
+/// audits and IPv6, which nothing here uses. The boards' own guests, and on Arm the matrix of kernels, firmware and
+/// vCPUs, boot as Debian has it.
 const QUICK: &str = "cryptomgr.notests initcall_blacklist=bpf_tcp_ca_kfunc_init,bpf_dummy_struct_ops_init,\
                      bpf_prog_test_run_init,load_system_certificate_list,jent_mod_init lsm= audit=0 ipv6.disable=1";
 /// How the machine of such a kernel differs from the board's, in the words of QEMU's `-cpu`: a sixth of what a boot

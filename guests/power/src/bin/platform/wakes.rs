@@ -13,6 +13,10 @@ const LOST_US: u64 = 5_000_000;
 /// Who waits spins first for as long as this at most, so that what wakes it comes before its wait, in it and after it.
 const SPIN_TICKS: u64 = cpu::ticks(20);
 
+/// Every so many rounds a CPU waits only when it has been sent the round: what wakes it came while it did not wait, and
+/// where both are on one CPU of the machine's while the other one had that. It must end the next wait all the same.
+const LATE: u64 = 128;
+
 /// As many rounds as are played.
 static ROUNDS: AtomicU64 = AtomicU64::new(0);
 /// The last round that each CPU was sent.
@@ -46,20 +50,29 @@ fn take(this: u64) {
 fn wait_for(this: usize, round: u64) {
     let spin_until = cpu::now() + round.wrapping_mul(0x9e37_79b9) % SPIN_TICKS;
     while cpu::now() < spin_until {}
-    while SENT[this].load(Ordering::SeqCst) < round {
-        cpu::set_decrementer(cpu::ticks(LOST_US).cast_signed());
-        WAITS.fetch_add(1, Ordering::Relaxed);
-        match cage::run(cede, 0, 0) {
-            Left::Completed => {}
-            Left::Exception(0x500) => take(this as u64),
-            // Where there was a prod or an interrupt it would have come before.
-            Left::Exception(0x900) => {
-                LOST.fetch_add(1, Ordering::Relaxed);
-            }
-            Left::Exception(vector) => panic!("vector {vector:#x} at {:#x?}", cage::last(this)),
-        }
-        cpu::set_decrementer(i64::from(i32::MAX));
+    if round.is_multiple_of(LATE) {
+        while SENT[this].load(Ordering::SeqCst) < round {}
+        wait(this);
     }
+    while SENT[this].load(Ordering::SeqCst) < round {
+        wait(this);
+    }
+}
+
+/// Waits once, until something ends it.
+fn wait(this: usize) {
+    cpu::set_decrementer(cpu::ticks(LOST_US).cast_signed());
+    WAITS.fetch_add(1, Ordering::Relaxed);
+    match cage::run(cede, 0, 0) {
+        Left::Completed => {}
+        Left::Exception(0x500) => take(this as u64),
+        // Where there was a prod or an interrupt it would have come before.
+        Left::Exception(0x900) => {
+            LOST.fetch_add(1, Ordering::Relaxed);
+        }
+        Left::Exception(vector) => panic!("vector {vector:#x} at {:#x?}", cage::last(this)),
+    }
+    cpu::set_decrementer(i64::from(i32::MAX));
 }
 
 /// The rounds of one CPU. It is `this` one's turn first when it is 0.
