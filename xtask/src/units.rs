@@ -104,6 +104,7 @@ fn in_many_ways<'a>(all: impl IntoIterator<Item = (&'a str, String)>) -> Vec<&'a
 fn nothing_of_the_tool_is_compiled_again_for_the_tests() {
     let packages = host::packages().unwrap();
     let mut words = vec!["test"];
+    words.extend(host::WHOLE);
     for package in &packages {
         words.extend(["-p", package]);
     }
