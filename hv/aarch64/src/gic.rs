@@ -4,16 +4,12 @@
 //! deactivates either itself or, for an interrupt handed to a guest by a list register, through the
 //! guest's own end of interrupt.
 
-use core::ptr::{NonNull, with_exposed_provenance_mut};
-
-use arm_gic::gicv3::registers::{Gicd, GicrSgi};
-use arm_gic::gicv3::{GicDistributor, GicRedistributor};
-use arm_gic::{IntId, Trigger, UniqueMmioPointer};
+use ::gic::{Distributor, Error, Redistributor, Trigger};
 use hal::Mmio;
 use machine::{GicV3, Interrupt};
 use types::{Address, Pa, Span};
 
-use crate::cpu::identity;
+use crate::SystemCounter;
 use crate::guest::{read_register, write_register};
 use crate::memory::Registers;
 
@@ -32,88 +28,87 @@ pub(crate) const FIRST_LPI: u32 = ::gic::FIRST_LPI;
 /// What `ICC_IAR1_EL1` says when nothing is pending.
 pub(crate) const SPURIOUS: u32 = 1023;
 
-static DISTRIBUTOR: hal::Mutex<Option<GicDistributor<'static>>> = hal::Mutex::new(None);
+static DISTRIBUTOR: hal::Mutex<Option<Distributor<Registers, SystemCounter>>> =
+    hal::Mutex::new(None);
 
 /// Starts the distributor: all SPIs off, group 1, affinity routing.
 ///
 /// # Safety
 /// `span` must be the distributor's registers, mapped as device memory, and this must be the only
 /// call.
-pub(crate) unsafe fn start_distributor(span: Span<Pa>) {
-    let registers = with_exposed_provenance_mut::<Gicd>(identity(span.start()));
-    let Some(registers) = NonNull::new(registers) else {
-        return;
-    };
+///
+/// # Errors
+/// [`Error::Register`].
+pub(crate) unsafe fn start_distributor(span: Span<Pa>) -> Result<(), Error> {
     // SAFETY: the caller's promise.
-    let registers = unsafe { UniqueMmioPointer::new(registers) };
-    let mut distributor = GicDistributor::new(registers);
-    distributor.configure_default_settings();
-    *DISTRIBUTOR.lock() = Some(distributor);
+    let registers = unsafe { Registers::new(span) };
+    *DISTRIBUTOR.lock() = Some(Distributor::start(registers, SystemCounter)?);
+    Ok(())
 }
 
 /// Enables an SPI and routes it to the CPU with this affinity; false, and a line says so, where that cannot be done.
 pub(crate) fn enable_spi(interrupt: Interrupt, mpidr: u64) -> bool {
-    let mut enabled = false;
-    with_spi(interrupt.number, |gicd, spi| {
-        let trigger = match interrupt.trigger.is_edge() {
-            true => Trigger::Edge,
-            false => Trigger::Level,
-        };
-        enabled = gicd.set_trigger(spi, trigger).is_ok()
-            && gicd.set_routing(spi, Some(mpidr)).is_ok()
-            && gicd.enable_interrupt(spi, true).is_ok();
+    let trigger = match interrupt.trigger.is_edge() {
+        true => Trigger::Edge,
+        false => Trigger::Level,
+    };
+    let enabled = with_distributor(interrupt.number, |gicd, intid| {
+        gicd.listen(intid, trigger, mpidr)
     });
-    if !enabled {
-        log::warn!("gic: interrupt {} cannot be enabled", interrupt.number);
+    if let Err(error) = &enabled {
+        log::warn!(
+            "gic: interrupt {} cannot be enabled: {error}",
+            interrupt.number
+        );
     }
-    enabled
+    enabled.is_ok()
 }
 
 /// Routes an SPI to the CPU with this affinity.
 pub(crate) fn route_spi(intid: u32, mpidr: u64) {
-    with_spi(intid, |gicd, spi| {
-        let _ = gicd.set_routing(spi, Some(mpidr));
-    });
+    // One that was not enabled comes to nobody.
+    let _ = with_distributor(intid, |gicd, intid| gicd.route(intid, mpidr));
 }
 
 /// Turns an SPI off, whose trigger and routing stay.
 pub(crate) fn disable_spi(intid: u32) {
-    with_spi(intid, |gicd, spi| {
-        let _ = gicd.enable_interrupt(spi, false);
-    });
+    let _ = with_distributor(intid, |gicd, intid| gicd.set_enabled(intid, false));
 }
 
 /// Turns it on again.
 pub(crate) fn allow_spi(intid: u32) {
-    with_spi(intid, |gicd, spi| {
-        let _ = gicd.enable_interrupt(spi, true);
-    });
+    let _ = with_distributor(intid, |gicd, intid| gicd.set_enabled(intid, true));
 }
 
-fn with_spi(intid: u32, change: impl FnOnce(&mut GicDistributor<'static>, IntId)) {
-    if let (Some(gicd), Some(number)) = (DISTRIBUTOR.lock().as_mut(), intid.checked_sub(32)) {
-        change(gicd, IntId::spi(number));
+fn with_distributor(
+    intid: u32,
+    change: impl FnOnce(&Distributor<Registers, SystemCounter>, u32) -> Result<(), Error>,
+) -> Result<(), Error> {
+    match DISTRIBUTOR.lock().as_ref() {
+        Some(gicd) => change(gicd, intid),
+        None => Err(Error::Interrupt(intid)),
     }
 }
 
 /// A CPU's redistributor.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Frame(usize);
+pub(crate) struct Frame {
+    at: Pa,
+    lines: Redistributor<Registers>,
+}
 
 impl Frame {
     /// Its first 64 KiB: the registers that are not about private interrupts.
     pub(crate) fn registers(self) -> Registers {
-        const BYTES: u64 = 0x1_0000;
-        let last = Pa::truncated(self.pa().bits() + (BYTES - 1));
-        let span = Span::new(self.pa(), last).expect("a frame does not end below its start");
-        // SAFETY: `start_redistributor` found the frame, which is mapped; the rest of this module
+        let span = Span::from_len(self.at, 0x1_0000).expect("a frame does not end below its start");
+        // SAFETY: `start_redistributor` found the frame, which is mapped; from then on `lines`
         // uses the second 64 KiB only.
         unsafe { Registers::new(span) }
     }
 
     /// Where it is.
     pub(crate) fn pa(self) -> Pa {
-        Pa::truncated(self.0 as u64)
+        self.at
     }
 
     /// The number by which an ITS may name it: `GICR_TYPER.Processor_Number`.
@@ -124,53 +119,38 @@ impl Frame {
 
     /// Makes private interrupts active, as they were when the vCPU that has them left its core.
     pub(crate) fn set_active(self, intids: u32) {
-        /// `GICR_ISACTIVER0`, in the second 64 KiB.
-        const ISACTIVER0: usize = 0x1_0300;
-        if intids != 0 {
-            let register = with_exposed_provenance_mut::<u32>(self.0 + ISACTIVER0);
-            // SAFETY: `start_redistributor` found the frame, which is mapped.
-            unsafe { register.write_volatile(intids) };
-        }
+        self.lines.set_active(intids);
     }
 }
 
-/// Starts the redistributor of the CPU with this affinity, which may be asleep.
+/// Starts the redistributor of the CPU with this affinity, which may be asleep. Without one, a line says why.
 ///
 /// # Safety
 /// The redistributor regions of `gic` must be mapped as device memory, and this must be the only
 /// call for this CPU.
 pub(crate) unsafe fn start_redistributor(gic: &GicV3, mpidr: u64) -> Option<Frame> {
+    let enabled = [KICK, MAINTENANCE, HYP_TIMER, VIRTUAL_TIMER, PHYSICAL_TIMER];
+    let enabled = enabled.iter().fold(0, |all, intid| all | 1 << intid);
     // SAFETY: the caller's promise.
-    let frame = unsafe { find_redistributor(gic, mpidr) }?;
-    let registers = with_exposed_provenance_mut::<GicrSgi>(frame);
-    let registers = NonNull::new(registers)?;
-    // SAFETY: the caller promises that nobody else starts it.
-    let registers = unsafe { UniqueMmioPointer::new(registers) };
-    let mut redistributor = GicRedistributor::new(registers);
-    if redistributor.mark_core_awake().is_err() {
+    let Some(at) = (unsafe { find_redistributor(gic, mpidr) }) else {
+        log::error!("gic: no redistributor is of the CPU with MPIDR {mpidr:#x}");
         return None;
+    };
+    let span = Span::from_len(at, 0x2_0000)?;
+    // SAFETY: the caller promises that the regions are mapped, and that nobody else starts it.
+    let registers = unsafe { Registers::new(span) };
+    match Redistributor::start(registers, enabled, &SystemCounter) {
+        Ok(lines) => Some(Frame { at, lines }),
+        Err(error) => {
+            log::error!("gic: the redistributor at {at}: {error}");
+            None
+        }
     }
-    redistributor.configure_default_settings();
-    for intid in [
-        IntId::sgi(KICK),
-        ppi(MAINTENANCE),
-        ppi(HYP_TIMER),
-        ppi(VIRTUAL_TIMER),
-        ppi(PHYSICAL_TIMER),
-    ] {
-        // A private interrupt cannot be refused.
-        let _ = redistributor.enable_interrupt(intid, true);
-    }
-    Some(Frame(frame))
-}
-
-fn ppi(intid: u32) -> IntId {
-    IntId::ppi(intid - 16)
 }
 
 /// # Safety
 /// As [`start_redistributor`].
-unsafe fn find_redistributor(gic: &GicV3, mpidr: u64) -> Option<usize> {
+unsafe fn find_redistributor(gic: &GicV3, mpidr: u64) -> Option<Pa> {
     /// `GICR_TYPER`: affinity in 63:32, `Last` in bit 4, `VLPIS` (two more frames) in bit 1.
     const TYPER: usize = 0x8;
     const LAST: u64 = 1 << 4;
@@ -185,7 +165,7 @@ unsafe fn find_redistributor(gic: &GicV3, mpidr: u64) -> Option<usize> {
             let at = usize::try_from(offset).ok()?;
             let typer = registers.read64(at + TYPER);
             if typer >> 32 == affinity {
-                return Some(identity(region.start().checked_add(offset)?));
+                return region.start().checked_add(offset);
             }
             if typer & LAST != 0 {
                 break;

@@ -42,7 +42,13 @@ pub(crate) fn vms(machine: &Machine, bundle: &Bundle<'static>, holdings: Holding
         panic::end(Verdict::Fatal("the redistributors cannot be mapped"));
     }
     // SAFETY: the survey mapped the distributor as device memory; nobody else drives it.
-    unsafe { gic::start_distributor(controller.distributor) };
+    if let Err(error) = unsafe { gic::start_distributor(controller.distributor) } {
+        log::error!(
+            "gic: the distributor at {}: {error}",
+            controller.distributor
+        );
+        panic::end(Verdict::Fatal("the distributor cannot be started"));
+    }
 
     let mut cores: Vec<Core> = seats
         .iter()

@@ -1,9 +1,10 @@
-//! The physical GICv3's message-signalled interrupts: LPIs, and the ITS that makes them of messages.
+//! The physical GICv3, but for the CPU interface, which is system registers: lines, and LPIs, which an ITS makes of messages.
 //!
-//! Key types: [`Lpis`] (the tables that redistributors read), [`Its`] (the command queue and the
-//! tables of one ITS), [`Target`] (a redistributor, as an ITS names it). The arch crate has one
-//! [`Lpis`] and an [`Its`] for each of the machine's; both are the hypervisor's alone, and nothing a
-//! guest writes reaches either. The crate reaches hardware through [`hal::Mmio`] and memory through
+//! Key types: [`Distributor`] and [`Redistributor`] (shared and private lines), [`Lpis`] (the tables
+//! that redistributors read), [`Its`] (the command queue and the tables of one ITS), [`Target`] (a
+//! redistributor, as an ITS names it). The arch crate has one [`Distributor`], one [`Lpis`], a
+//! [`Redistributor`] for each CPU and an [`Its`] for each of the machine's; all are the hypervisor's
+//! alone, and nothing a guest writes reaches any. The crate reaches hardware through [`hal::Mmio`] and memory through
 //! [`hal::SharedMemory`]; it must not know what a VM is.
 //!
 //! Sections are those of IHI 0069.
@@ -13,16 +14,42 @@
 extern crate alloc;
 
 mod command;
+mod distributor;
 mod its;
 mod lpis;
+mod redistributor;
 #[cfg(test)]
 mod tests;
 
 pub use command::Command;
+pub use distributor::{Distributor, Trigger};
 pub use its::{Its, TRANSLATER, Target};
 pub use lpis::{FIRST_LPI, LPIS, Lpis};
+pub use redistributor::Redistributor;
 
-use hal::{NotMemory, OutOfFrames};
+use hal::{Clock, Mmio, NotMemory, OutOfFrames};
+
+/// Of every line, the highest that the non-secure side of two security states can give.
+const PRIORITY: u8 = 0x80;
+
+/// How long a register may take to follow, in µs.
+const TIMEOUT_US: u64 = 100_000;
+
+/// Waits until all of some bits of the register at `at` are clear.
+fn settle<M: Mmio>(
+    mmio: &M,
+    clock: &dyn Clock,
+    (at, bits): (usize, u32),
+    name: &'static str,
+) -> Result<(), Error> {
+    let end = clock.ticks().saturating_add(clock.ticks_of_us(TIMEOUT_US));
+    while mmio.read32(at) & bits != 0 {
+        if clock.ticks() > end {
+            return Err(Error::Register(name));
+        }
+    }
+    Ok(())
+}
 
 /// Whether what the hardware reads of memory comes from the CPUs' caches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,6 +69,9 @@ pub enum Error {
     /// A table is not in memory: a bug.
     #[error("its tables are not in memory")]
     NotMemory,
+    /// The distributor has no such SPI.
+    #[error("the distributor has no interrupt {0}")]
+    Interrupt(u32),
     /// It has no physical LPIs.
     #[error("it has no LPIs")]
     NoLpis,

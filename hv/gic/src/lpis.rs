@@ -4,7 +4,8 @@ use hal::{Clock, FrameAllocator, Mmio, SharedMemory};
 use types::{Address, Pa};
 
 use crate::its::order_for;
-use crate::{Error, Snoop, attributes};
+use crate::redistributor::PENDING_WRITE;
+use crate::{Error, Snoop, attributes, settle};
 
 /// The first INTID that is an LPI.
 pub const FIRST_LPI: u32 = 8192;
@@ -25,9 +26,6 @@ const ENABLE_LPIS: u32 = 1;
 /// Priority of every LPI of ours, and its enable bit: what a guest wants of an LPI is decided in its
 /// own controller.
 const ENABLED: u8 = 0xa0 | 1;
-
-/// How long a redistributor may take, in µs.
-const TIMEOUT_US: u64 = 100_000;
 
 /// The tables of all LPIs of the machine.
 #[derive(Debug)]
@@ -78,7 +76,7 @@ impl<P: SharedMemory> Lpis<P> {
         let control = frame.read32(GICR_CTLR);
         if control & ENABLE_LPIS != 0 {
             frame.write32(GICR_CTLR, control & !ENABLE_LPIS);
-            settle(frame, clock)?;
+            settle(frame, clock, PENDING_WRITE, "GICR_CTLR.RWP")?;
             if frame.read32(GICR_CTLR) & ENABLE_LPIS != 0 {
                 return Err(Error::Register("GICR_CTLR.EnableLPIs"));
             }
@@ -102,16 +100,4 @@ impl<P: SharedMemory> Lpis<P> {
         self.memory.publish();
         Ok(())
     }
-}
-
-/// Waits until a write of `GICR_CTLR` has had its effect. [§12.11.3]
-fn settle<M: Mmio>(frame: &M, clock: &dyn Clock) -> Result<(), Error> {
-    const RWP: u32 = 1 << 3;
-    let end = clock.ticks().saturating_add(clock.ticks_of_us(TIMEOUT_US));
-    while frame.read32(GICR_CTLR) & RWP != 0 {
-        if clock.ticks() > end {
-            return Err(Error::Register("GICR_CTLR.RWP"));
-        }
-    }
-    Ok(())
 }

@@ -1,5 +1,6 @@
 //! The driver against an ITS that keeps what it is told.
 
+mod lines;
 mod noncoherent;
 
 use core::cell::{Cell, RefCell};
@@ -16,7 +17,7 @@ use crate::{Command, Error, FIRST_LPI, Its, LPIS, Lpis, Snoop};
 const BASE: u64 = 0x8000_0000;
 
 /// A clock that a time-out does not take long by.
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct FakeClock(Cell<u64>);
 
 impl Clock for FakeClock {
