@@ -2,6 +2,7 @@
 
 mod check;
 pub mod map;
+mod units;
 mod virt;
 
 use alloc::string::String;

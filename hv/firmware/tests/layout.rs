@@ -346,3 +346,42 @@ proptest! {
         let _ = Kernel::parse(&file, KernelFormat::Elf);
     }
 }
+
+#[test]
+fn devices_use_tables_of_the_cpus_where_memory_is_and_no_bar_can_be() {
+    const GIB: u64 = 1 << 30;
+    let units = |memory: &[(u64, u64)], has_pci: bool| -> Vec<(u64, u64)> {
+        let mut platform = GuestPlatform::virt(GIB, 1).unwrap();
+        platform.memory = memory
+            .iter()
+            .map(|(start, bytes)| Span::from_len(ipa(*start), *bytes).unwrap())
+            .collect();
+        if has_pci {
+            platform = platform.with_virt_pci_and_no_smmu(0xff);
+        }
+        let runs = platform.memory_units();
+        let runs = runs
+            .iter()
+            .map(|run| (run.start().bits(), run.len().unwrap()));
+        runs.map(|(start, bytes)| (start / GIB, bytes / GIB))
+            .collect()
+    };
+    for has_pci in [false, true] {
+        assert_eq!(units(&[(RAM, 512 * MIB)], has_pci), [(1, 1)]);
+        assert_eq!(units(&[(RAM, 6 * GIB)], has_pci), [(1, 6)]);
+        // In one unit, in two, and in two runs of them.
+        let memory = [(RAM, MIB), (RAM + 2 * MIB, MIB), (RAM + 5 * MIB, GIB)];
+        assert_eq!(units(&memory, has_pci), [(1, 2)]);
+        assert_eq!(
+            units(&[(RAM, MIB), (8 * GIB, MIB)], has_pci),
+            [(1, 1), (8, 1)]
+        );
+    }
+    // The window below 4 GiB is in the first unit, that above from 512 GiB on.
+    assert_eq!(units(&[(0, MIB)], false), [(0, 1)]);
+    assert_eq!(units(&[(0, MIB)], true), []);
+    assert_eq!(units(&[(GIB - MIB, 3 * GIB)], false), [(0, 4)]);
+    assert_eq!(units(&[(GIB - MIB, 3 * GIB)], true), [(1, 3)]);
+    assert_eq!(units(&[(511 * GIB, GIB)], true), [(511, 1)]);
+    assert_eq!(units(&[(511 * GIB, 2 * GIB)], true), [(511, 1)]);
+}

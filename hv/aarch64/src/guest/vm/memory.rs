@@ -144,14 +144,11 @@ impl Vm {
     /// Lets a table for the VM's devices use the tables of its vCPUs, where it can.
     #[optimize(size)]
     pub(crate) fn lend(&self, backend: &mut Backend, table: iommu::TableId) {
-        const GIBIBYTE: u64 = 1 << 30;
         let mut tree = self.stage2.lock();
-        for span in &self.platform.memory {
-            let first = span.start().bits() & !(GIBIBYTE - 1);
-            let last = span.last().bits() | (GIBIBYTE - 1);
-            let units = Span::new(Iova::truncated(first), Iova::truncated(last));
+        for run in self.platform.memory_units() {
+            let [first, last] = [run.start(), run.last()].map(|at| Iova::truncated(at.bits()));
             // Where it is refused, the table gets entries of its own.
-            if let Some(units) = units
+            if let Some(units) = Span::new(first, last)
                 && let Err(error) = backend.lend(table, &mut tree, units, &mut Tlb::of(self.vttbr))
             {
                 log::debug!("vm {}: tables are not shared: {error}", self.name);
