@@ -15,7 +15,7 @@ use iommu::{
 use pagetable::{Fault, Geometry, Leaf, OutputSize, PageTable};
 use types::{Iova, Pa, PageSize, Span, StreamId, Vmid};
 
-use self::caches::{Caches, MOST};
+use self::caches::{Around, MOST};
 use self::table::{Table, attributes};
 use crate::Error;
 use crate::frames::{Kept, TableFrames};
@@ -57,6 +57,9 @@ pub struct SmmuBackend<M, P, F, C> {
     /// Where the commands of one change are put together: too large to be made anew for each.
     list: Box<[Command; MOST]>,
 }
+
+/// A table or its place, if there is one, and what its caches are made of.
+type Apart<'a, T, M, P, F, C> = Option<(&'a mut T, Around<'a, M, P, F, C>)>;
 
 /// Whether a guest's stage 1 may run on it.
 fn nests<M: Mmio, P: SharedMemory, F: FrameAllocator, C: Clock>(unit: &Smmu<M, P, F, C>) -> bool {
@@ -123,6 +126,24 @@ where
         self.tables
             .get(usize::try_from(table.bits()).ok()?)?
             .as_ref()
+    }
+
+    /// The place of a table, and apart from it what its caches are made of.
+    fn split(&mut self, id: TableId) -> Apart<'_, Option<Table<P, F>>, M, P, F, C> {
+        let slot = self.tables.get_mut(usize::try_from(id.bits()).ok()?)?;
+        let around = Around {
+            units: &mut self.units,
+            bound: &self.bound,
+            commands: &mut self.list,
+            table: id,
+        };
+        Some((slot, around))
+    }
+
+    /// A table, and the same.
+    fn split_table(&mut self, id: TableId) -> Apart<'_, Table<P, F>, M, P, F, C> {
+        let (slot, around) = self.split(id)?;
+        Some((slot.as_mut()?, around))
     }
 
     /// Where a table takes a bus address.
@@ -262,21 +283,11 @@ where
     }
 
     fn destroy_table(&mut self, id: TableId) {
-        let Self {
-            units,
-            tables,
-            bound,
-            list,
-            ..
-        } = self;
-        let Some(slot) = usize::try_from(id.bits())
-            .ok()
-            .and_then(|at| tables.get_mut(at))
-        else {
+        let Some((slot, around)) = self.split(id) else {
             return;
         };
         if let Some(table) = slot.take() {
-            let mut caches = Caches::new(units, bound, list, id, (table.vmid, &table.kept));
+            let mut caches = around.caches(table.vmid, &table.kept);
             if let Err((tree, _)) = table.tree.destroy(&mut caches) {
                 // It still uses a VM's tables. Nothing is bound to it; its place is not used again.
                 *slot = Some(Table {
@@ -320,17 +331,7 @@ where
     }
 
     fn map(&mut self, id: TableId, run: &Run) -> Result<(), BackendError> {
-        let Self {
-            units,
-            tables,
-            bound,
-            list,
-            ..
-        } = self;
-        let table = usize::try_from(id.bits())
-            .ok()
-            .and_then(|at| tables.get_mut(at)?.as_mut())
-            .ok_or(BackendError::Incompatible)?;
+        let (table, around) = self.split_table(id).ok_or(BackendError::Incompatible)?;
         let span = Span::from_len(run.iova, run.bytes).ok_or(BackendError::Unsupported)?;
         if table.is_lent(span) {
             return if table.shows(run) {
@@ -344,7 +345,7 @@ where
             sizes if sizes & PageSize::SIZE_2M.bytes() != 0 => PageSize::SIZE_2M,
             _ => PageSize::SIZE_4K,
         };
-        let mut caches = Caches::new(units, bound, list, id, (table.vmid, &table.kept));
+        let mut caches = around.caches(table.vmid, &table.kept);
         table.forgotten = None;
         table
             .tree
@@ -363,18 +364,10 @@ where
             self.close(id);
             return;
         }
-        let Self {
-            units,
-            tables,
-            bound,
-            list,
-            ..
-        } = self;
-        let table = usize::try_from(id.bits())
-            .ok()
-            .and_then(|at| tables.get_mut(at)?.as_mut());
-        let Some(table) = table else { return };
-        let mut caches = Caches::new(units, bound, list, id, (table.vmid, &table.kept));
+        let Some((table, around)) = self.split_table(id) else {
+            return;
+        };
+        let mut caches = around.caches(table.vmid, &table.kept);
         match table.tree.unmap(span, &mut caches) {
             Ok(_) => table.forgotten = Some(span),
             // What was asked for cannot be done, and must be: nothing goes through the table.
@@ -383,17 +376,7 @@ where
     }
 
     fn invalidate(&mut self, id: TableId, span: Span<Iova>) -> Result<(), BackendError> {
-        let Self {
-            units,
-            tables,
-            bound,
-            list,
-            ..
-        } = self;
-        let table = usize::try_from(id.bits())
-            .ok()
-            .and_then(|at| tables.get_mut(at)?.as_mut())
-            .ok_or(BackendError::Unsupported)?;
+        let (table, around) = self.split_table(id).ok_or(BackendError::Unsupported)?;
         if table
             .forgotten
             .take()
@@ -406,7 +389,7 @@ where
         let Some(span) = Span::new(span.start(), last) else {
             return Ok(());
         };
-        let mut caches = Caches::new(units, bound, list, id, (table.vmid, &table.kept));
+        let mut caches = around.caches(table.vmid, &table.kept);
         caches.span(span, PageSize::SIZE_4K, 0, Depth::All);
         caches.finish();
         if table.kept.get() {

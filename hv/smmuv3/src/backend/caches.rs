@@ -30,16 +30,25 @@ pub(super) struct Caches<'a, M, P, F, C> {
     count: usize,
 }
 
-impl<'a, M: Mmio, P: SharedMemory, F: FrameAllocator, C: Clock> Caches<'a, M, P, F, C> {
-    pub(super) fn new(
-        units: &'a mut [Smmu<M, P, F, C>],
-        bound: &'a [Bound],
-        commands: &'a mut [Command; MOST],
-        table: TableId,
-        (vmid, kept): (Vmid, &'a Kept),
-    ) -> Self {
+/// What the caches of a table are made of, beside the table.
+pub(super) struct Around<'a, M, P, F, C> {
+    pub(super) units: &'a mut [Smmu<M, P, F, C>],
+    pub(super) bound: &'a [Bound],
+    pub(super) commands: &'a mut [Command; MOST],
+    pub(super) table: TableId,
+}
+
+impl<'a, M, P, F, C> Around<'a, M, P, F, C> {
+    /// The caches, for what the table says of itself.
+    pub(super) fn caches(self, vmid: Vmid, kept: &'a Kept) -> Caches<'a, M, P, F, C> {
+        let Self {
+            units,
+            bound,
+            commands,
+            table,
+        } = self;
         let nested = bound.iter().any(|b| b.table == table && b.nested);
-        Self {
+        Caches {
             units,
             bound,
             table,
@@ -50,7 +59,9 @@ impl<'a, M: Mmio, P: SharedMemory, F: FrameAllocator, C: Clock> Caches<'a, M, P,
             count: 0,
         }
     }
+}
 
+impl<M: Mmio, P: SharedMemory, F: FrameAllocator, C: Clock> Caches<'_, M, P, F, C> {
     fn push(&mut self, command: Command) {
         match self.commands.get_mut(self.count) {
             Some(slot) => {
