@@ -391,7 +391,7 @@ fn smp(series: &str, manifest: &'static str, machine: [usize; 4]) -> Case {
         // System resets reach the others, which show where they are and go on.
         .types("echo l > /proc/sysrq-trigger; echo back-$(dmesg | grep -c 'NMI backtrace for')\r")
         .expect(&["back-4", "/ # "])
-        .types("reboot -f\r")
+        .types("reboot\r")
         .expect(&["vm linux: reset", &up, "/ # "]);
     case.forbids
         .extend(["Oops", "rcu: INFO", "LOCKUP", "BUG:"].map(str::to_owned));
@@ -432,7 +432,7 @@ fn two() -> Case {
     .asks("start two", &["two: running"])
     .asks("frames", &["frames of 4 KiB free"])
     .asks("focus two", &[r"\[two\] has the keyboard", &two])
-    .types("poweroff -f\r")
+    .types("poweroff\r")
     .expect(&["vm two: powered off"])
     .types("\x1d1")
     .expect(&[r"\[one\] has the keyboard", &one])

@@ -127,7 +127,7 @@ fn two_linux() -> Case {
     .asks("list", &[" 1 one +running ", " 2 two +stopped "])
     .asks("start two", &["two: running"])
     .asks("focus two", &[r"\[two\] has the keyboard", &two])
-    .types("poweroff -f\r")
+    .types("poweroff\r")
     .expect(&["vm two: powered off"])
     .types("\x1d1")
     .expect(&[r"\[one\] has the keyboard", &one])
