@@ -16,20 +16,21 @@ impl GuestPlatform {
         let mask = PageSize::SIZE_1G.mask();
         let mut runs: Vec<Span<Ipa>> = Vec::new();
         for span in &self.memory {
-            let (first, last) = (span.start().bits() & !mask, span.last().bits() | mask);
+            let end = span.last().bits();
+            let after = |run: &Span<Ipa>| run.last().bits().saturating_add(1);
             let mut at = runs
                 .last()
-                .map_or(0, |run| run.last().bits() + 1)
-                .max(first);
-            while at < last {
+                .map_or(0, after)
+                .max(span.start().bits() & !mask);
+            while at <= end {
                 let unit = Span::new(Ipa::truncated(at), Ipa::truncated(at | mask));
-                at += PageSize::SIZE_1G.bytes();
+                at = (at | mask).saturating_add(1);
                 let Some(unit) = unit.filter(|unit| !windows.iter().any(|it| it.overlaps(*unit)))
                 else {
                     continue;
                 };
                 match runs.last_mut() {
-                    Some(run) if run.last().bits() + 1 == unit.start().bits() => {
+                    Some(run) if after(run) == unit.start().bits() => {
                         *run = Span::new(run.start(), unit.last()).unwrap_or(*run);
                     }
                     _ => runs.push(unit),
