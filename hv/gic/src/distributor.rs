@@ -59,7 +59,7 @@ impl<M: Mmio, C: Clock> Distributor<M, C> {
             clock,
         };
         let mmio = &distributor.mmio;
-        // Routing may change only while no group is on. [§12.9.4]
+        // Routing may change only while no group is on. [§12.9, `GICD_CTLR`]
         let control = mmio.read32(CTLR) & !(GROUPS | PENDING_WRITE);
         mmio.write32(CTLR, control);
         distributor.settle()?;
@@ -98,7 +98,7 @@ impl<M: Mmio, C: Clock> Distributor<M, C> {
             Trigger::Level => old & !edge,
         };
         if new != old {
-            // It may change only while the interrupt is off. [§12.9.9]
+            // It may change only while the interrupt is off. [§12.9, `GICD_ICFGR`]
             self.set_enabled(intid, false)?;
             self.settle()?;
             self.mmio.write32(at, new);

@@ -1,4 +1,4 @@
-//! A redistributor: a CPU's private interrupts. [§12.10, §12.11]
+//! A redistributor: a CPU's private interrupts. [§12.11]
 
 use hal::{Clock, Mmio};
 
@@ -29,7 +29,7 @@ pub struct Redistributor<M>(M);
 impl<M: Mmio> Redistributor<M> {
     /// Starts it: awake, its private interrupts of group 1, not active and by level, and on of them those with a bit in
     /// `enabled`. It may be asleep, or awake as firmware left it; where there are two security states, sleep is the secure
-    /// side's affair, and the register is zero to us. [§12.11.42]
+    /// side's affair, and the register is zero to us. [§12.11, `GICR_WAKER`]
     ///
     /// # Errors
     /// [`Error::Register`], when it does not do as it is told in time.
