@@ -313,9 +313,10 @@ fn guarded() -> Vec<Case> {
         "messages arrive by an ITS that is taken for one that does not snoop",
         Bundle::Manifest(vm!("a", "probe", [0], [1, 2], "")),
     )
-    .args(&["-append", "bulkhead.its=noncoherent"])
+    .args(&["-append", "bulkhead.its=noncoherent bulkhead.log=debug"])
     .expect(&[
         r"its 0: \S+, not coherent",
+        "vm a: tables are shared in 0x40000000-0x7fffffff$",
         r"dma verdict: probe ok: devices=2 bar=1048576 moved=2 lpis=\d+",
     ]);
 

@@ -148,10 +148,12 @@ impl Vm {
         for run in self.platform.memory_units() {
             let [first, last] = [run.start(), run.last()].map(|at| Iova::truncated(at.bits()));
             // Where it is refused, the table gets entries of its own.
-            if let Some(units) = Span::new(first, last)
-                && let Err(error) = backend.lend(table, &mut tree, units, &mut Tlb::of(self.vttbr))
-            {
-                log::debug!("vm {}: tables are not shared: {error}", self.name);
+            let Some(units) = Span::new(first, last) else {
+                continue;
+            };
+            match backend.lend(table, &mut tree, units, &mut Tlb::of(self.vttbr)) {
+                Ok(()) => log::debug!("vm {}: tables are shared in {units}", self.name),
+                Err(error) => log::debug!("vm {}: tables are not shared: {error}", self.name),
             }
         }
     }
