@@ -23,6 +23,12 @@ pub(crate) fn is_there(path: &[&str]) -> bool {
     File::open(path, Open::Read).is_ok()
 }
 
+/// Whether there is such a folder, and something in it.
+pub(crate) fn has_entries(path: &[&str]) -> bool {
+    let mut some = false;
+    each(path, |_| some = true).is_ok() && some
+}
+
 /// Where a link leads.
 pub(crate) fn leads_to(path: &[&str]) -> Option<Line> {
     let mut bytes = [0; 256];

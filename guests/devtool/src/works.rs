@@ -156,7 +156,9 @@ fn interrupts_of(
 ) -> Result<(u64, Text<64>), Failure> {
     let folder = "/sys/bus/pci/devices/";
     let messages = [folder, function.as_str(), "/msi_irqs"];
-    let wires = wanted.wires || wanted.either && !sysfs::is_there(&messages);
+    // Linux 6.1 makes the folder before it learns that it may have none.
+    let has_messages = sysfs::has_entries(&messages);
+    let wires = wanted.wires || wanted.either && !has_messages;
     let mut found = (0, Text::default());
     let mut wrong = None;
     let mut add = |irq: &str| {
@@ -179,7 +181,7 @@ fn interrupts_of(
         }
     };
     let path = [folder, function.as_str(), "/irq"];
-    let listed = match (sysfs::is_there(&messages), wires) {
+    let listed = match (has_messages, wires) {
         (true, true) => return Err(Failure::Wrong("the function has message interrupts")),
         (false, false) => return Err(Failure::Wrong("the function has no message interrupts")),
         (true, false) => sysfs::each(&messages, add),

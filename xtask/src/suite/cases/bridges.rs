@@ -8,7 +8,19 @@ use super::{Bundle, Case, Disks};
 const BOARD: &str = "pseries";
 
 pub(super) fn cases() -> Vec<Case> {
-    vec![default_guest(), two_bridges(), part_of_a_bridge()]
+    vec![
+        default_guest(),
+        two_bridges("6.12", "6.1", &[]),
+        Case {
+            only_full: true,
+            ..two_bridges(
+                "6.1",
+                "6.12",
+                &["-device", "e1000e,netdev=net4,romfile=,bus=pci.0"],
+            )
+        },
+        part_of_a_bridge(),
+    ]
 }
 
 /// What no guest with devices may show.
@@ -64,34 +76,38 @@ const DEFAULT_OPS: &str = "e1000 .*: iommu: not 64-bit, using default ops";
 /// Two VMs with a host bridge each. Behind the first are two disks and a NIC with messages in a window of 64 bits that
 /// the kernel makes onto all of its memory, and a NIC that knows neither: it has a pin, and the default window. The
 /// other kernel makes no window (`disable_ddw`): its devices have the default one, below 1 GiB, for all that they do.
-/// What is on the disks survives a restart; on the NVMe one there is a file system in the end.
-fn two_bridges() -> Case {
-    let mut case = Case::new(
-        BOARD,
-        "two VMs with a host bridge each: disks and NICs of all kinds in both windows, and in the default one alone, across a restart",
-    )
-    .bundle(Bundle::Manifest(concat!(
-        "version = 1\n[[vm]]\nname = \"one\"\nmemory = \"256M\"\ncpus = 1\nkernel = \"debian:6.12\"\n",
-        "initrd = \"initramfs\"\n",
-        "append = 'console=hvc0 quiet dyndbg=\"file dma-iommu.c +p\" do=use:either:restart,disk:nvme'\n",
-        "devices = [ { host = \"phb:800000020000000\" } ]\n",
-        "[[vm]]\nname = \"two\"\nmemory = \"256M\"\ncpus = 1\nkernel = \"debian:6.1\"\n",
-        "initrd = \"initramfs\"\n",
-        "append = \"console=hvc0 quiet disable_ddw do=use:restart,off\"\n",
-        "devices = [ { host = \"0001:00:00.0\" }, { host = \"0001:00:01.0\" }, { host = \"0001:00:02.0\" } ]\nstart = \"after:one\"\n",
-    )))
+/// What is on the disks survives a restart; on the NVMe one there is a file system in the end. `more` is a NIC that the
+/// first has beside the others, with messages and all of 64 bits.
+fn two_bridges(one: &str, two: &str, more: &[&str]) -> Case {
+    let manifest = format!(
+        "version = 1\n[[vm]]\nname = \"one\"\nmemory = \"256M\"\ncpus = 1\nkernel = \"debian:{one}\"\n\
+         initrd = \"initramfs\"\n\
+         append = 'console=hvc0 quiet dyndbg=\"file dma-iommu.c +p\" do=use:either:restart,disk:nvme'\n\
+         devices = [ {{ host = \"phb:800000020000000\" }} ]\n\
+         [[vm]]\nname = \"two\"\nmemory = \"256M\"\ncpus = 1\nkernel = \"debian:{two}\"\n\
+         initrd = \"initramfs\"\n\
+         append = \"console=hvc0 quiet disable_ddw do=use:restart,off\"\n\
+         devices = [ {{ host = \"0001:00:00.0\" }}, {{ host = \"0001:00:01.0\" }}, {{ host = \"0001:00:02.0\" }} ]\n\
+         start = \"after:one\"\n"
+    );
+    let name = format!(
+        "two VMs with a host bridge each: disks and NICs of all kinds in both windows of Linux {one}, and in the default one alone of {two}, across a restart"
+    );
+    let nics = if more.is_empty() { 2 } else { 3 };
+    let mut case = Case::new(BOARD, name)
+    .bundle(Bundle::Manifest(manifest.leak()))
     .expect(&[
         "vm one: 0000:00:01.0 of phb:800000020000000",
         "vm two: 0001:00:02.0 of phb:800000020000001",
         r"vm 0: ibm,create-pe-dma-window \[\w+, 8000000, 20000000, 18, 1c\]: 0 \[80000001, 8000000, 0\]",
-        "action use: 2 disks and 2 interfaces used, .* resetting",
+        &format!("action use: 2 disks and {nics} interfaces used, .* resetting"),
         "vm one: reset",
         r"vm 0: ibm,create-pe-dma-window .*: 0 \[80000001, 8000000, 0\]",
         r"action use: .* nvme0n1, nvme, .*: [1-9]\d* interrupts by pSeries-PCI-MSI, data is as it was before",
         r"action use: .* vda, virtio-pci, .*: [1-9]\d* interrupts by pSeries-PCI-MSI, data is as it was before",
         r"action use: .*, e1000, .*: [1-9]\d* interrupts by XICS, every echo came back whole",
         r"action use: .*, virtio-pci, .*: [1-9]\d* interrupts by pSeries-PCI-MSI, every echo came back whole",
-        "action use: ok: 2 disks, 2 interfaces, ",
+        &format!("action use: ok: 2 disks, {nics} interfaces, "),
         "action disk: nvme0n1: ext4 made, 6 files written and read back, e2fsck finds it clean",
         "action disk: ok: 1 disks",
         "/ # ",
@@ -127,11 +143,14 @@ fn two_bridges() -> Case {
     .args(&["-device", "spapr-pci-host-bridge,index=1,id=p1"])
     .args(&["-device", "virtio-blk-pci,iommu_platform=on,disable-legacy=on,bus=p1.0,drive=spare2"])
     .args(&["-device", "virtio-net-pci,iommu_platform=on,disable-legacy=on,netdev=net3,romfile=,bus=p1.0"])
-    .args(&["-device", "e1000e,netdev=net2,romfile=,bus=p1.0"]);
+    .args(&["-device", "e1000e,netdev=net2,romfile=,bus=p1.0"])
+    .args(&["-netdev", "user,id=net4"])
+    .args(more);
     case.disks = Disks::AndSpare(2);
     forbidden(&mut case);
     case.forbids
         .push("vm 1: ibm,create-pe-dma-window".to_owned());
+    case.forbids.push("e1000e .*using default ops".to_owned());
     case.timeout = Duration::from_secs(300);
     case.one_thread()
 }

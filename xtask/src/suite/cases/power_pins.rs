@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Result, bail, ensure};
+use regex::Regex;
 
 use super::vms::MONITOR;
 use super::{Bundle, Case, Check, Disks};
@@ -11,7 +12,16 @@ use crate::qemu::Time;
 const BOARD: &str = "pseries";
 
 pub(super) fn cases() -> Vec<Case> {
-    vec![by_pins(), levels(), storm(), no_pin_is_left()]
+    vec![
+        by_pins(),
+        Case {
+            only_full: true,
+            ..two_by_pins()
+        },
+        levels(),
+        storm(),
+        no_pin_is_left(),
+    ]
 }
 
 fn forbidden(case: &mut Case) {
@@ -51,6 +61,53 @@ fn by_pins() -> Case {
     case.forbids.push("ibm,create-pe-dma-window".to_owned());
     case.timeout = Duration::from_secs(120);
     case.one_thread()
+}
+
+/// Two such VMs at the same time, each with its own kernel, across a restart.
+fn two_by_pins() -> Case {
+    let vm = |name: &str, kernel: &str, cpu: u32, bridge: u32| {
+        format!(
+            "[[vm]]\nname = \"{name}\"\nmemory = \"256M\"\ncpus = 1\npin = [{cpu}]\nkernel = \"debian:{kernel}\"\n\
+             initrd = \"initramfs\"\nappend = \"console=hvc0 quiet pci=nomsi do=use:wires:restart,off\"\n\
+             devices = [ {{ host = \"phb:80000002000000{bridge}\" }} ]\n"
+        )
+    };
+    let vms = [vm("one", "6.12", 0, 1), vm("two", "6.1", 1, 2)].concat();
+    let mut case = Case::new(
+        BOARD,
+        "NVMe disks of two VMs interrupt by their pins at the same time, across a restart",
+    )
+    .bundle(Bundle::Manifest(format!("version = 1\n{vms}").leak()))
+    .args(&["-device", "spapr-pci-host-bridge,index=1,id=p1"])
+    .args(&["-device", "spapr-pci-host-bridge,index=2,id=p2"])
+    .args(&[
+        "-device",
+        "nvme,serial=spare1,dbcs=off,bus=p1.0,drive=spare1",
+    ])
+    .args(&[
+        "-device",
+        "nvme,serial=spare2,dbcs=off,bus=p2.0,drive=spare2",
+    ]);
+    case.disks = Disks::AndSpare(2);
+    forbidden(&mut case);
+    case.check = Check::Judged(both_by_pins);
+    case.timeout = Duration::from_secs(200);
+    case
+}
+
+/// Either may be first in all that it does.
+fn both_by_pins(console: &str) -> Result<()> {
+    for vm in ["one", "two"] {
+        let told = |what: &str| {
+            let regex = Regex::new(&format!(r"(?m)^\[{vm}\] .*{what}"))?;
+            ensure!(regex.is_match(console), "{vm}: `{what}` was not seen");
+            Ok(())
+        };
+        told("action use: 1 disks and 0 interfaces used, .* resetting")?;
+        told(r"nvme0n1, nvme, .*: [1-9]\d* interrupts by XICS, data is as it was before")?;
+        told("action use: ok: 1 disks, 0 interfaces, ")?;
+    }
+    Ok(())
 }
 
 /// A VM with the guest that has an `edu`: its name, its task, its CPU, its host bridge.
