@@ -296,9 +296,10 @@ fn report_gic(machine: &Machine, features: &Features, map: &mut Map) {
         let typer = gicd.read32(0x4);
         let pidr2 = gicd.read32(0xffe8);
         log::info!(
-            "gicd: architecture v{}, {} interrupts, typer {typer:#x}",
+            "gicd: architecture v{}, {} interrupts, {} security states, typer {typer:#x}",
             pidr2 >> 4 & 0xf,
-            32 * ((typer & 0x1f) + 1)
+            32 * ((typer & 0x1f) + 1),
+            1 + (typer >> 10 & 1)
         );
     }
     for its in &machine.itss {

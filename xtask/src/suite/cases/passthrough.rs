@@ -83,6 +83,7 @@ pub(super) fn cases() -> Vec<Case> {
     vec![
         two_views(),
         in_use(),
+        two_security_states(),
         ports(
             "dt",
             linux!("6.12", "dt", "2", below_ports!(), "use,disk"),
@@ -114,6 +115,30 @@ pub(super) fn cases() -> Vec<Case> {
         behind_no_smmu(),
         unconfined(),
     ]
+}
+
+/// What a board with firmware at EL3 looks like to us: half of the GIC's registers and bits are not ours.
+fn two_security_states() -> Case {
+    let mut case = Case::new(
+        BOARD,
+        "on a machine with two security states Linux has its disk's and its clocks' interrupts",
+    )
+    .bundle(linux!(
+        "6.12",
+        "dt",
+        "2",
+        "{ host = \"0000:00:01.0\" }",
+        "use"
+    ))
+    .args(&["-M", "secure=on"])
+    .expect(&[
+        "gicd: architecture v3, .* 2 security states",
+        r"action use: ok: 1 disks, 0 interfaces, [1-9]\d* interrupts",
+        "vm linux: powered off",
+        "verdict 0: all VMs are off",
+    ]);
+    case.vary.threads = Threads::One;
+    case
 }
 
 /// The CPU's view of a VM has no doorbell; the device's has that and the VM's memory, and nothing else.
