@@ -16,10 +16,37 @@ use crate::{child, image, say, show, timings, workspace};
 /// How the compiler is asked to work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Profile {
-    /// Unoptimised.
-    Debug,
-    /// Optimised for size.
+    /// With the checks of a debug build, and made anew within seconds: crate by crate, from what the last build left.
+    Checked,
+    /// Optimised for size, as one.
     Release,
+}
+
+impl Profile {
+    /// What `--debug` asks for.
+    pub(crate) fn of_option(debug: bool) -> Self {
+        match debug {
+            true => Self::Checked,
+            false => Self::Release,
+        }
+    }
+
+    /// What cargo calls it, and the folder of what is built.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Checked => "checked",
+            Self::Release => "release",
+        }
+    }
+
+    /// Flags of the compiler that only this profile needs.
+    fn flags(self, arch: Arch) -> &'static [&'static str] {
+        match (self, arch) {
+            // It is larger than what the model of the optimised image reaches.
+            (Self::Checked, Arch::Aarch64) => &["-Ccode-model=small"],
+            (Self::Checked, Arch::Ppc64) | (Self::Release, _) => &[],
+        }
+    }
 }
 
 /// What the hypervisor is to be able to do.
@@ -90,7 +117,7 @@ pub(crate) fn command(options: &BuildOptions) -> Result<u8> {
         Some(name) => vec![Board::load(&workspace::root().join("boards"), name)?.arch],
         None => Arch::ALL.to_vec(),
     };
-    disk::ensure_room(Work::Build)?;
+    disk::ensure_room(Work::Build, options.profile())?;
     let toolchain = toolchain::provide()?;
     let start = Instant::now();
     let one = |arch| {
@@ -139,14 +166,12 @@ pub(crate) fn build_with(
     profile: Profile,
     contents: Contents,
 ) -> Result<Built> {
-    let mut command = cargo(toolchain, arch, "build");
+    let mut command = cargo_with(toolchain, arch, "build", profile.flags(arch));
     command
         .arg("--message-format=json-render-diagnostics")
+        .args(["--profile", profile.name()])
         .args(["-p", arch.package()])
         .args(contents.features());
-    if profile == Profile::Release {
-        command.arg("--release");
-    }
     let whole = match contents {
         Contents::Whole => None,
         Contents::BringUp => std::fs::read(program(arch, profile)).ok(),
@@ -189,16 +214,17 @@ pub(crate) fn folder(arch: Arch) -> PathBuf {
 fn program(arch: Arch, profile: Profile) -> PathBuf {
     let target = arch.target();
     let target = Path::new(&target).file_stem().unwrap_or_default();
-    let profile = match profile {
-        Profile::Debug => "debug",
-        Profile::Release => "release",
-    };
-    let dir = folder(arch).join(target).join(profile);
+    let dir = folder(arch).join(target).join(profile.name());
     dir.join(arch.package())
 }
 
 /// A cargo command with what the architecture needs to be compiled.
 pub(crate) fn cargo(toolchain: &Toolchain, arch: Arch, verb: &str) -> Command {
+    cargo_with(toolchain, arch, verb, &[])
+}
+
+/// The same, with further flags of the compiler: the last of contradicting ones counts.
+fn cargo_with(toolchain: &Toolchain, arch: Arch, verb: &str, flags: &[&str]) -> Command {
     let mut command = toolchain.command();
     command
         .current_dir(workspace::root())
@@ -218,10 +244,11 @@ pub(crate) fn cargo(toolchain: &Toolchain, arch: Arch, verb: &str) -> Command {
     // An image says the same of itself wherever it was built, and says it shorter.
     let target = arch.target();
     let triple = Path::new(&target).file_stem().unwrap_or_default();
+    let mut all = without_prefixes(&toolchain.foreign_sources());
+    all.extend(flags.iter().map(|&flag| flag.to_owned()));
     command.arg("--config").arg(format!(
-        "target.{}.rustflags={:?}",
+        "target.{}.rustflags={all:?}",
         triple.to_string_lossy(),
-        without_prefixes(&toolchain.foreign_sources())
     ));
     // `core` from source and `#[optimize]` need it.
     command.env("RUSTC_BOOTSTRAP", "1");

@@ -110,7 +110,7 @@ pub(crate) struct RunOptions {
     /// Build everything, then print the exact QEMU line and start nothing
     #[arg(long)]
     pub(crate) dry_run: bool,
-    /// Build without optimisation
+    /// Build with the checks of a debug build; after a change it is made anew within seconds
     #[arg(long)]
     pub(crate) debug: bool,
     /// Build without what runs VMs: takes the machine, prints the report, powers off
@@ -124,14 +124,14 @@ pub(crate) struct RunOptions {
 /// Options of `build`.
 #[derive(Debug, Clone, Args)]
 #[command(after_help = "\
-The result is the optimised build unless --debug is given; `run` and `test` use the optimised one too.")]
+The result is the optimised build unless --debug is given, as with `run` and `test`.")]
 pub(crate) struct BuildOptions {
     /// A folder of `boards/`; every architecture when left out
     pub(crate) board: Option<String>,
     /// Build with optimisation (the default)
     #[arg(long, conflicts_with = "debug")]
     pub(crate) release: bool,
-    /// Build without optimisation
+    /// Build with the checks of a debug build; after a change it is made anew within seconds
     #[arg(long)]
     pub(crate) debug: bool,
     /// Build the image for a new board: without what runs VMs, it takes the machine, prints the
@@ -158,6 +158,10 @@ pub(crate) struct TestOptions {
     /// Every combination of the large matrices, not a sample in which every pair occurs
     #[arg(long)]
     pub(crate) full: bool,
+    /// The images with the checks of a debug build, which are made anew within seconds after a change;
+    /// without the tests that hold the optimised ones to a size
+    #[arg(long)]
+    pub(crate) debug: bool,
     /// Say at the end what each build, host test program and board test took of the processors
     #[arg(long)]
     pub(crate) timings: bool,
@@ -179,11 +183,7 @@ pub(crate) struct BenchOptions {
 impl RunOptions {
     /// The profile that the options ask for.
     pub(crate) fn profile(&self) -> Profile {
-        if self.debug {
-            Profile::Debug
-        } else {
-            Profile::Release
-        }
+        Profile::of_option(self.debug)
     }
 
     /// What the options ask to be built.
@@ -195,11 +195,7 @@ impl RunOptions {
 impl BuildOptions {
     /// The profile that the options ask for.
     pub(crate) fn profile(&self) -> Profile {
-        if self.debug {
-            Profile::Debug
-        } else {
-            Profile::Release
-        }
+        Profile::of_option(self.debug)
     }
 
     /// What the options ask to be built.

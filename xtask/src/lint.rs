@@ -5,7 +5,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context as _, Result, bail};
 
 use crate::board::Arch;
-use crate::build::Contents;
+use crate::build::{Contents, Profile};
 use crate::provide::disk::{self, Work};
 use crate::provide::toolchain::{self, Toolchain};
 use crate::suite::host;
@@ -16,7 +16,7 @@ use crate::{build, guest, say};
 /// # Errors
 /// A check that fails; its messages are shown.
 pub(crate) fn lint() -> Result<u8> {
-    disk::ensure_room(Work::Lint)?;
+    disk::ensure_room(Work::Lint, Profile::Release)?;
     toolchain::provide_lints()?;
     let toolchain = toolchain::provide()?;
     let mut packages = Vec::new();

@@ -38,7 +38,7 @@ pub(crate) fn run(options: &RunOptions) -> Result<u8> {
     if let Some((file, overrides)) = &manifest {
         manifest::check(file, overrides)?;
     }
-    disk::ensure_room(Work::Run)?;
+    disk::ensure_room(Work::Run, options.profile())?;
     provide::permission::ensure(&[board.arch])?;
     let qemu = provide::qemu::provide(board.arch)?;
     let toolchain = toolchain::provide()?;

@@ -19,6 +19,8 @@ pub enum SelfTest {
     WriteText,
     /// `execute-data`: a jump into writable memory.
     ExecuteData,
+    /// `overflow`: a sum that does not fit its type. Only an image with the checks of a debug build notices it.
+    Overflow,
 }
 
 impl SelfTest {
@@ -31,6 +33,7 @@ impl SelfTest {
             "panic-in-panic" => Self::PanicInPanic,
             "write-text" => Self::WriteText,
             "execute-data" => Self::ExecuteData,
+            "overflow" => Self::Overflow,
             _ => return None,
         })
     }

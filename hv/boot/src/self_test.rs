@@ -7,8 +7,8 @@ use core::hint::black_box;
 use crate::SelfTest;
 
 impl SelfTest {
-    /// Fails in the way asked for. Comes back from what is each architecture's to provoke: an exception, a store to
-    /// code, a jump to data.
+    /// Fails in the way asked for. Comes back from what is each architecture's to provoke (an exception, a store to
+    /// code, a jump to data), and from what this build does not check.
     pub fn provoke(self) {
         log::warn!("provoking {self:?}, as the command line asks");
         match self {
@@ -23,6 +23,9 @@ impl SelfTest {
                 }
             }
             Self::PanicInPanic => panic!("{}", PanicsWhenPrinted),
+            Self::Overflow => {
+                black_box(black_box(u8::MAX) + black_box(1));
+            }
             Self::Exception | Self::WriteText | Self::ExecuteData => {}
         }
     }

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result, bail};
 
 use super::Need;
+use crate::build::Profile;
 use crate::workspace;
 
 /// In its place, so many MiB are asked for.
@@ -33,12 +34,17 @@ pub(crate) enum Work {
 
 impl Work {
     /// What the build directory of a fresh clone grows to, measured and rounded up.
-    fn whole_mib(self) -> u64 {
-        match self {
+    fn whole_mib(self, profile: Profile) -> u64 {
+        let optimised = match self {
             Self::Build => 1024,
             Self::Run => 1280,
             Self::Test => 3072,
             Self::Lint => 1536,
+        };
+        match profile {
+            Profile::Release => optimised,
+            // Crates that are linked as they are have their code, and the compiler's memory of both images.
+            Profile::Checked => optimised + 768,
         }
     }
 
@@ -71,9 +77,9 @@ struct Disk {
 ///
 /// # Errors
 /// There is too little room; the message says where, how much is needed, and the cure.
-pub(crate) fn ensure_room(work: Work) -> Result<()> {
+pub(crate) fn ensure_room(work: Work, profile: Profile) -> Result<()> {
     let wanted = wanted(env::var(VARIABLE).ok().as_deref())?;
-    match shortage(&growths(work, wanted), disk_of) {
+    match shortage(&growths(work, profile, wanted), disk_of) {
         None => Ok(()),
         Some(short) => bail!("{}; {}", short.text(work), cure()),
     }
@@ -87,7 +93,7 @@ pub(crate) fn need() -> Need {
             return Need::unmet("room on disk", format!("{error:#}"), "a number, or none");
         }
     };
-    let growths = growths(Work::Test, wanted);
+    let growths = growths(Work::Test, Profile::Release, wanted);
     let what = format!("room on disk for {}", Work::Test.command());
     if let Some(short) = shortage(&growths, disk_of) {
         return Need::unmet(what, short.text(Work::Test), cure());
@@ -110,11 +116,11 @@ fn wanted(value: Option<&str>) -> Result<Option<u64>> {
     value.map(parse).transpose()
 }
 
-fn growths(work: Work, wanted: Option<u64>) -> Vec<Growth> {
+fn growths(work: Work, profile: Profile, wanted: Option<u64>) -> Vec<Growth> {
     let target = Growth {
         by_mib: wanted.unwrap_or_else(|| {
             let there = mib_in(&workspace::target_dir());
-            work.whole_mib().saturating_sub(there).max(LEAST_MIB)
+            work.whole_mib(profile).saturating_sub(there).max(LEAST_MIB)
         }),
         folder: workspace::target_dir(),
     };
@@ -277,8 +283,9 @@ mod tests {
                 .to_string()
                 .contains(VARIABLE)
         );
-        assert_eq!(growths(Work::Test, Some(7))[0].by_mib, 7);
-        assert!(growths(Work::Test, None)[0].by_mib >= LEAST_MIB);
+        let by_mib = |wanted| growths(Work::Test, Profile::Release, wanted)[0].by_mib;
+        assert_eq!(by_mib(Some(7)), 7);
+        assert!(by_mib(None) >= LEAST_MIB);
     }
 
     #[test]

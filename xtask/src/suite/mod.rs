@@ -22,6 +22,7 @@ use anyhow::{Result, anyhow, bail};
 
 use self::cases::Smmus;
 use crate::board::{self, Arch, Board};
+use crate::build::Profile;
 use crate::cli::TestOptions;
 use crate::provide::disk::{self, Work};
 use crate::provide::permission;
@@ -120,7 +121,8 @@ pub(crate) fn command(options: &TestOptions) -> Result<u8> {
         Extent::Pairs
     };
 
-    disk::ensure_room(Work::Test)?;
+    let profile = Profile::of_option(options.debug);
+    disk::ensure_room(Work::Test, profile)?;
     let mut tally = Tally::default();
     let mut chosen = Vec::new();
     let mut boards = BTreeMap::new();
@@ -138,6 +140,7 @@ pub(crate) fn command(options: &TestOptions) -> Result<u8> {
         }
         let (can_be_made, more): (Vec<_>, Vec<_>) = cases
             .into_iter()
+            .filter(|case| case.is_of(profile))
             .filter(|case| filter.is_none_or(|f| case.name.contains(f)))
             .partition(|case| case.smmus == Smmus::OfBoard);
         chosen.extend(can_be_made);
@@ -158,7 +161,7 @@ pub(crate) fn command(options: &TestOptions) -> Result<u8> {
         let prepared = (!chosen.is_empty()).then(|| {
             let cases = &chosen;
             let boards = &boards;
-            scope.spawn(move || runner::prepare(cases, boards))
+            scope.spawn(move || runner::prepare(cases, boards, profile))
         });
         let hosts = selection.host.then(|| host::run(filter));
         let prepared = prepared.map(|thread| {

@@ -67,7 +67,11 @@ pub(super) struct Prepared(BTreeMap<Arch, Tools>);
 ///
 /// # Errors
 /// Something that they all need is missing.
-pub(super) fn prepare(cases: &[Case], boards: &BTreeMap<String, Board>) -> Result<Prepared> {
+pub(super) fn prepare(
+    cases: &[Case],
+    boards: &BTreeMap<String, Board>,
+    profile: Profile,
+) -> Result<Prepared> {
     let toolchain = toolchain::provide()?;
     let mut wanted = BTreeSet::new();
     let mut emulators = BTreeMap::new();
@@ -91,7 +95,6 @@ pub(super) fn prepare(cases: &[Case], boards: &BTreeMap<String, Board>) -> Resul
             .into_iter()
             .map(|(arch, qemu)| {
                 scope.spawn(move || {
-                    let profile = Profile::Release;
                     let built = build::build(toolchain, arch, profile)?;
                     build::report(arch, &built);
                     let mut bring_up = None;

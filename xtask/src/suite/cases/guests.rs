@@ -120,10 +120,10 @@ pub(super) fn cases() -> Vec<Case> {
         )
     });
     let full = [
-        apart!(11, 1_000_000, 500),
-        apart!(12, 1_000_000, 500),
-        apart!(13, 1_000_000, 500),
-        apart!(14, 1_000_000, 500),
+        apart!(11, 1_000_000, 700),
+        apart!(12, 1_000_000, 700),
+        apart!(13, 1_000_000, 700),
+        apart!(14, 1_000_000, 700),
     ];
     cases.extend(full.into_iter().zip(11..).map(|(bundle, seed)| Case {
         only_full: true,

@@ -29,6 +29,7 @@ use super::Extent;
 use super::pairwise;
 use super::trees::Tree;
 use crate::board::Smmu;
+use crate::build::Profile;
 use crate::qemu::{Threads, Time, Variation};
 use crate::session::Typed;
 
@@ -65,6 +66,8 @@ pub(super) struct Case {
     pub(super) check: Check,
     /// Whether it is left out of the default sample.
     pub(super) only_full: bool,
+    /// Whether only images with the checks of a debug build do what it expects.
+    pub(super) only_checked: bool,
 }
 
 /// What a test's machine runs.
@@ -226,6 +229,13 @@ const WAITING: [(&str, u32); 7] = [
     ("is refused until that VM is stopped", 3),
 ];
 
+/// Parts of names of tests that hold a path to so many instructions, by what a neighbour's clock says. Checks take instructions.
+const QUICK: [&str; 3] = [
+    "configuration space, ITS, messages and events under fire leave a neighbour alone",
+    "a flood of stage-1 faults is paid for by its owner",
+    "a pin that is left up for ever costs its own VM's time",
+];
+
 impl Case {
     /// About how many seconds it takes: the long ones are to be started first.
     pub(super) fn takes_s(&self) -> u32 {
@@ -233,6 +243,26 @@ impl Case {
         known
             .find(|(part, _)| self.name.contains(part))
             .map_or(1, |(_, seconds)| *seconds)
+    }
+
+    /// Whether it says something of images of this profile. What an image is held to is said of the optimised one, and this
+    /// tool starts that one.
+    pub(super) fn is_of(&self, profile: Profile) -> bool {
+        if self.only_checked {
+            return profile == Profile::Checked;
+        }
+        let of_any = match self.check {
+            Check::Run | Check::Judged(_) | Check::SameTwice | Check::SameReport => {
+                !QUICK.iter().any(|part| self.name.contains(part))
+            }
+            Check::Pasted { .. }
+            | Check::Bench(_)
+            | Check::Image { .. }
+            | Check::Tables
+            | Check::Ended(_)
+            | Check::Refused { .. } => false,
+        };
+        of_any || profile == Profile::Release
     }
 
     /// Whether most of that is waiting.
@@ -257,6 +287,7 @@ impl Case {
             timeout: Duration::from_secs(300),
             check: Check::Run,
             only_full: false,
+            only_checked: false,
         }
     }
 
@@ -442,16 +473,27 @@ fn sampled_beside<const N: usize>(
 
 /// Each failure that can be provoked ends in its verdict, and says where it was.
 fn provoked(board: &'static str, failures: &[(&str, &[&str])]) -> Vec<Case> {
-    failures
-        .iter()
-        .map(|(failure, shows)| {
-            Case::new(board, format!("a provoked {failure} ends in a verdict"))
-                .args(&["-append", &format!("bulkhead.test={failure}")])
-                .expect(&["provoking"])
-                .expect(shows)
-                .fatal()
-        })
-        .collect()
+    let provoked = |failure: &str, shows: &[&str]| {
+        Case::new(board, format!("a provoked {failure} ends in a verdict"))
+            .args(&["-append", &format!("bulkhead.test={failure}")])
+            .expect(&["provoking"])
+            .expect(shows)
+            .fatal()
+    };
+    let failures = failures.iter();
+    let mut cases: Vec<_> = failures
+        .map(|(failure, shows)| provoked(failure, shows))
+        .collect();
+    let noticed: &[&str] = &[
+        r"PANIC on CPU 0.* panicked at hv/boot/src/self_test.rs:\d+",
+        "attempt to add with overflow",
+        "verdict 1: panic",
+    ];
+    cases.push(Case {
+        only_checked: true,
+        ..provoked("overflow", noticed)
+    });
+    cases
 }
 
 /// The boot bundle is read back and listed, and refused when it is damaged.
@@ -646,8 +688,26 @@ mod tests {
             .flat_map(|board| of_board(board, Extent::Full))
             .map(|case| case.name)
             .collect();
-        for (part, _) in LONG {
+        for part in LONG.iter().map(|(part, _)| part).chain(&QUICK) {
             assert!(names.iter().any(|name| name.contains(part)), "{part}");
+        }
+    }
+
+    #[test]
+    fn what_is_measured_is_the_optimised_image() {
+        let checked = |case: &Case| case.is_of(Profile::Checked);
+        let all = of_board("virt", Extent::Full);
+        assert!(all.iter().all(|case| case.is_of(Profile::Release)));
+        let left_out = all.iter().filter(|case| !checked(case));
+        assert!(
+            left_out
+                .clone()
+                .any(|case| matches!(case.check, Check::Image { .. }))
+        );
+        assert!(all.iter().any(checked));
+        for case in left_out {
+            let boots = matches!(case.check, Check::Run);
+            assert!(!boots || QUICK.iter().any(|part| case.name.contains(part)));
         }
     }
 
