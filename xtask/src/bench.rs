@@ -24,6 +24,7 @@ use serde::Serialize;
 use crate::board::Board;
 use crate::build::{self, Profile};
 use crate::cli::BenchOptions;
+use crate::provide::disk::{self, Work};
 use crate::provide::{self, toolchain};
 use crate::qemu::{self, Line, Time, Variation};
 use crate::session::{self, Input, Output, Plan, Until};
@@ -77,6 +78,7 @@ const TCE: &str = "tce";
 /// # Errors
 /// An unknown name (with the known ones), or a run that fails.
 pub(crate) fn command(options: &BenchOptions) -> Result<u8> {
+    disk::ensure_room(Work::Bench, Profile::Release)?;
     let name = options.name.as_deref();
     if name == Some(traps::NAME) {
         return traps::run(options.board.as_deref().unwrap_or(traps::BOARDS[0].name));
@@ -87,9 +89,17 @@ pub(crate) fn command(options: &BenchOptions) -> Result<u8> {
     if name == Some(io::NAME) && options.board.as_deref() == Some(io_power::BOARD) {
         return io_power::run();
     }
+    if let (Some(io::NAME), Some(board)) = (name, &options.board) {
+        ensure!(
+            board == io::BOARD,
+            "`{}` is measured on {} and {}, not on `{board}`",
+            io::NAME,
+            io::BOARD,
+            io_power::BOARD
+        );
+    }
     ensure!(
-        options.board.is_none()
-            || name == Some(io::NAME) && options.board.as_deref() == Some(io::BOARD),
+        options.board.is_none() || name == Some(io::NAME),
         "only `{}`, `{}` and `{}` are measured on several boards",
         traps::NAME,
         boot::NAME,
@@ -125,7 +135,8 @@ pub(crate) fn command(options: &BenchOptions) -> Result<u8> {
             ])
             .collect();
         bail!(
-            "there is no such bench; the benches are: {}",
+            "there is no bench `{}`; the benches are: {}",
+            name.unwrap_or_default(),
             known.join(", ")
         );
     }
@@ -174,7 +185,7 @@ pub(crate) fn command(options: &BenchOptions) -> Result<u8> {
             for measured in &boot::BOARDS {
                 worst = worst.max(boot::run(measured.board)?);
             }
-            let others = [iommu::run, smmu::run, io::run];
+            let others = [iommu::run, smmu::run, io::run, io_power::run];
             others
                 .iter()
                 .try_fold(worst, |worst, bench| Ok(worst.max(bench()?)))

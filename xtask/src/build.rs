@@ -210,12 +210,16 @@ pub(crate) fn folder(arch: Arch) -> PathBuf {
     }
 }
 
-/// Where cargo puts the hypervisor.
-fn program(arch: Arch, profile: Profile) -> PathBuf {
+/// Where cargo puts what it makes for an architecture.
+pub(crate) fn result_folder(arch: Arch, profile: Profile) -> PathBuf {
     let target = arch.target();
     let target = Path::new(&target).file_stem().unwrap_or_default();
-    let dir = folder(arch).join(target).join(profile.name());
-    dir.join(arch.package())
+    folder(arch).join(target).join(profile.name())
+}
+
+/// Where cargo puts the hypervisor.
+fn program(arch: Arch, profile: Profile) -> PathBuf {
+    result_folder(arch, profile).join(arch.package())
 }
 
 /// A cargo command with what the architecture needs to be compiled.
@@ -392,11 +396,11 @@ mod tests {
 
     #[test]
     fn the_path_of_a_folder_is_noticed() {
-        let folders = [PathBuf::from("/home/a/.cargo"), PathBuf::from("/work")];
+        let folders = [PathBuf::from("/home/a/.cargo"), PathBuf::from("/src")];
         let noticed = |text: &[u8]| named(text, &folders);
         assert_eq!(noticed(b"\0/home/b/.cargo/x.rs\0hv/y.rs\0"), None);
-        assert_eq!(noticed(b"\0/work/hv/y.rs"), Some(Path::new("/work")));
-        assert_eq!(without_prefixes(&folders)[1], "--remap-path-prefix=/work=");
+        assert_eq!(noticed(b"\0/src/hv/y.rs"), Some(Path::new("/src")));
+        assert_eq!(without_prefixes(&folders)[1], "--remap-path-prefix=/src=");
     }
 
     #[test]

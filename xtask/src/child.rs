@@ -1,4 +1,4 @@
-//! QEMU as a child that never outlives us.
+//! Children that never outlive us: QEMU, and what builds, fetches and tests for us.
 #![expect(
     unsafe_code,
     reason = "the tie to the parent is made between fork and exec"
@@ -10,7 +10,7 @@ use std::os::unix::process::CommandExt as _;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
-use rustix::process::{Pid, WaitId, WaitIdOptions};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions};
 
 use crate::qemu::Line;
 use crate::workspace;
@@ -31,13 +31,37 @@ pub(crate) fn own_processor_time() -> Option<Duration> {
     times_of(&stat, rustix::param::clock_ticks_per_second())
 }
 
+/// Has the kernel send the child a signal when the thread that starts it ends, however that comes about.
+pub(crate) fn tied(command: &mut Command, signal: Signal) -> &mut Command {
+    let parent = rustix::process::getpid();
+    let tie = move || {
+        rustix::process::set_parent_process_death_signal(Some(signal))?;
+        // We may have gone between the fork and the line above.
+        if rustix::process::getppid() == Some(parent) {
+            Ok(())
+        } else {
+            Err(io::Error::other("the parent is gone"))
+        }
+    };
+    // SAFETY: the closure only makes two system calls: it allocates nothing and takes no lock.
+    unsafe { command.pre_exec(tie) }
+}
+
+/// Runs a command to its end, with nothing to read; asks it to end if we do.
+///
+/// # Errors
+/// Those of the system calls.
+pub(crate) fn status(command: &mut Command) -> io::Result<ExitStatus> {
+    tied(command, Signal::TERM).stdin(Stdio::null()).status()
+}
+
 /// Runs a command to its end: how it ended, its standard output, and the processor time it took. Its messages go
-/// where ours go.
+/// where ours go; it is asked to end if we do.
 ///
 /// # Errors
 /// Those of the system calls.
 pub(crate) fn output(command: &mut Command) -> io::Result<(ExitStatus, Vec<u8>, Duration)> {
-    let mut child = command
+    let mut child = tied(command, Signal::TERM)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::inherit())
@@ -94,19 +118,7 @@ impl Qemu {
             .stderr(Stdio::piped())
             // A group of its own: a Ctrl-C on the terminal is ours to act on.
             .process_group(0);
-        let parent = rustix::process::getpid();
-        let tie = move || {
-            rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
-            // We may have gone between the fork and the line above.
-            if rustix::process::getppid() == Some(parent) {
-                Ok(())
-            } else {
-                Err(io::Error::other("the parent is gone"))
-            }
-        };
-        // SAFETY: the closure only makes two system calls: it allocates nothing and takes no lock.
-        unsafe { command.pre_exec(tie) };
-        command.spawn().map(|child| Self {
+        tied(&mut command, Signal::KILL).spawn().map(|child| Self {
             child,
             spent: Duration::ZERO,
         })
@@ -225,6 +237,15 @@ mod tests {
         assert_eq!(output, b"out\n");
         assert!(spent < Duration::from_secs(1));
         assert!(own_processor_time().is_some());
+    }
+
+    #[test]
+    fn what_works_for_us_is_asked_to_end_when_we_do() {
+        use std::os::unix::process::ExitStatusExt as _;
+        let started = || tied(Command::new("sleep").arg("600"), Signal::TERM).spawn();
+        let mut child = std::thread::spawn(started).join().unwrap().unwrap();
+        let status = child.wait().unwrap();
+        assert_eq!(status.signal(), Some(Signal::TERM.as_raw()));
     }
 
     #[test]

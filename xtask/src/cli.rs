@@ -175,7 +175,7 @@ one is over its limit.")]
 pub(crate) struct BenchOptions {
     /// One bench; all when left out
     pub(crate) name: Option<String>,
-    /// The board of `traps`, where it is not virt: pseries
+    /// The board of `traps`, `boot` or `io`: virt (the default) or pseries
     #[arg(long)]
     pub(crate) board: Option<String>,
 }

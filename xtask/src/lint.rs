@@ -1,6 +1,6 @@
 //! `cargo xtask lint`: what is checked of the sources without running them.
 
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
 
@@ -9,7 +9,7 @@ use crate::build::{Contents, Profile};
 use crate::provide::disk::{self, Work};
 use crate::provide::toolchain::{self, Toolchain};
 use crate::suite::host;
-use crate::{build, guest, say};
+use crate::{build, child, guest, say};
 
 /// Checks format, lints and documentation; any warning is an error.
 ///
@@ -89,10 +89,7 @@ fn clippy(toolchain: &Toolchain, arch: Arch, package: &str) -> Command {
 
 fn check(what: &str, command: &mut Command) -> Result<()> {
     say!("lint: {what}");
-    let status = command
-        .stdin(Stdio::null())
-        .status()
-        .context("cannot start cargo")?;
+    let status = child::status(command).context("cannot start cargo")?;
     if !status.success() {
         bail!("lint: {what}: not clean; the messages are above");
     }

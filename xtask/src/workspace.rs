@@ -49,6 +49,16 @@ pub(crate) fn cache_dir() -> PathBuf {
         )
 }
 
+/// What the name of something that is not whole yet ends with.
+pub(crate) const PARTIAL: &str = ".part";
+
+/// The name that a folder has until all is in it, which no other process gives one.
+pub(crate) fn partial(folder: &Path) -> PathBuf {
+    let mut partial = folder.as_os_str().to_owned();
+    partial.push(format!(".{}{PARTIAL}", std::process::id()));
+    partial.into()
+}
+
 /// Writes a file whole or not at all: under another name first, then renamed.
 ///
 /// # Errors

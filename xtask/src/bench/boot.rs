@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use regex::Regex;
+use rustix::process::Signal;
 use serde::Serialize;
 
 use super::folder;
@@ -30,7 +31,7 @@ use crate::manifest::{Overrides, PayloadName};
 use crate::provide::{self, toolchain};
 use crate::qemu::{self, Line, Time, Variation};
 use crate::suite::host;
-use crate::{output, run, say, workspace};
+use crate::{child, output, run, say, workspace};
 
 /// Its name on the command line.
 pub(super) const NAME: &str = "boot";
@@ -262,8 +263,8 @@ impl Measured {
         command.arg("-no-shutdown").arg("-qmp");
         command.arg(format!("unix:{},server,nowait", socket.display()));
         command.stdin(Stdio::null()).stdout(Stdio::null());
-        let mut machine = command
-            .stderr(Stdio::null())
+        command.stderr(Stdio::null());
+        let mut machine = child::tied(&mut command, Signal::KILL)
             .spawn()
             .with_context(|| format!("cannot start {}", line.program.display()))?;
         let count = count_at_power_off(&log, last, &socket, &mut machine);

@@ -3,14 +3,12 @@
 //! The bench itself is `hv/iommu/benches/core`; its times are of the host, so only what was timed turn by
 //! turn in one run is compared.
 
-use std::process::Stdio;
-
 use anyhow::{Context as _, Result, bail, ensure};
 use serde::Serialize;
 
 use super::folder;
 use crate::suite::host::cargo;
-use crate::{output, say, show, workspace};
+use crate::{child, output, say, show, workspace};
 
 /// Its name on the command line.
 pub(super) const NAME: &str = "iommu";
@@ -31,25 +29,21 @@ struct Figure {
 /// # Errors
 /// A bench that does not build or run, or prints no figures.
 pub(super) fn run() -> Result<u8> {
-    let output = cargo()
-        .args([
-            "bench",
-            "--locked",
-            "-p",
-            "bulkhead-iommu",
-            "--bench",
-            "core",
-        ])
-        .stdin(Stdio::null())
-        .stderr(Stdio::inherit())
-        .output()
-        .context("cannot start cargo")?;
+    let mut command = cargo();
+    command.args([
+        "bench",
+        "--locked",
+        "-p",
+        "bulkhead-iommu",
+        "--bench",
+        "core",
+    ]);
+    let (status, told, _) = child::output(&mut command).context("cannot start cargo")?;
     ensure!(
-        output.status.success(),
-        "the bench of the IOMMU core ended with {}",
-        output.status
+        status.success(),
+        "the bench of the IOMMU core ended with {status}"
     );
-    let text = String::from_utf8_lossy(&output.stdout);
+    let text = String::from_utf8_lossy(&told);
     let figures = figures(&text)?;
     for line in text.lines().filter(|line| line.contains(", ns")) {
         show!("{line}");

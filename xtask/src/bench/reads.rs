@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use regex::Regex;
+use rustix::process::Signal;
 use serde::Serialize;
 
 use super::folder;
@@ -28,7 +29,7 @@ use crate::build::Built;
 use crate::manifest::{Overrides, PayloadName};
 use crate::provide::payload;
 use crate::qemu::{self, Files, Line, Time, Variation};
-use crate::{run, say, workspace};
+use crate::{child, run, say, workspace};
 
 const SERIES: &str = "6.12";
 /// Reads of each order, and of a stretch: as `devtool reads` does them.
@@ -208,11 +209,13 @@ pub(super) fn recorded_run(line: &Line, name: &str) -> Result<(Vec<u8>, Record)>
     let console = folder().join(format!("reads-{name}.log"));
     let record = folder().join(format!("reads-{name}-{}.rr", std::process::id()));
     workspace::write_whole(&console, b"")?;
-    let mut machine = Command::new(&line.program)
+    let mut command = Command::new(&line.program);
+    command
         .args(recorded(&line.args, &record, &console)?)
         .stdin(Stdio::null())
         .stdout(Stdio::null())
-        .stderr(Stdio::null())
+        .stderr(Stdio::null());
+    let mut machine = child::tied(&mut command, Signal::KILL)
         .spawn()
         .with_context(|| format!("cannot start {}", line.program.display()))?;
     let until = Instant::now() + PATIENCE;

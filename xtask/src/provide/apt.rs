@@ -4,9 +4,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, anyhow, bail};
+use rustix::process::Signal;
 
 use super::{Version, output_of, sources};
-use crate::{say, shell, workspace};
+use crate::{child, say, shell, workspace};
 
 /// Which packages an [`Apt`] is for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -123,7 +124,9 @@ impl Apt {
             workspace::write_whole(&self.dir.join("state/status"), b"")?;
         }
         let failed = "cannot fetch the package lists";
-        if self.run(&["update"], failed).is_err() {
+        let mut update = self.command("apt-get");
+        update.arg("update");
+        if run(child::tied(&mut update, Signal::TERM), failed).is_err() {
             // A mirror may be out of step with one suite for a while. Whether the rest is enough
             // shows when a package is looked for.
             say!(
@@ -190,8 +193,9 @@ impl Apt {
         if let Some(suite) = suite {
             command.args(["-t", suite]);
         }
+        command.arg("download").args(packages).current_dir(into);
         run(
-            command.arg("download").args(packages).current_dir(into),
+            child::tied(&mut command, Signal::TERM),
             "cannot fetch a package",
         )
     }
@@ -327,7 +331,7 @@ fn first_that_gives(
     Err(first)
 }
 
-/// Runs apt or dpkg with their own progress on standard error.
+/// Runs apt or dpkg with their own progress on standard error. What changes the machine is let finish if we end.
 fn run(command: &mut Command, failed: &'static str) -> Result<()> {
     let status = command
         .stdin(Stdio::null())

@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result, bail};
 
 use super::Need;
-use crate::build::Profile;
+use crate::board::Arch;
+use crate::build::{self, Profile};
 use crate::workspace;
 
 /// In its place, so many MiB are asked for.
@@ -16,6 +17,8 @@ const VARIABLE: &str = "BULKHEAD_DISK_MIB";
 /// The least that must be free, however much is built already: bundles and overlays of machines that run at once,
 /// and what a build replaces.
 const LEAST_MIB: u64 = 512;
+/// What the images to work with take beside that: all crates' code, and the compiler's memory of them.
+const CHECKED_MIB: u64 = 1216;
 /// What the packages of guests take in the cache, and what is unpacked of them, one being unpacked.
 const CACHE_MIB: u64 = 1200;
 
@@ -30,21 +33,18 @@ pub(crate) enum Work {
     Test,
     /// `cargo xtask lint`.
     Lint,
+    /// `cargo xtask bench`.
+    Bench,
 }
 
 impl Work {
     /// What the build directory of a fresh clone grows to, measured and rounded up.
-    fn whole_mib(self, profile: Profile) -> u64 {
-        let optimised = match self {
+    fn whole_mib(self) -> u64 {
+        match self {
             Self::Build => 1024,
             Self::Run => 1280,
-            Self::Test => 3072,
+            Self::Test | Self::Bench => 3072,
             Self::Lint => 1536,
-        };
-        match profile {
-            Profile::Release => optimised,
-            // Crates that are linked as they are have their code, and the compiler's memory of both images.
-            Profile::Checked => optimised + 768,
         }
     }
 
@@ -54,6 +54,7 @@ impl Work {
             Self::Run => "cargo xtask run",
             Self::Test => "cargo xtask test",
             Self::Lint => "cargo xtask lint",
+            Self::Bench => "cargo xtask bench",
         }
     }
 }
@@ -120,7 +121,12 @@ fn growths(work: Work, profile: Profile, wanted: Option<u64>) -> Vec<Growth> {
     let target = Growth {
         by_mib: wanted.unwrap_or_else(|| {
             let there = mib_in(&workspace::target_dir());
-            work.whole_mib(profile).saturating_sub(there).max(LEAST_MIB)
+            let whole = work.whole_mib().saturating_sub(there);
+            let checked = match profile {
+                Profile::Release => 0,
+                Profile::Checked => CHECKED_MIB.saturating_sub(checked_mib()),
+            };
+            (whole + checked).max(LEAST_MIB)
         }),
         folder: workspace::target_dir(),
     };
@@ -135,6 +141,12 @@ fn growths(work: Work, profile: Profile, wanted: Option<u64>) -> Vec<Growth> {
         by_mib: CACHE_MIB,
     };
     vec![target, cache]
+}
+
+/// What the folders of the images to work with have.
+fn checked_mib() -> u64 {
+    let folders = Arch::ALL.map(|arch| build::result_folder(arch, Profile::Checked));
+    folders.iter().map(|folder| mib_in(folder)).sum()
 }
 
 /// A disk that is too small for what grows on it.

@@ -10,6 +10,7 @@ pub(crate) mod qemu;
 pub(crate) mod qemu_beside;
 pub(crate) mod sources;
 pub(crate) mod toolchain;
+pub(crate) mod turn;
 
 use std::fmt;
 use std::process::Command;

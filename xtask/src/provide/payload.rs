@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use serde::Deserialize;
@@ -13,6 +13,7 @@ use serde::Deserialize;
 use super::Need;
 use super::apt::{self, Apt};
 use super::programs;
+use super::turn::Turn;
 use crate::board::Arch;
 use crate::manifest::PayloadName;
 use crate::{child, guest, initramfs, say, timings, workspace};
@@ -104,7 +105,7 @@ fn archive(arch: Arch, series: &[&str]) -> Result<Vec<u8>> {
         .context("an initial RAM disk needs a kernel's packages")?;
     let busybox = fs::read(first.join(BUSYBOX)).context("the unpacked busybox is gone")?;
     let tools = {
-        let _turn = turn();
+        let _turn = Turn::wait();
         programs::unpacked(&recipe.tools, &recipe.packages(arch).architecture)?
     };
     let mut contents = initramfs::Contents::default();
@@ -118,12 +119,6 @@ fn archive(arch: Arch, series: &[&str]) -> Result<Vec<u8>> {
         contents.folder("lib/modules", &kernel.join(MODULES))?;
     }
     Ok(contents.archive())
-}
-
-/// Tests run side by side and may want the same packages: one fetches and unpacks, the others wait.
-fn turn() -> MutexGuard<'static, ()> {
-    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
-    ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Parts of an unpacked kernel.
@@ -145,29 +140,36 @@ fn unpacked(arch: Arch, series: &str) -> Result<PathBuf> {
 }
 
 fn look_for(arch: Arch, series: &str) -> Result<PathBuf> {
-    let _turn = turn();
+    let _turn = Turn::wait();
     let recipe = Recipe::read()?;
     let packages = recipe.packages(arch);
     let dir = debs_dir(packages, series);
-    let debs = cached(&dir, Debs::unpack_works, || {
+    let get = || {
         fetch(packages, series, &dir).with_context(|| {
             format!(
                 "cannot fetch Debian's Linux {series} for {arch}; another kernel can be given with \
                  --kernel and --initrd"
             )
         })
-    })?;
-    unpack(&recipe, &debs, arch, series)
+    };
+    let debs = cached(&dir, get)?;
+    let unpacked = unpacked_dir(&recipe, &debs);
+    if !unpacked.is_dir() {
+        say!("unpacking Linux {series} for {arch}");
+        clear_halves(&workspace::cache_dir().join("payloads"));
+        programs::unpack_whole(&unpacked, &dir, get, |partial| {
+            // They may be others by now.
+            let debs = Debs::find(&dir).context("the packages are gone")?;
+            unpack_into(&recipe, &debs, arch, partial)
+        })?;
+    }
+    Ok(unpacked)
 }
 
-/// The packages in the cache. They are fetched only if they are not there whole: nothing is asked of a network that
-/// may not be there.
-fn cached(
-    dir: &Path,
-    whole: impl Fn(&Debs) -> bool,
-    fetch: impl FnOnce() -> Result<()>,
-) -> Result<Debs> {
-    if let Some(debs) = Debs::find(dir).filter(whole) {
+/// The packages in the cache. They are fetched only if they are not there: nothing is asked of a network that may not
+/// be there. Whether they are whole shows when they are unpacked.
+fn cached(dir: &Path, fetch: impl FnOnce() -> Result<()>) -> Result<Debs> {
+    if let Some(debs) = Debs::find(dir) {
         return Ok(debs);
     }
     fetch()?;
@@ -178,10 +180,21 @@ fn cached(
 pub(crate) fn need(arch: Arch, series: &str) -> Need {
     let what = format!("Debian's Linux {series} for guests on {arch}");
     let found = Recipe::read().ok().and_then(|recipe| {
-        Debs::find(&debs_dir(recipe.packages(arch), series)).map(|debs| debs.kernel)
+        let dir = debs_dir(recipe.packages(arch), series);
+        let debs = Debs::find(&dir)?;
+        let unpacked = unpacked_dir(&recipe, &debs).is_dir();
+        Some((
+            debs.kernel,
+            (!unpacked).then(|| programs::damaged(&dir)).flatten(),
+        ))
     });
     match found {
-        Some(kernel) => Need::met(what, kernel.display().to_string()),
+        Some((kernel, None)) => Need::met(what, kernel.display().to_string()),
+        Some((_, Some(damaged))) => Need::unmet(
+            what,
+            format!("{} is damaged", damaged.display()),
+            "cargo xtask run fetches it again (no root needed)",
+        ),
         None => {
             let cure = if workspace::find_program("apt-get").is_some() {
                 "cargo xtask run fetches it (no root needed)"
@@ -222,13 +235,6 @@ impl Debs {
             kernel: one("linux-image-")?,
             busybox: one(BUSYBOX)?,
         })
-    }
-
-    /// Whether both are packages from the first byte to the last.
-    fn unpack_works(&self) -> bool {
-        [&self.kernel, &self.busybox]
-            .into_iter()
-            .all(|deb| super::output_of(Command::new("dpkg-deb").arg("--info").arg(deb)).is_some())
     }
 }
 
@@ -308,28 +314,28 @@ fn download_kernel(
     Err(first)
 }
 
-/// Unpacks into the cache, once for all clones on a machine: a build of a kernel with these modules has a folder of its
+/// Where a kernel is unpacked, once for all clones on a machine: a build of it with these modules has a folder of its
 /// own, which nobody changes once it is there.
-fn unpack(recipe: &Recipe, debs: &Debs, arch: Arch, series: &str) -> Result<PathBuf> {
+fn unpacked_dir(recipe: &Recipe, debs: &Debs) -> PathBuf {
     let build = debs.kernel.file_stem().unwrap_or_default();
     let name = folder_name(&build.to_string_lossy(), &recipe.modules);
-    let dir = workspace::cache_dir().join("payloads").join(name);
-    if dir.is_dir() {
-        return Ok(dir);
-    }
-    say!("unpacking Linux {series} for {arch}");
-    let mut partial = dir.as_os_str().to_owned();
-    partial.push(format!(".{}.part", std::process::id()));
-    let partial = PathBuf::from(partial);
-    unpack_into(recipe, debs, arch, &partial)
-        .with_context(|| format!("cannot unpack {}", debs.kernel.display()))?;
-    match fs::rename(&partial, &dir) {
-        // Another one of this tool was faster, with the same.
-        Err(_) if dir.is_dir() => drop(fs::remove_dir_all(&partial)),
-        renamed => renamed.with_context(|| format!("cannot rename {}", partial.display()))?,
-    }
-    Ok(dir)
+    workspace::cache_dir().join("payloads").join(name)
 }
+
+/// Removes what unpackings that were cut off have left. Nobody else is at one: it is our [`Turn`].
+fn clear_halves(payloads: &Path) {
+    for entry in fs::read_dir(payloads).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        if name.starts_with(UNPACKED) && name.ends_with(workspace::PARTIAL) {
+            // One that stays takes room, and no more.
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
+}
+
+/// What the names of folders with unpacked kernels begin with.
+const UNPACKED: &str = "unpacked-";
 
 /// The folder of a build of a kernel with these modules, as this version of the tool unpacks it.
 fn folder_name(build: &str, modules: &[String]) -> String {
@@ -342,7 +348,7 @@ fn folder_name(build: &str, modules: &[String]) -> String {
         .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
             (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
         });
-    format!("unpacked-{VERSION}-{build}-{hash:016x}")
+    format!("{UNPACKED}{VERSION}-{build}-{hash:016x}")
 }
 
 fn unpack_into(recipe: &Recipe, debs: &Debs, arch: Arch, dir: &Path) -> Result<()> {
@@ -501,10 +507,56 @@ esac
             fs::write(dir.join(name), b"package").unwrap();
         }
         let offline = || bail!("there is no network");
-        assert!(cached(&dir, |_| true, offline).is_ok());
-        // The controls: a package that is damaged, and a cache that is cold.
-        assert!(cached(&dir, |_| false, offline).is_err());
-        assert!(cached(&dir.join("cold"), |_| true, offline).is_err());
+        assert!(cached(&dir, offline).is_ok());
+        // The control: a cache that is cold.
+        assert!(cached(&dir.join("cold"), offline).is_err());
+    }
+
+    #[test]
+    fn packages_that_are_damaged_are_fetched_once_more_and_nothing_half_is_left() {
+        let dir = Scratch::new("damaged");
+        let (debs, folder) = (dir.join("debs"), dir.join("folder"));
+        let deb = debs.join("linux-image-6.12_1_arm64.deb");
+        fs::create_dir_all(&debs).unwrap();
+        fs::write(&deb, b"!<arch>\n and then the disk was full").unwrap();
+        assert_eq!(programs::damaged(&debs), Some(deb.clone()));
+        let unpack = |partial: &Path| {
+            fs::create_dir_all(partial)?;
+            ensure!(fs::read(&deb)? == b"whole", "dpkg-deb fails");
+            Ok(())
+        };
+        let offline = || bail!("there is no network");
+        let error = programs::unpack_whole(&folder, &debs, offline, unpack).unwrap_err();
+        let text = format!("{error:#}");
+        assert!(
+            text.contains("is damaged") && text.contains("no network"),
+            "{text}"
+        );
+        assert_eq!(
+            fs::read_dir(&*dir).unwrap().count(),
+            1,
+            "the packages alone"
+        );
+        let online = || Ok(fs::write(&deb, b"whole")?);
+        programs::unpack_whole(&folder, &debs, online, unpack).unwrap();
+        assert!(folder.is_dir());
+        assert_eq!(fs::read_dir(&*dir).unwrap().count(), 2);
+    }
+
+    #[test]
+    fn halves_of_cut_off_unpackings_go_and_downloads_stay() {
+        let dir = Scratch::new("halves");
+        let names = [
+            "unpacked-1-linux-77.part",
+            "unpacked-1-linux",
+            "debian-6.12-arm64.trixie.part",
+        ];
+        for name in names {
+            fs::create_dir_all(dir.join(name)).unwrap();
+        }
+        clear_halves(&dir);
+        let left = names.map(|name| dir.join(name).is_dir());
+        assert_eq!(left, [false, true, true]);
     }
 
     #[test]
@@ -513,7 +565,10 @@ esac
         fs::write(dir.join("linux-image-6.1.0-arm64_1_arm64.deb"), b"").unwrap();
         assert!(Debs::find(&dir).is_none());
         fs::write(dir.join("busybox-static_1_arm64.deb"), b"").unwrap();
-        let debs = Debs::find(&dir).unwrap();
-        assert!(!debs.unpack_works(), "an empty file is no package");
+        assert!(Debs::find(&dir).is_some());
+        assert!(
+            programs::damaged(&dir).is_some(),
+            "an empty file is no package"
+        );
     }
 }

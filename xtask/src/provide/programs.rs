@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, ensure};
 use object::read::elf::ElfFile64;
@@ -12,7 +12,8 @@ use object::{Endianness, Object as _, ObjectSection as _};
 use serde::Deserialize;
 
 use super::apt::{self, Apt};
-use crate::{say, workspace};
+use super::turn::Turn;
+use crate::{child, say, workspace};
 
 /// Which programs of which packages. In `qemu/payloads/linux.toml`.
 #[derive(Debug, Deserialize)]
@@ -29,20 +30,23 @@ const DT_NULL: u64 = 0;
 const DT_NEEDED: u64 = 1;
 
 /// The folder with the programs and their libraries as they are to lie in the RAM disk; fetched and
-/// unpacked first if it is not there.
+/// unpacked first if it is not there. It is the caller's [`Turn`].
 ///
 /// # Errors
 /// They cannot be fetched or unpacked.
 pub(super) fn unpacked(wanted: &Wanted, architecture: &str) -> Result<PathBuf> {
     let name = format!("programs-{architecture}-{}", wanted.packages.join("-"));
     let debs = workspace::cache_dir().join("payloads").join(&name);
-    if !debs.is_dir() {
+    let get = || {
         fetch(wanted, architecture, &debs).with_context(|| {
             format!(
                 "cannot fetch {} of Debian for {architecture}",
                 wanted.packages.join(", ")
             )
-        })?;
+        })
+    };
+    if !debs.is_dir() {
+        get()?;
     }
     let dir = workspace::target_dir()
         .join("payloads")
@@ -50,13 +54,61 @@ pub(super) fn unpacked(wanted: &Wanted, architecture: &str) -> Result<PathBuf> {
     if dir.is_dir() {
         return Ok(dir);
     }
-    let mut partial = dir.as_os_str().to_owned();
-    partial.push(format!(".{}.part", std::process::id()));
-    let partial = PathBuf::from(partial);
-    unpack(wanted, &debs, &partial)
-        .with_context(|| format!("cannot unpack the packages in {}", debs.display()))?;
-    fs::rename(&partial, &dir).with_context(|| format!("cannot rename {}", partial.display()))?;
+    unpack_whole(&dir, &debs, get, |partial| unpack(wanted, &debs, partial))?;
     Ok(dir)
+}
+
+/// Makes a folder of packages, whole or not at all. If it cannot be made and one of the packages is damaged, they are
+/// fetched once more.
+///
+/// # Errors
+/// They are damaged and cannot be fetched, or cannot be unpacked although they are whole.
+pub(super) fn unpack_whole(
+    folder: &Path,
+    debs: &Path,
+    fetch: impl FnOnce() -> Result<()>,
+    unpack: impl Fn(&Path) -> Result<()>,
+) -> Result<()> {
+    let partial = workspace::partial(folder);
+    let once = || {
+        let made = unpack(&partial)
+            .with_context(|| format!("cannot unpack the packages in {}", debs.display()))
+            .and_then(|()| {
+                fs::rename(&partial, folder)
+                    .with_context(|| format!("cannot rename {}", partial.display()))
+            });
+        if made.is_err() {
+            // It may be what fills the disk. Its own failure would say nothing new.
+            let _ = fs::remove_dir_all(&partial);
+        }
+        made
+    };
+    let Err(first) = once() else {
+        return Ok(());
+    };
+    let Some(damaged) = damaged(debs) else {
+        return Err(first);
+    };
+    say!(
+        "{first:#}: {} is damaged; fetching it again",
+        damaged.display()
+    );
+    fetch().with_context(|| format!("{} is damaged", damaged.display()))?;
+    once()
+}
+
+/// A package of the folder that cannot be read to its last byte. Takes the time of unpacking them.
+pub(super) fn damaged(debs: &Path) -> Option<PathBuf> {
+    let entries = fs::read_dir(debs).ok()?.filter_map(Result::ok);
+    let paths = entries.map(|entry| entry.path());
+    paths
+        .filter(|path| path.extension().is_some_and(|end| end == "deb"))
+        .find(|deb| {
+            let mut read = Command::new("dpkg-deb");
+            read.arg("--fsys-tarfile").arg(deb);
+            read.stdout(Stdio::null()).stderr(Stdio::null());
+            child::status(&mut read).is_ok_and(|status| !status.success())
+        })
 }
 
 /// Debian's ACPI compiler: the machine's, or out of its package, which is not installed.
@@ -72,6 +124,7 @@ pub(crate) fn iasl() -> Result<PathBuf> {
         packages: vec!["acpica-tools".to_owned()],
         programs: vec!["iasl".to_owned()],
     };
+    let _turn = Turn::wait();
     let iasl = unpacked(&wanted, &apt::own_architecture()?)?.join("bin/iasl");
     fs::set_permissions(&iasl, fs::Permissions::from_mode(0o755))
         .with_context(|| format!("cannot make {} executable", iasl.display()))?;
@@ -109,7 +162,10 @@ pub(super) fn download(apt: &Apt, suite: Option<&str>, wanted: &Wanted, into: &P
             apt.download(package, suite, &partial)?;
         }
     }
-    // The folder takes its final name only when everything is in it.
+    // The folder takes its final name only when everything is in it. What has the name is damaged.
+    if into.exists() {
+        fs::remove_dir_all(into).with_context(|| format!("cannot remove {}", into.display()))?;
+    }
     fs::rename(&partial, into).with_context(|| format!("cannot rename {}", partial.display()))
 }
 
@@ -119,11 +175,9 @@ pub(super) fn unpack(wanted: &Wanted, debs: &Path, into: &Path) -> Result<()> {
     let whole = into.join("whole");
     fs::create_dir_all(&whole)?;
     for deb in fs::read_dir(debs)?.filter_map(Result::ok) {
-        let status = Command::new("dpkg-deb")
-            .arg("-x")
-            .args([deb.path(), whole.clone()])
-            .status()
-            .context("cannot start dpkg-deb")?;
+        let mut unpack = Command::new("dpkg-deb");
+        unpack.arg("-x").args([deb.path(), whole.clone()]);
+        let status = child::status(&mut unpack).context("cannot start dpkg-deb")?;
         ensure!(status.success(), "dpkg-deb ended with {status}");
     }
     let mut files = BTreeMap::new();

@@ -7,6 +7,7 @@ use anyhow::{Context as _, Result, bail};
 
 use super::apt::{self, Apt, Scope, Wanted};
 use super::permission::{self, Cure, Lack};
+use super::turn::Turn;
 use super::{Need, Version, output_of};
 use crate::board::Arch;
 use crate::workspace;
@@ -115,6 +116,10 @@ pub(crate) fn provide(arch: Arch) -> Result<PathBuf> {
         return Ok(path);
     }
     permission::ensure(&[arch])?;
+    let _turn = Turn::wait();
+    if let Some(path) = good(arch) {
+        return Ok(path);
+    }
     let why = why(arch);
     let apt = Apt::new(Scope::Machine)?;
     crate::say!("{why}; asking the package archive");

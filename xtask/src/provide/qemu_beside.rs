@@ -12,6 +12,7 @@ use anyhow::{Context as _, Result, anyhow, ensure};
 
 use super::apt::{self, Apt};
 use super::programs::{self, Wanted};
+use super::turn::Turn;
 use super::{Version, qemu};
 use crate::board::Arch;
 use crate::{say, workspace};
@@ -35,6 +36,7 @@ pub(crate) fn provide(arch: Arch, least: Version) -> Result<PathBuf> {
     }
     let mut looked_for = LOOKED_FOR.lock().unwrap_or_else(PoisonError::into_inner);
     let found = looked_for.entry(arch).or_insert_with(|| {
+        let _turn = Turn::wait();
         let wanted = Wanted {
             packages: vec![package(arch).to_owned()],
             programs: vec![arch.qemu().to_owned()],

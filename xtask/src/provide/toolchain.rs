@@ -11,6 +11,7 @@ use anyhow::{Context as _, Result, bail};
 
 use super::apt::{self, Suite, Wanted};
 use super::permission::{self, Cure, Lack};
+use super::turn::Turn;
 use super::{Need, Version, output_of};
 use crate::{say, workspace};
 
@@ -278,6 +279,10 @@ fn too_old(offered: Option<&str>) -> String {
 /// # Errors
 /// It cannot be completed; the message holds the cure.
 pub(crate) fn provide() -> Result<Toolchain> {
+    if let Some(toolchain) = own() {
+        return Ok(toolchain);
+    }
+    let _turn = Turn::wait();
     if let Some(toolchain) = own() {
         return Ok(toolchain);
     }

@@ -174,7 +174,7 @@ pub(crate) fn command(options: &TestOptions) -> Result<u8> {
         tally += hosts?;
     }
     if let Some(prepared) = prepared {
-        tally += runner::run(chosen, &boards, prepared?);
+        tally += runner::run(chosen, &boards, prepared?, profile);
     }
     if tally == Tally::default() {
         let filter = filter.unwrap_or_default();

@@ -134,9 +134,14 @@ pub(super) fn run(
     mut cases: Vec<Case>,
     boards: &BTreeMap<String, Board>,
     Prepared(tools): Prepared,
+    profile: Profile,
 ) -> Tally {
     let start = Instant::now();
-    let bench = Bench { boards, tools };
+    let bench = Bench {
+        boards,
+        tools,
+        profile,
+    };
     let count = cases.len();
     let workers = std::thread::available_parallelism().map_or(1, usize::from) + MORE_WORKERS;
     say!(
@@ -202,6 +207,7 @@ impl Queue {
 struct Bench<'a> {
     boards: &'a BTreeMap<String, Board>,
     tools: BTreeMap<Arch, Tools>,
+    profile: Profile,
 }
 
 impl Bench<'_> {
@@ -239,7 +245,7 @@ impl Bench<'_> {
             }
             drop(sender);
             for (case, took, result) in results {
-                report(&case, took, &result);
+                report(&case, self.profile, took, &result);
                 all.push((format!("{}: {}", case.board, case.name), took));
                 match result {
                     Ok(()) => tally.passed += 1,
@@ -472,7 +478,7 @@ fn log_path(case: &Case, suffix: &str) -> PathBuf {
         .join(name)
 }
 
-fn report(case: &Case, took: Took, result: &Result<()>) {
+fn report(case: &Case, profile: Profile, took: Took, result: &Result<()>) {
     let seconds = seconds(took);
     match result {
         Ok(()) => show!("ok      {}: {} ({seconds})", case.board, case.name),
@@ -482,17 +488,42 @@ fn report(case: &Case, took: Took, result: &Result<()>) {
                 case.board,
                 case.name
             );
-            let words = ["cargo", "xtask", "test", case.board, &case.name];
-            let full = if case.only_full { " --full" } else { "" };
-            show!("    again: {}{full}", shell::line(words));
+            show!("    again: {}", again(case, profile));
         }
     }
+}
+
+/// The command that repeats a test alone.
+fn again(case: &Case, profile: Profile) -> String {
+    let mut words = vec!["cargo", "xtask", "test", case.board, &case.name];
+    if profile == Profile::Checked {
+        words.push("--debug");
+    }
+    if case.only_full {
+        words.push("--full");
+    }
+    shell::line(words)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::workspace::Scratch;
+
+    #[test]
+    fn a_test_is_repeated_on_the_image_that_it_failed_on() {
+        let mut case = super::super::cases::of_board("virt", super::super::Extent::Pairs).remove(0);
+        case.name = "a b".to_owned();
+        case.only_full = false;
+        let command = |case: &Case, profile| again(case, profile);
+        assert_eq!(
+            command(&case, Profile::Release),
+            "cargo xtask test virt 'a b'"
+        );
+        case.only_full = true;
+        let both = "cargo xtask test virt 'a b' --debug --full";
+        assert_eq!(command(&case, Profile::Checked), both);
+    }
 
     #[test]
     fn what_waits_is_started_beside_what_does_not() {
