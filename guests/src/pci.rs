@@ -169,13 +169,18 @@ impl Function {
         .take(MOST_CAPABILITIES)
     }
 
-    /// Where its MSI-X table is, with MSI-X on: the BAR, the offset in it, how many vectors.
-    pub fn start_msix(self) -> Option<(usize, usize, usize)> {
+    /// Where its MSI-X table is, with MSI-X on.
+    pub fn start_msix(self) -> Option<MsiX> {
         let at = self.capability(CAP_MSIX)?;
         let control = self.read16(at + 2);
         self.write16(at + 2, control | 1 << 15);
-        let place = self.read32(at + 4) as usize;
-        Some((place & 7, place & !7, usize::from(control & 0x7ff) + 1))
+        let place = |at| self.read32(at) as usize;
+        Some(MsiX {
+            bar: place(at + 4) & 7,
+            table: place(at + 4) & !7,
+            pending: place(at + 8) & !7,
+            vectors: usize::from(control & 0x7ff) + 1,
+        })
     }
 
     /// Its MSI capability.
@@ -188,6 +193,19 @@ impl Function {
             is_64,
         })
     }
+}
+
+/// MSI-X of a function whose table and pending bits are in one BAR.
+#[derive(Clone, Copy, Debug)]
+pub struct MsiX {
+    /// The BAR.
+    pub bar: usize,
+    /// Where the table is, from the start of the BAR.
+    pub table: usize,
+    /// Where the pending bits are.
+    pub pending: usize,
+    /// How many vectors there are.
+    pub vectors: usize,
 }
 
 impl Msi {

@@ -1,4 +1,4 @@
-//! The EL2 vectors, and the report of an exception that nobody expected.
+//! The EL2 vectors, the accesses that may abort, and the report of an exception that nobody expected.
 
 use core::arch::global_asm;
 use core::fmt::Write;
@@ -35,8 +35,12 @@ global_asm!(
     sub     x0, sp, x0
     sub     sp, sp, x0
     stp     x0, x1, [sp]
+    .if \kind == 4
+    b       go_on_or_report
+    .else
     mov     x0, #\kind
     b       save_and_report
+    .endif
 1:  // The stack is gone: TPIDR_EL0 and TPIDRRO_EL0 may be spent, nothing will be resumed.
     msr     tpidrro_el0, x0                 // sp at the exception, less 288
     sub     x0, sp, x0
@@ -80,6 +84,44 @@ vectors:
     entry   13
     entry   14
     entry   15
+
+// An external abort of an access that may have one (`memory::Guarded`) makes it a read of ones, or a write of nothing.
+go_on_or_report:
+    mrs     x1, esr_el2
+    and     x1, x1, #0x3f
+    cmp     x1, #0x10
+    b.ne    1f
+    mrs     x0, elr_el2
+    adr     x1, guarded
+    sub     x0, x0, x1
+    cmp     x0, #guarded_end - guarded
+    b.hs    1f
+    adr     x1, guarded_end
+    msr     elr_el2, x1
+    ldp     x0, x1, [sp]
+    add     sp, sp, #288
+    eret
+1:  mov     x0, #4
+    b       save_and_report
+
+    .macro access name, instruction, register
+    .global guarded_\name
+guarded_\name:
+    \instruction \register, [x0]
+    ret
+    .endm
+guarded:
+    access  read8, ldrb, w0
+    access  read16, ldrh, w0
+    access  read32, ldr, w0
+    access  read64, ldr, x0
+    access  write8, strb, w1
+    access  write16, strh, w1
+    access  write32, str, w1
+    access  write64, str, x1
+guarded_end:
+    mov     x0, #-1
+    ret
 
 report_on_emergency_stack:
     mrs     x0, tpidr_el2

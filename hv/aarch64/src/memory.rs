@@ -359,6 +359,54 @@ macro_rules! accessors {
     };
 }
 
+/// The registers of one device, which may answer with an external abort: where nothing is, at a width that it does not
+/// know, or because its owner has made it deaf. A read is of ones then, and a write is lost, as on the bus.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Guarded(Registers);
+
+impl Guarded {
+    /// The registers at `span`.
+    ///
+    /// # Safety
+    /// As for [`Registers::new`].
+    pub(crate) unsafe fn new(span: Span<Pa>) -> Self {
+        // SAFETY: the caller's promise.
+        Self(unsafe { Registers::new(span) })
+    }
+}
+
+macro_rules! guarded {
+    ($($read:ident $write:ident $int:ty, $guarded_read:ident $guarded_write:ident;)*) => {
+        unsafe extern "C" {
+            $(
+                fn $guarded_read(address: *mut $int) -> $int;
+                fn $guarded_write(address: *mut $int, value: $int);
+            )*
+        }
+
+        impl Mmio for Guarded {
+            $(
+                fn $read(&self, offset: usize) -> $int {
+                    // SAFETY: an aligned register inside the device, by `at`. The vectors know the function's one load.
+                    unsafe { $guarded_read(self.0.at(offset)) }
+                }
+
+                fn $write(&self, offset: usize, value: $int) {
+                    // SAFETY: as above; its one store.
+                    unsafe { $guarded_write(self.0.at(offset), value) }
+                }
+            )*
+        }
+    };
+}
+
+guarded! {
+    read8 write8 u8, guarded_read8 guarded_write8;
+    read16 write16 u16, guarded_read16 guarded_write16;
+    read32 write32 u32, guarded_read32 guarded_write32;
+    read64 write64 u64, guarded_read64 guarded_write64;
+}
+
 accessors! {
     read8 write8 u8, "ldrb {value:w}, [{address}]", "strb {value:w}, [{address}]";
     read16 write16 u16, "ldrh {value:w}, [{address}]", "strh {value:w}, [{address}]";

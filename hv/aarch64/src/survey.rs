@@ -17,7 +17,7 @@ use crate::console::SystemCounter;
 use crate::cpu::{self, MAX_CPUS};
 use crate::early;
 use crate::features::Features;
-use crate::memory::{self, Ram, Registers};
+use crate::memory::{self, Guarded, Ram, Registers};
 use crate::mmu::{self, Map, Use};
 use crate::smp;
 
@@ -274,7 +274,7 @@ fn take_devices(machine: &Machine, map: &mut Map) -> Vec<Devices> {
         };
         // SAFETY: the tree says that configuration space is there; it is mapped now, and only this
         // code uses it.
-        let ecam = Ecam::new(unsafe { Registers::new(span) }, buses);
+        let ecam = Ecam::new(unsafe { Guarded::new(span) }, buses);
         let mut line = |text: fmt::Arguments<'_>| log::info!("pci {text}");
         match boot::devices(machine, bridge, &ecam, GroupPolicy::Acs, &mut line) {
             Ok(devices) => found.push(devices),

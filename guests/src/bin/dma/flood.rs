@@ -5,7 +5,7 @@ use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use guests::edu::{self, REG_RAISE};
 use guests::its::{self, BASER, CBASER, CREADR, CTLR, CWRITER, Command, Its, command};
 use guests::options::Options;
-use guests::pci::{self, BUS_MASTER, Function, MEMORY_SPACE};
+use guests::pci::{self, BUS_MASTER, Function, MEMORY_SPACE, MsiX};
 use guests::platform::{DOORBELL, ITS, UART};
 use guests::random::Random;
 use guests::{cpu, mmio, println};
@@ -65,20 +65,22 @@ fn rewrite(random: &mut Random, table: usize, vectors: u64) {
     REWRITTEN.fetch_add(1, Ordering::SeqCst);
 }
 
-/// Finds a function with MSI-X that is no `edu`, and turns it on: where its table is, and how many vectors it has.
-pub(crate) fn find_table() -> Result<Option<(usize, usize)>, Failure> {
+/// Finds a function with MSI-X that is no `edu`, and turns it on: its places are addresses.
+pub(crate) fn find_table() -> Result<Option<MsiX>, Failure> {
     let mut others = Function::all().filter(|function| function.read32(pci::IDS) != edu::IDS);
     let Some(function) = others.find(|f| f.capability(pci::CAP_MSIX).is_some()) else {
         return Ok(None);
     };
     function.command(0);
     let base = crate::bar_address(2 * crate::MOST_DEVICES);
-    let (bar, offset, vectors) = function.start_msix().ok_or("MSI-X went away")?;
-    if function.place(bar, base as u64) != base as u64 {
+    let mut msix = function.start_msix().ok_or("MSI-X went away")?;
+    if function.place(msix.bar, base as u64) != base as u64 {
         return Err("a BAR does not keep the address that it is given".into());
     }
     function.command(MEMORY_SPACE | BUS_MASTER);
-    Ok(Some((base + offset, vectors)))
+    msix.table += base;
+    msix.pending += base;
+    Ok(Some(msix))
 }
 
 pub(crate) fn run(options: &Options) -> Verdict {
@@ -90,10 +92,10 @@ pub(crate) fn run(options: &Options) -> Verdict {
     ROLE.store(ROLE_MESSAGES, Ordering::SeqCst);
     let second = cpu::start(1) == 0;
     RAISE_AT.store((edu.base + REG_RAISE) as u64, Ordering::SeqCst);
-    if let Some((table, vectors)) = find_table()? {
+    if let Some(msix) = find_table()? {
         // The second CPU writes it from now on.
-        TABLE.1.store(vectors as u64, Ordering::SeqCst);
-        TABLE.0.store(table as u64, Ordering::SeqCst);
+        TABLE.1.store(msix.vectors as u64, Ordering::SeqCst);
+        TABLE.0.store(msix.table as u64, Ordering::SeqCst);
     }
     println!("dma beat 0: seed={seed} ops={ops}, a second CPU: {second}");
     let mut random = Random::new(seed, 0);

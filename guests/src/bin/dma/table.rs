@@ -14,6 +14,7 @@ use crate::{Devices, Failure, Summary, Verdict};
 
 const ENTRY: u64 = 16;
 const VECTORS: u64 = 4;
+const PAGE: usize = 4096;
 /// Where in an entry the number is that is sent.
 const DATA: usize = 8;
 const BEFORE: u32 = 0x11;
@@ -40,8 +41,14 @@ pub(crate) fn run(options: &Options) -> Verdict {
 }
 
 fn own(devices: &Devices, may: bool) -> Verdict {
-    let (table, vectors) = crate::flood::find_table()?.ok_or("no function has MSI-X")?;
-    let number = table + DATA;
+    let msix = crate::flood::find_table()?.ok_or("no function has MSI-X")?;
+    if !may {
+        for place in [msix.table, msix.pending] {
+            touch(place & !(PAGE - 1));
+        }
+        println!("dma beat: pages with a table and pending bits, read and written at each width");
+    }
+    let number = msix.table + DATA;
     mmio::write32(number, BEFORE);
     memory::fill_with(SOURCE, 64, SENT.into());
     for edu in devices.iter() {
@@ -59,6 +66,20 @@ fn own(devices: &Devices, may: bool) -> Verdict {
     Ok(Summary::new(&[
         ("devices", devices.count()),
         ("reach", may.into()),
-        ("vectors", vectors as u64),
+        ("vectors", msix.vectors as u64),
     ]))
+}
+
+/// Reads and writes a page of registers at each width, whatever the device takes.
+fn touch(page: usize) {
+    for at in (page..page + PAGE).step_by(8) {
+        let _ = mmio::read8(at + 1);
+        let _ = mmio::read16(at + 2);
+        let _ = mmio::read32(at + 4);
+        let _ = mmio::read64(at);
+        mmio::write8(at + 1, 0);
+        mmio::write16(at + 2, 0);
+        mmio::write32(at + 4, 0);
+        mmio::write64(at, 0);
+    }
 }

@@ -31,7 +31,7 @@ use pins::Line;
 use readers::Reading;
 
 use crate::console::SystemCounter;
-use crate::memory::{Ram, Registers};
+use crate::memory::{Guarded, Ram, Registers};
 
 pub(crate) use events::Told;
 pub(crate) use messages::Route;
@@ -52,7 +52,7 @@ type PhysicalIts = Its<Registers, Ram, Pool, SystemCounter>;
 
 /// A host bridge.
 pub(crate) struct Bridge {
-    pub(crate) space: Ecam<Registers>,
+    pub(crate) space: Ecam<Guarded>,
     pub(crate) topology: Topology,
     groups: Vec<pci::Group>,
     /// Held while a bit of a command register changes.

@@ -20,7 +20,7 @@ use vm::Faults;
 use super::{Behind, Bridge, Function, Hardware, Pool, ResetBy, Resetting, Unit};
 use crate::console::SystemCounter;
 use crate::gic as cpu_gic;
-use crate::memory::{Ram, Registers};
+use crate::memory::{Guarded, Ram, Registers};
 use crate::mmu::{Map, Use};
 
 /// Bits of a guest-physical address that stage 2 of a device takes.
@@ -150,7 +150,7 @@ impl Hardware {
                 continue;
             };
             // SAFETY: the survey mapped it, and has handed over what it did with it.
-            let registers = unsafe { Registers::new(span) };
+            let registers = unsafe { Guarded::new(span) };
             let mut bridge = Bridge {
                 space: Ecam::new(registers, buses),
                 topology: found.topology,

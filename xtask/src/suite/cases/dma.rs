@@ -317,6 +317,7 @@ fn guarded() -> Vec<Case> {
         )),
     )
     .expect(&[
+        "dma beat: pages with a table and pending bits, read and written at each width",
         r"F_TRANSLATION sid 0x100 write of 0x13002008, stage 2, 01:00\.0 of VM 1",
         "dma verdict: table ok: devices=1 reach=0 vectors=65",
     ]);

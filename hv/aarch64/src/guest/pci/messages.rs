@@ -8,7 +8,7 @@ use super::registers::Within;
 use super::{GuestPci, Held};
 use crate::guest::vm::Vm;
 use crate::hardware::{Function, Route};
-use crate::memory::Registers;
+use crate::memory::Guarded;
 
 impl GuestPci {
     /// The route of a message, and the address that the device is to write it to, if the guest's address
@@ -125,7 +125,7 @@ impl GuestPci {
         let bar = described.bar(msix.table.bar)?;
         let span = Span::from_len(bar.place?.cpu, bar.size.max(PageSize::SIZE_4K.bytes()))?;
         // SAFETY: the BAR was placed and is mapped; its table is the hypervisor's alone.
-        let registers = unsafe { Registers::new(span) };
+        let registers = unsafe { Guarded::new(span) };
         let offset = usize::try_from(msix.table.offset).ok()?;
         let inside = u64::from(msix.table.offset) + u64::from(msix.table_bytes()) <= bar.size;
         inside.then_some(Within { registers, offset })

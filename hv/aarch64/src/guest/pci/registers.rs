@@ -4,11 +4,11 @@ use hal::Mmio;
 use types::{Address, Pa, PageSize, Span};
 use vdev::Width;
 
-use crate::memory::Registers;
+use crate::memory::Guarded;
 
 /// A device's registers from an offset on, for what is in the middle of a page.
 pub(super) struct Within {
-    pub(super) registers: Registers,
+    pub(super) registers: Guarded,
     pub(super) offset: usize,
 }
 
@@ -40,12 +40,12 @@ impl Mmio for Within {
 }
 
 /// A register beside an MSI-X table: the device's own, at the width the guest has asked for.
-fn register(pa: Pa, offset: u64) -> Option<(Registers, usize)> {
+fn register(pa: Pa, offset: u64) -> Option<(Guarded, usize)> {
     let page = pa.checked_add(offset & !PageSize::SIZE_4K.mask())?;
     let span = Span::from_len(page, PageSize::SIZE_4K.bytes())?;
     // SAFETY: a page of a BAR of a device that this VM has; it is mapped, and not of its MSI-X table
     // where this is used.
-    let registers = unsafe { Registers::new(span) };
+    let registers = unsafe { Guarded::new(span) };
     Some((
         registers,
         usize::try_from(offset & PageSize::SIZE_4K.mask()).ok()?,
