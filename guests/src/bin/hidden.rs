@@ -3,6 +3,9 @@
 //! Registers and instructions of features that the identification registers hide must be undefined, and a
 //! hardware breakpoint, which they show, must stop it. A line each, and a last one with the count of what
 //! was not as it must be.
+//!
+//! With `locks` it looks so many times, longer apart than a turn of the CPU, whether the locks over its debug
+//! exceptions are as it has set them: with `locked=1` set, else off, with breakpoints that work.
 #![no_std]
 #![no_main]
 #![expect(unsafe_code, reason = "the guest runs instructions that may not exist")]
@@ -12,7 +15,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use guests::exception::Frame;
 use guests::options::Options;
-use guests::{guest, println, psci, read_register, write_register};
+use guests::{cpu, guest, println, psci, read_register, write_register};
 
 guest! { main: main, secondary: secondary, exception: exception }
 
@@ -50,8 +53,15 @@ macro_rules! fields {
     };
 }
 
-fn main(_: Options) -> ! {
+fn main(options: Options) -> ! {
+    if let Some(rounds) = options.number("locks") {
+        let locked = options.number("locked").unwrap_or(0);
+        let wrong = changed_locks(rounds, locked);
+        println!("hidden locks: {rounds} rounds with {locked}, {wrong} wrong");
+        psci::system_off()
+    }
     let mut wrong = 0;
+    write_register!("oslar_el1", 0);
     // What the guest's own register would trap is the guest's own matter: all of it is turned on.
     write_register!("cpacr_el1", 3 << 24 | 3 << 20 | 3 << 16);
     let probes = probes! {
@@ -121,6 +131,28 @@ fn main(_: Options) -> ! {
     psci::system_off()
 }
 
+/// How often the locks were not as they were set, or a breakpoint did not do what they say.
+fn changed_locks(rounds: u64, locked: u64) -> u64 {
+    const APART_US: u64 = 3000;
+    write_register!("oslar_el1", locked);
+    write_register!("osdlr_el1", locked);
+    let set = locks();
+    let round = || {
+        let until = cpu::now() + cpu::ticks(APART_US);
+        while cpu::now() < until {}
+        u64::from(locks() != set || locked == 0 && !breakpoint_works())
+    };
+    (0..rounds).map(|_| round()).sum()
+}
+
+/// The OS lock, and the double lock where there is one.
+fn locks() -> (u64, u64) {
+    (
+        read_register!("oslsr_el1") >> 1 & 1,
+        read_register!("osdlr_el1"),
+    )
+}
+
 /// Whether a hardware breakpoint at an instruction is taken there. [DDI 0487 D2.8]
 fn breakpoint_works() -> bool {
     /// Enabled, at EL1, four bytes.
@@ -128,7 +160,6 @@ fn breakpoint_works() -> bool {
     /// Monitor debug events, at EL1 too.
     const MONITOR: u64 = 1 << 15 | 1 << 13;
     let place: u64;
-    write_register!("oslar_el1", 0);
     // SAFETY: the label's address.
     unsafe {
         asm!("adr {}, 77f", "b 78f", "77: nop", "ret", "78:", out(reg) place, options(nostack))

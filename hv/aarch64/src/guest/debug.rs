@@ -1,4 +1,4 @@
-//! A vCPU's hardware breakpoints and watchpoints: its own, switched with it.
+//! A vCPU's hardware breakpoints and watchpoints, and the locks over them: its own, switched with it.
 
 use super::context::{read_register, write_register};
 
@@ -7,6 +7,8 @@ macro_rules! points {
         impl Debug {
             /// Takes the registers from the core.
             pub(crate) fn save(&mut self) {
+                self.os_locked = read_register!("oslsr_el1") >> 1 & 1;
+                self.double_locked = read_register!("osdlr_el1");
                 $(
                     if $index < self.breakpoints {
                         self.break_values[$index] = read_register!($bvr);
@@ -21,6 +23,8 @@ macro_rules! points {
 
             /// Puts the registers on the core.
             pub(crate) fn restore(&self) {
+                write_register!("oslar_el1", self.os_locked);
+                write_register!("osdlr_el1", self.double_locked);
                 $(
                     if $index < self.breakpoints {
                         write_register!($bvr, self.break_values[$index]);
@@ -36,11 +40,13 @@ macro_rules! points {
     };
 }
 
-/// Breakpoints and watchpoints. [DDI 0487 D2.8, D2.10]
+/// Breakpoints and watchpoints, and whether debug exceptions are locked out. [DDI 0487 D2.8, D2.10, H5.5, H5.6]
 #[derive(Clone, Debug)]
 pub(crate) struct Debug {
     breakpoints: usize,
     watchpoints: usize,
+    os_locked: u64,
+    double_locked: u64,
     break_values: [u64; 16],
     break_controls: [u64; 16],
     watch_values: [u64; 16],
@@ -48,12 +54,14 @@ pub(crate) struct Debug {
 }
 
 impl Debug {
-    /// All off, as many as the CPU has.
+    /// All off, as many as the CPU has, and locked, as a reset leaves them.
     pub(crate) fn new() -> Self {
         let dfr0 = read_register!("id_aa64dfr0_el1").to_le_bytes();
         Self {
             breakpoints: usize::from(dfr0[1] >> 4) + 1,
             watchpoints: usize::from(dfr0[2] >> 4) + 1,
+            os_locked: 1,
+            double_locked: 0,
             break_values: [0; 16],
             break_controls: [0; 16],
             watch_values: [0; 16],

@@ -85,6 +85,7 @@ pub(super) fn cases() -> Vec<Case> {
         ),
     ];
     cases.push(hidden());
+    cases.push(locks());
     // The other one is started once Linux is up: to boot beside it takes several times as long, and is in `--full`.
     let case = Case::new(
         BOARD,
@@ -169,6 +170,44 @@ fn hidden() -> Case {
             "shown breakpoint: it stops",
             "^hidden end: 0 wrong",
         ])
+}
+
+/// Two VMs that take turns on one CPU; one locks debug exceptions out.
+fn locks() -> Case {
+    macro_rules! vm {
+        ($name:literal, $locked:literal) => {
+            concat!(
+                "[[vm]]\nname = \"",
+                $name,
+                "\"\nmemory = \"32M\"\npin = [0]\ntime_slice_us = 1000\nkernel = \"guest:hidden\"\n",
+                "kernel_format = \"flat\"\nrestart = \"never\"\nappend = \"locks=20 locked=",
+                $locked,
+                "\"\n"
+            )
+        };
+    }
+    let mut case = Case::new(
+        BOARD,
+        "locks over debug exceptions are a VM's own on a common CPU",
+    )
+    .bundle(Bundle::Manifest(concat!(
+        vm!("open", "0"),
+        vm!("shut", "1")
+    )))
+    .expect(&["verdict 0: all VMs are off"]);
+    case.check = Check::Judged(both_keep_their_locks);
+    case
+}
+
+/// Either may be the first to end.
+fn both_keep_their_locks(console: &str) -> anyhow::Result<()> {
+    for told in [
+        "[open] hidden locks: 20 rounds with 0, 0 wrong",
+        "[shut] hidden locks: 20 rounds with 1, 0 wrong",
+    ] {
+        anyhow::ensure!(console.contains(told), "`{told}` was not seen");
+    }
+    Ok(())
 }
 
 fn hostile(name: &str, bundle: Bundle, judge: fn(&str) -> anyhow::Result<()>) -> Case {
