@@ -187,8 +187,10 @@ pub(crate) fn has_registers() -> bool {
 
 /// Starts this CPU's interface: from now on an interrupt ends its WFI.
 pub(crate) fn start_cpu_interface() {
-    // System registers on, bypasses off, EL1 may use its own. [IHI 0069 §12.2.28]
-    write_register!("icc_sre_el2", 0xf);
+    // System registers on, bypasses off; whether EL1 has them is not for a guest to change. [IHI 0069 §12.2.28]
+    write_register!("icc_sre_el2", 7);
+    isb();
+    write_register!("icc_sre_el1", 7);
     isb();
     write_register!("icc_pmr_el1", 0xff);
     write_register!("icc_bpr1_el1", 0);

@@ -182,9 +182,10 @@ impl Vgic {
         let Some(this) = self.vcpus.get(vcpu) else {
             return Kicks::NONE;
         };
-        let group1 = self.enabled.load(Ordering::Acquire);
         let mut interface = this.interface.lock();
         let mail = this.mailbox.take();
+        // What the mail tells of was done before it came.
+        let group1 = self.enabled.load(Ordering::Acquire);
         interface.receive_sgis(mail);
         let lpis = self
             .lpis

@@ -31,6 +31,7 @@ const ICC_SGI1R: u32 = encoding(3, 0, 12, 11, 5);
 const ICC_ASGI1R: u32 = encoding(3, 0, 12, 11, 6);
 const ICC_SGI0R: u32 = encoding(3, 0, 12, 11, 7);
 const ICC_DIR: u32 = encoding(3, 0, 12, 11, 1);
+const ICC_SRE: u32 = encoding(3, 0, 12, 12, 5);
 const ACTLR: u32 = encoding(3, 0, 1, 0, 1);
 const DC_ISW: u32 = encoding(1, 0, 7, 6, 2);
 const DC_CSW: u32 = encoding(1, 0, 7, 10, 2);
@@ -50,6 +51,9 @@ pub(crate) fn judge(iss: u32, shown: Shown) -> Effect {
         // Group 0 and other-state SGIs: this GIC has neither.
         (ICC_SGI0R | ICC_ASGI1R, false) => Effect::Ignored,
         (ICC_DIR, false) => Effect::Deactivate,
+        // There is no interface but the system registers: it traps where there is one in memory, too.
+        (ICC_SRE, true) => Effect::Value(7),
+        (ICC_SRE, false) => Effect::Ignored,
         (ACTLR, true) => Effect::Value(0),
         (ACTLR, false) => Effect::Ignored,
         // Memory is coherent for the guest whatever it does by set and way.
