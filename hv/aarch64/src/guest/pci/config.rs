@@ -100,7 +100,11 @@ impl GuestPci {
             Some(Change::Below(port, effects)) => {
                 let below: Vec<Bdf> = state.segment.below(port).collect();
                 for bdf in below {
-                    if let Some(position) = state.held.iter().position(|held| held.guest == bdf) {
+                    let position = state.held.iter().position(|held| held.guest == bdf);
+                    // In a reset nothing may be asked of it, and all that the port could change is off.
+                    if let Some(position) = position
+                        && !self.is_resetting(&mut state, position)
+                    {
                         self.apply(
                             vm,
                             &mut state,
