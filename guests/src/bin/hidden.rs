@@ -15,6 +15,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use guests::exception::Frame;
 use guests::options::Options;
+use guests::platform::UART;
 use guests::{cpu, guest, println, psci, read_register, write_register};
 
 guest! { main: main, secondary: secondary, exception: exception }
@@ -27,6 +28,7 @@ const NONE: u64 = u64::MAX;
 /// The classes of exceptions that are looked for. [DDI 0487 D24.2.40]
 const UNKNOWN: u64 = 0;
 const BREAKPOINT: u64 = 0x31;
+const STEPPED: u64 = 0x33;
 
 /// What a piece of code was stopped by.
 fn class_of(code: impl FnOnce()) -> Option<u64> {
@@ -127,6 +129,13 @@ fn main(options: Options) -> ! {
         println!("shown breakpoint: WRONG, it does not stop");
         wrong += 1;
     }
+    if step_works() {
+        println!("shown step: it ends behind a load that traps");
+    } else {
+        let place = PLACE.load(Ordering::Relaxed);
+        println!("shown step: WRONG, it ends at {place:#x}");
+        wrong += 1;
+    }
     println!("hidden end: {wrong} wrong");
     psci::system_off()
 }
@@ -181,6 +190,40 @@ fn breakpoint_works() -> bool {
     class == Some(BREAKPOINT) && PLACE.load(Ordering::Relaxed) == place
 }
 
+/// Whether a step over a load that the hypervisor does for the guest ends behind that load. [DDI 0487 D2.11]
+fn step_works() -> bool {
+    /// Kernel debug events, software step.
+    const STEP: u64 = 1 << 13 | 1;
+    /// UARTFR.
+    const FLAGS: usize = UART + 0x18;
+    let mut behind = 0_u64;
+    write_register!("mdscr_el1", STEP);
+    let class = class_of(|| {
+        // SAFETY: returns to the load, at the same level with debug exceptions on, to be stepped; the exception's
+        // handler turns stepping off.
+        unsafe {
+            asm!(
+                "adr x1, 81f",
+                "msr elr_el1, x1",
+                "mov x1, #0x1c5",
+                "movk x1, #0x20, lsl #16",
+                "msr spsr_el1, x1",
+                "isb",
+                "eret",
+                "81: ldr w1, [{flags}]",
+                "82: nop",
+                "nop",
+                "nop",
+                "msr daifset, #8",
+                "adr {behind}, 82b",
+                flags = in(reg) FLAGS, behind = out(reg) behind, out("x1") _, options(nostack)
+            );
+        };
+    });
+    write_register!("mdscr_el1", 0);
+    class == Some(STEPPED) && PLACE.load(Ordering::Relaxed) == behind
+}
+
 fn secondary(_: usize) -> ! {
     panic!("this guest has one CPU")
 }
@@ -188,5 +231,9 @@ fn secondary(_: usize) -> ! {
 fn exception(frame: &mut Frame) {
     SYNDROME.store(read_register!("esr_el1"), Ordering::Relaxed);
     PLACE.store(frame.pc, Ordering::Relaxed);
-    frame.skip();
+    if read_register!("esr_el1") >> 26 & 0x3f == STEPPED {
+        write_register!("mdscr_el1", 0);
+    } else {
+        frame.skip();
+    }
 }

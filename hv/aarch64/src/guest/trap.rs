@@ -69,9 +69,13 @@ impl Residency<'_> {
         }
     }
 
-    /// Past the trapped instruction.
+    /// Past the trapped instruction, which ends a step over it.
     fn advance(&mut self) {
-        self.vcpu.registers.pc = self.vcpu.registers.pc.wrapping_add(4);
+        /// `SPSR_EL2.SS`: an instruction may be executed before the step ends. [DDI 0487 D2.11]
+        const SOFTWARE_STEP: u64 = 1 << 21;
+        let registers = &mut self.vcpu.registers;
+        registers.pc = registers.pc.wrapping_add(4);
+        registers.pstate &= !SOFTWARE_STEP;
     }
 
     /// An exception for the guest's EL1.

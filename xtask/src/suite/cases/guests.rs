@@ -168,6 +168,7 @@ fn hidden() -> Case {
             "hidden SVE PTRUE: undefined",
             "hidden field PMU: 0",
             "shown breakpoint: it stops",
+            "shown step: it ends behind a load that traps",
             "^hidden end: 0 wrong",
         ])
 }
