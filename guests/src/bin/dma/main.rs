@@ -23,6 +23,7 @@
 //! | `smmu-attacks` | what can be tried against an SMMU, one after the other, each with what must become of it (a hypervisor's) |
 //! | `smmu-flood` | refused DMA of all devices for `rounds`, by entries that are not valid or (`stage1=1`) without a mapping; then all works |
 //! | `smmu-watch` | a refused DMA for each of `beats` periods, which must be told, and nothing else |
+//! | `smmu-leave` | queues longer than a call does of them: their ends are waited for by a word or asleep, with nothing else that would leave the guest; `only` one of the four |
 //! | `smmu-hostile` | entries, queues and registers that an SMMU must survive, `ops`, `seed` |
 //!
 //! It runs on QEMU's `virt` machine without a hypervisor, too. There a sweep finds what it should not,
@@ -35,6 +36,7 @@ mod flood;
 mod forge;
 mod hitless;
 mod latency;
+mod leave;
 mod linger;
 mod memory;
 mod peer;
@@ -103,6 +105,7 @@ const ROLE_MESSAGES: u64 = 0;
 const ROLE_QUEUES: u64 = 1;
 const ROLE_TRAFFIC: u64 = 2;
 const ROLE_ATTACKS: u64 = 3;
+const ROLE_LEAVES: u64 = 4;
 
 /// Why a guest fails: what, and up to three numbers that show it.
 #[derive(Clone, Copy, Debug)]
@@ -190,7 +193,7 @@ impl fmt::Display for Summary {
 type Task = fn(&Options) -> Verdict;
 
 /// What there is to do.
-const TASKS: [(&str, Task); 19] = [
+const TASKS: [(&str, Task); 20] = [
     ("probe", probe::run),
     ("sweep", sweep::run),
     ("config-fuzz", config::run),
@@ -210,6 +213,7 @@ const TASKS: [(&str, Task); 19] = [
     ("smmu-flood", smmu_flood::run),
     ("smmu-watch", smmu_flood::watch),
     ("hitless", hitless::run),
+    ("smmu-leave", leave::run),
 ];
 
 fn main(options: Options) -> ! {
@@ -234,6 +238,7 @@ fn secondary(_: usize) -> ! {
         ROLE_MESSAGES => flood::second_cpu(),
         ROLE_TRAFFIC => hitless::second_cpu(),
         ROLE_ATTACKS => smmu_attacks::second_cpu(),
+        ROLE_LEAVES => leave::second_cpu(),
         _ => smmu_hostile::second_cpu(),
     }
 }

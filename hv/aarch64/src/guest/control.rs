@@ -10,6 +10,7 @@ use machine::Interrupt;
 use types::{Bdf, Iova, Ipa};
 use vm::{Arrival, Departure, Iommu, Line, Registers, SharedTerminal, Walk};
 
+use super::pci::GuestPci;
 use super::run::{self, Core, Guests, Iommus, Thread};
 use super::vcpu::{Vcpu, Whereabouts};
 use super::vm::{BuildError, Slot, Start, Vm};
@@ -117,7 +118,9 @@ impl vm::Arch for Machine {
     }
 
     fn has_come(vm: &Vm, index: usize, vcpu: &Vcpu) -> bool {
-        vm.gic.has_interrupt(index, vcpu.interface())
+        // What another vCPU left when it went off is for this one to go on with.
+        let has_work = vm.pci.as_ref().is_some_and(GuestPci::has_work);
+        has_work || vm.gic.has_interrupt(index, vcpu.interface())
     }
 
     fn starts_again(_: &Vm, _: usize, slot: &Slot) -> bool {

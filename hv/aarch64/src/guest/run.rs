@@ -6,7 +6,7 @@ use boot::Frames;
 use machine::Interrupt;
 use smmuv3::Locked;
 use vgic::{Kicks, Level};
-use vm::{Arrival, CONSOLE_CORE, Departure, Ending, ExitCause, Lodgers};
+use vm::{Arch, Arrival, CONSOLE_CORE, Departure, Ending, ExitCause, Lodgers};
 
 use super::context::{read_register, write_register};
 use super::control::Machine;
@@ -24,6 +24,9 @@ use crate::hardware::{Claim, Hardware, Route, Seat};
 use crate::memory::{Ram, Registers};
 use crate::serial::Port;
 use crate::{gic, panic};
+
+/// How long a guest runs between two pieces of work that it began, in microseconds: it goes on, and so does the work.
+const WORK_PAUSE_US: u64 = 20;
 
 /// A core and the vCPUs that live on it.
 pub(crate) struct Core {
@@ -287,6 +290,8 @@ pub(crate) struct Residency<'a> {
     pub(crate) index: usize,
     slot: &'a Slot,
     pub(crate) vcpu: &'a mut Vcpu,
+    /// When others want the core, or it is to look around.
+    until: Option<u64>,
     /// The list registers are to be filled anew.
     refill: bool,
 }
@@ -315,7 +320,8 @@ pub(super) fn stay(
     }
     thread.frame.set_active(vm.gic.physical_active(index));
     let slice = shared.then_some(until);
-    set_alarm(slice.into_iter().chain(next_hearing(guests, core)).min());
+    let until = slice.into_iter().chain(next_hearing(guests, core)).min();
+    set_alarm(until);
     let mut residency = Residency {
         guests,
         core,
@@ -323,10 +329,14 @@ pub(super) fn stay(
         index,
         slot,
         vcpu,
+        until,
         refill: true,
     };
     let departure = residency.run(shared);
     residency.sync();
+    if departure == Departure::Off {
+        residency.leave_work();
+    }
     irq::clear_all();
     for intid in bits(vm.gic.physical_active(index)) {
         gic::deactivate(intid);
@@ -361,18 +371,9 @@ impl Residency<'_> {
             }
             if let Some(pci) = &self.vm.pci
                 && pci.has_work()
+                && self.work(pci) == Err(Broken)
             {
-                match pci.run(self.vm) {
-                    Ok(kicks) => self.kick(kicks),
-                    Err(Broken) => {
-                        log::error!(
-                            "vm {}: the SMMU did not confirm what its guest asked for: the VM is stopped",
-                            self.vm.name
-                        );
-                        self.end(Ending::Fault);
-                        return Departure::Off;
-                    }
-                }
+                return Departure::Off;
             }
             if self.refill || self.vm.gic.needs_flush(self.index) {
                 self.flush();
@@ -425,6 +426,39 @@ impl Residency<'_> {
         self.vm.pci.as_ref().is_some_and(GuestPci::has_work)
     }
 
+    /// Goes on with what the guest began. What is left then has the guest leave again soon, by the hypervisor's timer: it
+    /// may wait for just that, and do nothing by which it would leave.
+    ///
+    /// # Errors
+    /// [`Broken`]: the VM ends.
+    // As a call it costs each exit some registers more.
+    #[inline(always)]
+    fn work(&self, pci: &GuestPci) -> Result<(), Broken> {
+        let Ok(kicks) = pci.run(self.vm) else {
+            log::error!(
+                "vm {}: the SMMU did not confirm what its guest asked for: the VM is stopped",
+                self.vm.name
+            );
+            self.end(Ending::Fault);
+            return Err(Broken);
+        };
+        self.kick(kicks);
+        let pause = Machine::frequency().saturating_mul(WORK_PAUSE_US) / 1_000_000;
+        let soon = pci.has_work();
+        let soon = soon.then(|| Machine::ticks().saturating_add(pause));
+        set_alarm(self.until.into_iter().chain(soon).min());
+        Ok(())
+    }
+
+    /// This vCPU goes off: what is left is another's to go on with.
+    #[cold]
+    fn leave_work(&self) {
+        if self.has_work() {
+            let all = 0..self.vm.slots.len();
+            self.guests.kick(self.vm, all, self.core);
+        }
+    }
+
     /// Takes the state of interrupts out of the list registers.
     pub(crate) fn sync(&mut self) {
         irq::read_back(&mut self.vcpu.image);
@@ -472,6 +506,7 @@ impl Residency<'_> {
             self.sync();
             if self.vm.gic.has_interrupt(self.index, &irq::current())
                 || !self.vm.lifecycle.is_running()
+                || self.has_work()
             {
                 return false;
             }
@@ -562,9 +597,11 @@ impl Residency<'_> {
             }
             gic::MAINTENANCE => self.refill = true,
             gic::HYP_TIMER => {
-                set_alarm(None);
+                // Otherwise it is for the sake of work.
+                let is_over = self.until.is_some_and(|until| until <= Machine::ticks());
+                set_alarm(self.until.filter(|_| !is_over));
                 gic::deactivate(intid);
-                return Then::Preempted;
+                return if is_over { Then::Preempted } else { Then::Look };
             }
             gic::KICK => {
                 self.slot.show(|| self.vcpu.view(Whereabouts::OnThisCore));
@@ -585,11 +622,15 @@ impl Residency<'_> {
     }
 
     /// Sets an alarm for the sake of devices that flood. Where one is set already, what follows it looks around, too.
-    fn come_to_look(&self) {
-        if let Some(deadline) = next_hearing(self.guests, self.core)
-            && read_register!("cnthp_ctl_el2") & 1 == 0
+    fn come_to_look(&mut self) {
+        if self.until.is_none()
+            && let Some(deadline) = next_hearing(self.guests, self.core)
         {
-            set_alarm(Some(deadline));
+            self.until = Some(deadline);
+            // One for the sake of work is sooner, and sets this one.
+            if read_register!("cnthp_ctl_el2") & 1 == 0 {
+                set_alarm(self.until);
+            }
         }
     }
 

@@ -75,6 +75,7 @@ pub(super) fn cases() -> Vec<Case> {
         fire(),
         hitless(),
         hitless_control(),
+        left_over(),
         wide_descriptor(),
         handed_on(),
         killed(),
@@ -380,6 +381,33 @@ fn hitless_control() -> Case {
         "pin = [0, 1]\n"
     )))
     .expect(&["dma verdict: hitless FAILED: something was lost"]);
+    case.forbids = vec![OURS.to_owned()];
+    case
+}
+
+/// What a call leaves of a queue is gone on with although its guest does nothing by which it would leave: it looks at a
+/// word, or sleeps until a message, with no timer and every interrupt kept out; or the CPU that asked goes off.
+fn left_over() -> Case {
+    let mut case = edus(Case::new(
+        BOARD,
+        "nested: a long queue ends for a guest that waits by a word or a message, and for nothing else",
+    ))
+    .bundle(manifest!(dma!(
+        "dma",
+        "2",
+        "vits",
+        both!(),
+        "smmu-leave",
+        "pin = [0, 1]\n"
+    )))
+    .expect(&[
+        "dma beat 1: a word, after",
+        "dma beat 2: a word that a CPU asked for which is gone, after",
+        "dma beat 3: a message, asleep",
+        "dma beat 4: an ITS's message, asleep",
+        "dma verdict: smmu-leave ok: commands=1022",
+    ]);
+    case.timeout = Duration::from_secs(60);
     case.forbids = vec![OURS.to_owned()];
     case
 }
