@@ -79,6 +79,8 @@ pub struct Sparse<T> {
     /// The chunk that was emptied last, where it is yet. It may have been filled since.
     idle: Option<usize>,
     len: u64,
+    /// How many chunks there are.
+    taken: u64,
     /// Allocations until one that fails; tests fail every one in turn.
     #[cfg(any(test, feature = "mock"))]
     left: Option<u64>,
@@ -109,6 +111,7 @@ impl<T: Entry> Sparse<T> {
             chunks,
             idle: None,
             len,
+            taken: 0,
             #[cfg(any(test, feature = "mock"))]
             left: None,
         })
@@ -152,12 +155,23 @@ impl<T: Entry> Sparse<T> {
     }
 
     /// A chunk has become empty. The one before it is given back.
+    #[inline]
     fn idle(&mut self, at: usize) {
-        let before = self.idle.replace(at).filter(|before| *before != at);
-        if let Some(slot) = before.and_then(|before| self.chunks.get_mut(before))
+        if let Some(before) = self.idle.replace(at)
+            && before != at
+        {
+            self.give_back(before);
+        }
+    }
+
+    /// Gives a chunk back, unless it has been filled since.
+    #[inline(never)]
+    fn give_back(&mut self, at: usize) {
+        if let Some(slot) = self.chunks.get_mut(at)
             && slot.as_ref().is_some_and(|chunk| chunk.live == 0)
         {
             *slot = None;
+            self.taken = self.taken.saturating_sub(1);
         }
     }
 
@@ -173,7 +187,9 @@ impl<T: Entry> Sparse<T> {
         if let Some(left) = &mut self.left {
             *left = left.checked_sub(1).ok_or(OutOfMemory)?;
         }
-        Chunk::new()
+        let chunk = Chunk::new()?;
+        self.taken = self.taken.saturating_add(1);
+        Ok(chunk)
     }
 
     /// Makes room for entries, so that setting them cannot fail. [`Sparse::trim`] gives back what
@@ -241,6 +257,22 @@ impl<T: Entry> Sparse<T> {
         let last = first.saturating_add(count.saturating_sub(1));
         let chunks = self.chunks.get(place(first).0..=place(last).0);
         chunks.is_some_and(|chunks| chunks.iter().all(Option::is_some))
+    }
+
+    /// How many chunks [`Sparse::reserve`] of these entries would allocate.
+    #[must_use]
+    pub fn growth(&self, first: u64, count: u64) -> u64 {
+        let last = first.saturating_add(count.saturating_sub(1));
+        let (first, last) = (place(first).0, place(last).0);
+        let chunks = self.chunks.get(first..=last).unwrap_or_default();
+        let wanted = chunks.iter().filter(|chunk| chunk.is_none()).count();
+        // The one that was emptied last goes where it is wanted, unless it is there already.
+        let idle = self.idle.filter(|at| !(first..=last).contains(at));
+        let idle = idle.and_then(|at| self.chunks.get(at)?.as_ref());
+        let spare = u64::from(idle.is_some_and(|chunk| chunk.live == 0));
+        u64::try_from(wanted)
+            .unwrap_or(u64::MAX)
+            .saturating_sub(spare)
     }
 
     /// Sets an entry for which [`Sparse::reserve`] made room, and gives the old one. An empty one
@@ -439,13 +471,16 @@ impl<T: Entry> Sparse<T> {
         Some(&mut chunk.tag)
     }
 
+    /// How many chunks there are, used or kept.
+    #[must_use]
+    pub fn taken(&self) -> u64 {
+        self.taken
+    }
+
     /// The room that is in use, in entries: for tests of its bounds.
     #[must_use]
     pub fn room(&self) -> u64 {
-        let chunks = self.chunks.iter().flatten().count();
-        u64::try_from(chunks)
-            .unwrap_or(u64::MAX)
-            .saturating_mul(CHUNK)
+        self.taken.saturating_mul(CHUNK)
     }
 }
 
@@ -626,7 +661,9 @@ mod tests {
                         }
                     }
                     _ => {
+                        let grown = entries.taken() + entries.growth(first, count);
                         entries.reserve(first, count).unwrap();
+                        prop_assert_eq!(entries.taken(), grown);
                         prop_assert!(entries.has_room(first, count));
                         entries.fill_row(first, count, entry(step * 4096), 1 << 12);
                         for n in 0..count {
@@ -635,6 +672,8 @@ mod tests {
                     }
                 }
                 prop_assert_eq!(entries.live(), model.len() as u64);
+                let taken = entries.chunks.iter().flatten().count();
+                prop_assert_eq!(entries.taken(), taken as u64);
                 for at in 0..LEN {
                     prop_assert_eq!(entries.get(at), model.get(&at).copied().unwrap_or_default());
                 }

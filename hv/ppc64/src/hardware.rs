@@ -13,7 +13,9 @@ use machine::{ConfigAccess, DmaWindow, IntxMap, Trigger, WindowKind};
 use pci::Topology;
 use tce::{Broken, Ddw, HostBridge, Multi, PaprBackend};
 use types::{Address as _, Bdf, Iova, Pa, PageSize};
+use vtce::Policy;
 
+use crate::heap;
 use crate::memory::Ram;
 use crate::messages::Messages;
 use crate::presentation::Sources;
@@ -134,6 +136,8 @@ pub(crate) struct Hardware {
     pub(crate) bridges: Vec<Bridge>,
     pub(crate) rtas: &'static Rtas,
     pub(crate) messages: Messages,
+    /// The most chunks of entries that the windows of a bridge may have: [`vtce::Policy::chunks`].
+    pub(crate) chunks: u64,
     /// A block of memory that is all ones, for guests to find where a device does not answer.
     pub(crate) ones: (Pa, u64),
 }
@@ -155,6 +159,23 @@ pub(crate) enum Failure {
 const ONES_ORDER: u8 = 9;
 const ONES_BYTES: u64 = 4096 << ONES_ORDER;
 
+/// What of the heap is never for entries of guests: it is for all else, as much as it was before there were any.
+const RESERVE: u64 = 8 << 20;
+/// What a bridge takes beside chunks: the directories of a default window and of one of 2^20 entries, the chunks
+/// that the books keep for their next use, and 1,024 areas of registers.
+const BESIDE_CHUNKS: u64 = 384 << 10;
+
+/// Entries of guests may fill this part of the heap. Each bridge has the same share of it, whoever has the bridge
+/// and whether somebody does: so no VM can take another's, nor what the hypervisor itself needs.
+fn chunks(bridges: usize) -> u64 {
+    let (used, free) = heap::usage();
+    let all = ((used + free) as u64).saturating_sub(RESERVE);
+    let share = all / (bridges as u64).max(1);
+    let chunks = share.saturating_sub(BESIDE_CHUNKS) / Policy::CHUNK_BYTES;
+    log::info!("pci: {chunks} chunks of 512 entries for each host bridge");
+    chunks
+}
+
 impl Hardware {
     /// Takes the host bridges into the core. Their windows are empty, and the default ones.
     #[optimize(size)]
@@ -171,6 +192,7 @@ impl Hardware {
             })?;
             ram.write_u64(at, u64::MAX)?;
         }
+        let chunks = chunks(found.len());
         let described: Vec<HostBridge> = found.iter().map(|found| found.tables).collect();
         // SAFETY: entries are written by the core only, for memory of the VM that has the device.
         let calls = unsafe { Calls::new(rtas) };
@@ -185,6 +207,7 @@ impl Hardware {
             sources.dedup();
             all_pins.extend(sources);
         }
+        let messages = Messages::new(Sources::new(rtas), all_pins.len());
         let mut pins = pins.into_iter();
         for (unit, found) in (0..).zip(found) {
             let mut own = pins.next().unwrap_or_default();
@@ -232,7 +255,8 @@ impl Hardware {
             }),
             bridges,
             rtas,
-            messages: Messages::new(Sources::new(rtas)),
+            messages,
+            chunks,
             ones: (ones, ONES_BYTES),
         })
     }

@@ -87,10 +87,12 @@ pub(crate) struct Messages {
 }
 
 impl Messages {
-    pub(crate) fn new(sources: Sources) -> Self {
+    /// Room for every source there may be is taken now: guests add routes, and must not find that there is no
+    /// memory for one. `pins` is how many sources of pins there are.
+    pub(crate) fn new(sources: Sources, pins: usize) -> Self {
         Self {
             sources,
-            routes: Mutex::new(Vec::new()),
+            routes: Mutex::new(Vec::with_capacity(COUNT as usize + pins)),
             muted: AtomicUsize::new(0),
             unasked: AtomicUsize::new(0),
         }
@@ -139,7 +141,12 @@ impl Messages {
 
     fn direct(&self, route: Route) -> bool {
         let Route { source, server, .. } = route;
-        self.routes.lock().push(route);
+        let mut routes = self.routes.lock();
+        if routes.len() == routes.capacity() {
+            return false;
+        }
+        routes.push(route);
+        drop(routes);
         let directed = self.sources.direct(source, server);
         if !directed {
             self.routes.lock().retain(|route| route.source != source);

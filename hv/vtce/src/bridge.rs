@@ -4,24 +4,31 @@ use alloc::boxed::Box;
 use alloc::vec::Vec;
 
 use iommu::{Backend, DomainId, Error, IoasId, Iommu, MemoryId, PageSizes, SheetId, Window};
-use tce::{Entries, LIST, OutOfMemory, Tce};
+use tce::{CHUNK, Entries, LIST, OutOfMemory, Tce};
 use types::{Iova, Liobn, PageSize, Span};
 
 use crate::list::Piece;
 use crate::slot::{Slot, Slots};
+use crate::status::Status;
 
 /// What a guest may have, beyond what the hardware can do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Policy {
     /// The page sizes of windows that it may create.
     pub pages: PageSizes,
-    /// Log2 of the most entries of one. Each 512 entries of which one is used take 12 KiB of the
-    /// hypervisor's memory, and a window 52 bytes for every 512.
+    /// Log2 of the most entries of one. A window takes 52 bytes of the hypervisor's memory for every 512.
     pub entries: u8,
+    /// The most chunks of 512 entries of which one is live, in all windows of a bridge together: each takes
+    /// [`Policy::CHUNK_BYTES`] of the hypervisor's memory. An entry beyond them is refused as for lack of it.
+    pub chunks: u64,
 }
 
 impl Policy {
-    /// All sizes, 2^20 entries: 64 GiB of memory in pages of 64 KiB.
+    /// What a chunk takes in the three books: the guest's entries, the core's pages, those of the platform.
+    pub const CHUNK_BYTES: u64 = 3 * 4096;
+
+    /// All sizes, 2^20 entries: 64 GiB of memory in pages of 64 KiB. Chunks are enough for all of a default
+    /// window of 1 GiB, and 16 GiB in pages of 64 KiB.
     #[must_use]
     pub fn usual() -> Self {
         Self {
@@ -32,6 +39,7 @@ impl Policy {
                 PageSize::SIZE_16M,
             ]),
             entries: 20,
+            chunks: 1024,
         }
     }
 }
@@ -192,6 +200,27 @@ impl Bridge {
     #[must_use]
     pub fn options(&self) -> &BridgeOptions {
         &self.options
+    }
+
+    /// Whether there may be room for `count` entries of a window, which are to be live.
+    #[inline]
+    pub(crate) fn may_fill(&self, window: usize, first: u64, count: u64) -> Result<(), Status> {
+        let windows = self.windows.iter();
+        let taken = windows.fold(0_u64, |all, window| {
+            all.saturating_add(window.entries.taken())
+        });
+        let free = self.options.policy.chunks.saturating_sub(taken);
+        // The usual case: as many as can be wanted.
+        if free > (count / CHUNK).saturating_add(1) {
+            return Ok(());
+        }
+        let window = self.windows.get(window).ok_or(Status::PARAMETER)?;
+        let growth = window.entries.growth(first, count);
+        // What grows nothing is not refused.
+        if growth > free {
+            return Err(Status::RESOURCE);
+        }
+        Ok(())
     }
 
     /// A LIOBN that none of its windows has.

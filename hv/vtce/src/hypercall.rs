@@ -133,13 +133,17 @@ impl Dma {
         let (bridge, window) = self.last;
         let bridge = self.bridges.get_mut(bridge).ok_or(Status::PARAMETER)?;
         let ioas = bridge.options.ioas;
-        let window = bridge.windows.get_mut(window).ok_or(Status::PARAMETER)?;
-        let index = window.index_of_one(at).ok_or(Status::PARAMETER)?;
+        let its = bridge.windows.get_mut(window).ok_or(Status::PARAMETER)?;
+        let index = its.index_of_one(at).ok_or(Status::PARAMETER)?;
         if tce.is_empty() {
-            return window.clear(core, ioas, index, 1);
+            return its.clear(core, ioas, index, 1);
         }
-        let place = self.slots.place(tce, window.page);
+        let place = self.slots.place(tce, its.page);
         let place = place.ok_or(Status::PARAMETER)?;
+        if its.entries.slot(index).is_none() {
+            bridge.may_fill(window, index, 1)?;
+        }
+        let window = bridge.windows.get_mut(window).ok_or(Status::PARAMETER)?;
         window.put_one(core, ioas, index, tce, place, &self.slots)
     }
 
@@ -220,9 +224,14 @@ impl Dma {
         } = self;
         let bridge = bridges.get_mut(bridge).ok_or(Status::PARAMETER)?;
         let ioas = bridge.options.ioas;
+        let its = bridge.windows.get(window).ok_or(Status::PARAMETER)?;
+        let index = its.index(at, count).ok_or(Status::PARAMETER)?;
+        list::judge(scratch, its, slots)?;
+        // A list that only empties may always.
+        if scratch.list.iter().any(|tce| !tce.is_empty()) {
+            bridge.may_fill(window, index, count)?;
+        }
         let window = bridge.windows.get_mut(window).ok_or(Status::PARAMETER)?;
-        let index = window.index(at, count).ok_or(Status::PARAMETER)?;
-        list::judge(scratch, window, slots)?;
         list::apply(scratch, window, core, ioas, index, slots)
     }
 }

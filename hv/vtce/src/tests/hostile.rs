@@ -5,6 +5,7 @@ use core::cell::Cell;
 use iommu::Error;
 
 use super::*;
+use crate::Progress;
 
 /// Memory that changes under the reader: every read gives something else.
 struct Changing {
@@ -241,4 +242,55 @@ fn an_audit_notices_what_it_is_for() {
     assert_eq!(wrong.len(), 1);
     assert_eq!(wrong[0].wrote, Tce::from_bits(0x5003));
     assert_eq!(wrong[0].found, None);
+}
+
+#[test]
+fn entries_take_so_many_chunks_of_a_bridge_and_no_more() {
+    let mut rig = Rig::with(Policy {
+        chunks: 4,
+        ..Policy::usual()
+    });
+    let made = rig.create(12, 24);
+    let [liobn, high, low] = made.values() else {
+        panic!("{made:?}");
+    };
+    let (own, base) = (u64::from(*liobn), u64::from(*high) << 32 | u64::from(*low));
+    let chunk = |at: u64| at << 12 << 9;
+    // Both windows share them.
+    for at in [0, 1] {
+        assert_eq!(rig.put(chunk(at), 0x5003), Status::SUCCESS);
+        let put = rig.call(PUT, [own, base + chunk(at), 0x5003, 0]);
+        assert_eq!(put.status, Status::SUCCESS);
+    }
+    let before = rig.real(0);
+    assert_eq!(rig.put(chunk(2), 0x5003), Status::RESOURCE);
+    let put = rig.call(PUT, [own, base + chunk(2), 0x5003, 0]);
+    assert_eq!(put.status, Status::RESOURCE);
+    // All or nothing: half of this one is where there is room.
+    let list = [0x5003; 4];
+    let across = chunk(2) - 0x2000;
+    assert_eq!(rig.indirect(LIOBN, across, &list), Status::RESOURCE);
+    assert_eq!(rig.stuff(chunk(2), 0x5003, 2), Status::RESOURCE);
+    assert_eq!(rig.real(0), before);
+    // What needs none more is as ever, and so is what empties.
+    assert_eq!(rig.put(chunk(1) + 0x1000, 0x5003), Status::SUCCESS);
+    assert_eq!(rig.put(0, 0x6003), Status::SUCCESS);
+    assert_eq!(rig.indirect(LIOBN, across, &[0; 4]), Status::SUCCESS);
+    assert_eq!(rig.stuff(chunk(2), 0, 512), Status::SUCCESS);
+    // One that goes makes room for one.
+    assert_eq!(rig.put(0, 0), Status::SUCCESS);
+    assert_eq!(rig.put(chunk(2), 0x5003), Status::SUCCESS);
+    assert_eq!(rig.put(0, 0x5003), Status::RESOURCE);
+    let windows = rig.dma.bridges()[0].windows().iter();
+    let taken: u64 = windows.map(|window| window.entries.taken()).sum();
+    assert_eq!(taken, 4);
+    // Another bridge's are not touched by it.
+    let answer = rig
+        .other
+        .hypercall(&mut rig.core, &rig.ram, PUT, [OTHER_LIOBN, 0, 0x5003, 0]);
+    assert_eq!(answer.unwrap().status, Status::SUCCESS);
+    rig.audit();
+    while rig.dma.clear(&mut rig.core).unwrap() == Progress::More {}
+    assert!(rig.real(0).is_empty());
+    assert_eq!(rig.put(chunk(3), 0x5003), Status::SUCCESS);
 }

@@ -379,7 +379,7 @@ pub(super) fn of_board(board: &str, extent: Extent) -> Vec<Case> {
         .concat(),
         "pseries" => [
             vec![
-                image("pseries", 640),
+                image("pseries", 648),
                 figures("pseries", &["boot-report-pseries"]),
                 figures("pseries", &["traps", "--board", "pseries"]),
                 figures("pseries", &["tce"]),

@@ -43,6 +43,7 @@ pub(super) fn cases() -> Vec<Case> {
         peers(),
         orphaned(),
         in_turn(),
+        drained(),
         stormed(),
         raced(),
         reassigned("forty", 40),
@@ -186,6 +187,44 @@ fn in_turn() -> Case {
     .types(MONITOR)
     .asks("quit", &["verdict 0"]);
     case.timeout = Duration::from_secs(60);
+    case
+}
+
+/// A VM with as many chunks of entries as it may have, and then all messages: what others need is there, and
+/// all of it afterwards.
+fn drained() -> Case {
+    let mut case = case(
+        "a VM that takes entries until they are refused takes nothing that others need",
+        Bundle::Manifest(concat!(
+            vm!("drain", "drain", "0", "1"),
+            "start = \"manual\"\n",
+            "[[vm]]\nname = \"plain\"\nmemory = \"32M\"\npin = [1]\nkernel = \"guest:heartbeat\"\n",
+            "kernel_format = \"elf\"\nrestart = \"never\"\n",
+            vm!("puts", "puts us=20000", "1", "2"),
+            "start = \"manual\"\n",
+        )),
+    )
+    .args(&["-device", "nvme,serial=many,msix_qsize=200,bus=p1.0,addr=2"])
+    .expect(&[r"\[plain\] "])
+    .types(MONITOR)
+    .asks("frames", &["frames of 4 KiB free"]);
+    for _ in 0..2 {
+        case = case
+            // Of three host bridges each has a third of 24 MiB.
+            .asks(
+                "start drain",
+                &[r"dma drain: 6\d\d chunks, \d{2,3} messages"],
+            )
+            .asks("devices drain", &[r"audit: \d+ entries looked at, 0 wrong"])
+            .asks("restart plain", &["plain: running"])
+            .asks("start puts", &["dma verdict: puts ok"])
+            .asks("stop drain", &["drain: stopped"])
+            .asks("frames", &["frames of 4 KiB free"]);
+    }
+    case = case.asks("quit", &["verdict 0"]);
+    case.forbids = vec![r"\] (ERROR|WARN)  |PANIC|EXCEPTION|FAILED".to_owned()];
+    case.check = Check::Judged(same_frames);
+    case.timeout = Duration::from_secs(100);
     case
 }
 

@@ -15,16 +15,16 @@ const RESET_US: u64 = 3_000_000;
 const QUERY: u32 = 0;
 const CHANGE: u32 = 1;
 const DEFAULT: u32 = 2;
-const MSIX: u32 = 4;
+pub(crate) const MSIX: u32 = 4;
 /// What it says a device has.
 const MSI_KIND: i32 = 1;
 const MSIX_KIND: i32 = 2;
 /// More messages than a VM has sources for.
-const MANY: u32 = 200;
+pub(crate) const MANY: u32 = 200;
 /// How long a message is waited for, in microseconds.
 const PATIENCE_US: u64 = 100_000;
 
-fn change(function: Function, how: u32, count: u32) -> [i32; 4] {
+pub(crate) fn change(function: Function, how: u32, count: u32) -> [i32; 4] {
     let [at, high, low] = function.name();
     rtas::service(0, CHANGE_MSI, &[at, high, low, how, count, 1])
 }

@@ -17,6 +17,7 @@
 //! | `plug` | writes entries with a DMA under way until its host bridge is taken away, looks at what is left, waits until it is back, and begins again |
 //! | `error` | injects errors into its own PE, by every way to say so, and looks what is stopped: registers, configuration space, DMA, messages |
 //! | `assign` | how many messages it has, by calls right and wrong, beside a bridge and a device of many |
+//! | `drain` | an entry in each 512 of its windows until one is refused, then many messages; keeps them until it is stopped |
 //! | `peer` | registers of the `edu` behind host bridge `other` by DMA, if `granted`; of one behind `foreign`, which another VM has, none |
 //! | `race` | with two CPUs: lists of entries by the second while the first removes the window that they go to, with a DMA to it under way |
 //! | `orphan` | registers of the `edu` behind host bridge `other` by DMA, until that one is taken away, and when it is given back |
@@ -31,6 +32,7 @@
 
 mod assign;
 mod connector;
+mod drain;
 mod error;
 mod forge;
 mod linger;
@@ -53,9 +55,9 @@ use power_guests::{cpu, guest, println, rtas};
 
 guest! { main: main, secondary: secondary }
 
-const NAMES: [&str; 18] = [
+const NAMES: [&str; 19] = [
     "assign", "sweep", "watch", "forge", "messages", "flood", "linger", "pin", "storm", "leave",
-    "plug", "error", "peer", "race", "orphan", "services", "lists", "puts",
+    "plug", "error", "peer", "race", "orphan", "services", "lists", "puts", "drain",
 ];
 
 /// Why a guest fails: what, and up to two numbers that show it.
@@ -101,6 +103,7 @@ fn main(options: Options) -> ! {
             "storm" => pin::storm(edu, options),
             "leave" => pin::leave(edu, options),
             "assign" => assign::run(edu, bridge),
+            "drain" => drain::run(bridge),
             "error" => error::run(edu, bridge),
             "plug" => plug::run(edu, bridge),
             "linger" => linger::run(edu, bridge),

@@ -33,6 +33,8 @@ pub(crate) enum Refusal {
     Io { buid: u64 },
     #[error("phb:{buid:x} is in use by another VM")]
     InUse { buid: u64 },
+    #[error("there is no memory for entries of windows: the machine has {0} host bridges")]
+    Entries(usize),
     #[error("{bdf} cannot be reset, and VM {vm} has used it: it might go on with that VM's work")]
     NoReset { bdf: Bdf, vm: usize },
     #[error("{0}")]
@@ -95,9 +97,16 @@ fn wanted(hardware: &Hardware, config: &VmConfig) -> Result<(Vec<usize>, Vec<Pla
     Ok((wanted.into_iter().map(|(at, _)| at).collect(), peers))
 }
 
-/// What the manifest lets a guest have.
-fn policy(tce: &TcePolicy) -> Policy {
-    let usual = Policy::usual();
+/// The fewest chunks of entries that a bridge is of use with: 32 MiB of a default window, or 512 MiB in pages of
+/// 64 KiB.
+const LEAST_CHUNKS: u64 = 16;
+
+/// What the manifest lets a guest have, with so many chunks of entries for each bridge.
+fn policy(tce: &TcePolicy, chunks: u64) -> Policy {
+    let usual = Policy {
+        chunks,
+        ..Policy::usual()
+    };
     let pages = match tce {
         TcePolicy::DefaultWindow => PageSizes::NONE,
         TcePolicy::Dynamic { page_shifts } if page_shifts.is_empty() => return usual,
@@ -127,6 +136,9 @@ impl Devices {
         let (bridges, peers) = wanted(hardware, config)?;
         if bridges.is_empty() {
             return Ok(None);
+        }
+        if hardware.chunks < LEAST_CHUNKS {
+            return Err(Refusal::Entries(hardware.bridges.len()));
         }
         for at in &bridges {
             let Bridge { buid, io, .. } = hardware.bridges[*at];
@@ -177,7 +189,7 @@ impl Devices {
             lines: pins::lines(hardware, &bridges),
             server,
             bridges,
-            policy: policy(&config.tce),
+            policy: policy(&config.tce, hardware.chunks),
             peers,
             held: Mutex::new(Vec::new()),
             has_bridges: AtomicBool::new(false),
