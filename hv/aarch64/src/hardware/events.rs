@@ -8,7 +8,7 @@ use hal::Clock;
 use iommu::UnitId;
 use smmuv3::SERVICE_FAILURE;
 use smmuv3::spec::{Event, Recording};
-use types::StreamId;
+use types::{Bdf, StreamId};
 use vm::{Noise, Records, RefusedDma, Telling};
 
 use super::readers::NEVER;
@@ -101,17 +101,9 @@ impl Hardware {
         event: &Event,
         tell: &mut impl FnMut(usize, usize, &Event) -> Told,
     ) {
-        let mut functions = self.functions.iter().zip(&self.owners).enumerate();
-        let known = functions.find(|(_, (function, _))| {
-            function.smmu.is_some_and(|behind| {
-                behind.unit == UnitId::new(number) && behind.stream == event.sid()
-            })
-        });
-        let index = known.map(|(index, _)| index);
-        let known = known.map(|(_, (function, owner))| {
-            let vm = owner.load(Ordering::Relaxed).checked_sub(1);
-            (function.bdf, vm)
-        });
+        let known = self.sender(UnitId::new(number), event.sid());
+        let index = known.map(|(index, ..)| index);
+        let known = known.map(|(_, bdf, vm)| (bdf, vm));
         let now = SystemCounter.ticks();
         let (records, noise) = {
             let mut faults = self.faults.lock();
@@ -154,6 +146,25 @@ impl Hardware {
             Some((bdf, Some(vm))) => log::info!("{unit}: {event}, {bdf} of VM {}{before}", vm + 1),
             None => log::info!("{unit}: {event}, of no device that was given away{before}"),
         }
+    }
+
+    /// The function that sends with a stream ID, and the VM that has it. Functions behind a bridge to conventional PCI
+    /// share the bridge's: all that have an owner have the same.
+    fn sender(&self, unit: UnitId, sid: u32) -> Option<(usize, Bdf, Option<usize>)> {
+        let functions = self.functions.iter().zip(&self.owners).enumerate();
+        let mut of_no_vm = None;
+        for (index, (function, owner)) in functions {
+            let behind = function.smmu.filter(|behind| behind.unit == unit);
+            if behind.is_some_and(|behind| behind.streams.contains(&sid)) {
+                let vm = owner.load(Ordering::Relaxed).checked_sub(1);
+                let sender = Some((index, function.bdf, vm));
+                if vm.is_some() {
+                    return sender;
+                }
+                of_no_vm = of_no_vm.or(sender);
+            }
+        }
+        of_no_vm
     }
 
     /// Has records written of a function's refused DMA, or none, because it floods.
@@ -218,14 +229,18 @@ impl Hardware {
         let Some(behind) = function.smmu else {
             return;
         };
-        let Ok(stream) = StreamId::new(behind.stream) else {
-            return;
-        };
-        if let Some(smmu) = iommu.backend_mut().unit_mut(behind.unit)
-            && let Err(error) = smmu.set_recording(stream, recording)
-        {
-            log::error!("pci {}: {error}", function.bdf);
-            self.tell_off(iommu);
+        // It may send with any of them.
+        let streams = behind
+            .streams
+            .iter()
+            .filter_map(|id| StreamId::new(*id).ok());
+        for stream in streams {
+            if let Some(smmu) = iommu.backend_mut().unit_mut(behind.unit)
+                && let Err(error) = smmu.set_recording(stream, recording)
+            {
+                log::error!("pci {}: {error}", function.bdf);
+                self.tell_off(iommu);
+            }
         }
     }
 }

@@ -99,8 +99,8 @@ enum Resetting {
 pub(crate) struct Behind {
     pub(crate) device: DeviceId,
     pub(crate) unit: UnitId,
-    /// Its stream, at that unit.
-    pub(crate) stream: u32,
+    /// Its streams at that unit: its own, then those of bridges to conventional PCI above it, which replace it.
+    pub(crate) streams: &'static [u32],
 }
 
 /// A function that the manifest names.
@@ -346,13 +346,14 @@ impl Hardware {
         let Some(behind) = function.smmu else {
             return Some("behind no SMMU: it reaches all memory, untranslated".to_string());
         };
+        let stream = *behind.streams.first()?;
         let endpoint = Endpoint {
             unit: behind.unit,
-            source: behind.stream,
+            source: stream,
         };
         let iommu = self.iommu.lock();
         let entry = iommu.backend().read_entry(endpoint).ok()?;
-        Some(format!("stream {:#x}: {entry}", behind.stream))
+        Some(format!("stream {stream:#x}: {entry}"))
     }
 
     /// Where stage 2 takes an address of a function's, by the tables in memory; `None` when the function

@@ -340,13 +340,17 @@ impl Hardware {
             let (_, stream) = machine.iommu_of(segment, *requester)?;
             Some(stream.bits())
         };
-        let sources: Vec<u32> = ids.next().and_then(stream).into_iter().collect();
-        let aliases: Vec<u32> = ids.filter_map(stream).collect();
+        let own = ids.next().and_then(stream);
+        let sources = usize::from(own.is_some());
+        let streams: Vec<u32> = own.into_iter().chain(ids.filter_map(stream)).collect();
+        // A function is never forgotten.
+        let streams: &'static [u32] = streams.leak();
+        let (sources, aliases) = streams.split_at(sources);
         let isolated = below.isolates(bdf);
         let description = DeviceDescription {
             group,
-            sources: &sources,
-            aliases: &aliases,
+            sources,
+            aliases,
             reserved: &[],
             path: if isolated {
                 Path::Redirected
@@ -364,7 +368,7 @@ impl Hardware {
         Ok(Some(Behind {
             device: device.map_err(|error| error.to_string())?,
             unit,
-            stream: sources.first().copied().unwrap_or(u32::MAX),
+            streams,
         }))
     }
 

@@ -371,6 +371,36 @@ fn guarded() -> Vec<Case> {
     alike.vary.time = Time::Instructions;
     alike.forbids = vec![r"\] ERROR ".to_owned(), "FAILED".to_owned()];
 
+    // It sends with the bridge's ID. What is refused of it is told of it and counted on it, and muted.
+    let name = "a flood of a device behind a bridge to conventional PCI is its own, and a neighbour's records are all there";
+    let mut below = Case::new(BOARD, name)
+        .bundle(Bundle::Manifest(concat!(
+            "[[vm]]\nname = \"storm\"\nmemory = \"80M\"\npin = [0]\nkernel = \"guest:dma\"\n",
+            "kernel_format = \"flat\"\nrestart = \"never\"\niommu = \"stage2\"\nmsi = \"vits\"\n",
+            "append = \"storm rounds=60 messages=1000\"\ndevices = [ { host = \"0000:02:01.0\" } ]\n",
+            neighbour!(1000, 10_000)
+        )))
+        .args(&["-device", "pcie-root-port,id=port1,chassis=1,addr=2"])
+        .args(&["-device", "pcie-pci-bridge,id=bridge,bus=port1"])
+        .args(&["-device", "edu,dma_mask=0xffffffffffffffff,bus=bridge,addr=1"])
+        .args(&["-device", "pcie-root-port,id=port2,chassis=2,addr=3"])
+        .args(&["-device", "edu,dma_mask=0xffffffffffffffff,bus=port2"])
+        .expect(&[
+            r"F_TRANSLATION sid 0x200 read of 0x2000000000, stage 2, 02:01\.0 of VM 1",
+            // In its next second it is heard again.
+            r"F_TRANSLATION sid 0x200 (read|write) of 0x20000[a-d]0000, stage 2, 02:01\.0 of VM 1",
+            r"dma verdict: storm ok: devices=1 transfers=60 messages=1000 arrived=[1-9]",
+            "dma verdict: watch ok: beats=1000 latest_us=",
+        ]);
+    below.vary.time = Time::Instructions;
+    // Two of its ten transfers in a second are its thousand records and what was in the queue by then.
+    let muted = "0x20000[3-7]0000".to_owned();
+    below.forbids.extend([
+        muted,
+        "FAILED|of no device|of no VM|events were lost".to_owned(),
+    ]);
+    below.check = Check::Judged(refusals::judge_bystander);
+
     vec![
         sweep,
         quick,
@@ -380,6 +410,7 @@ fn guarded() -> Vec<Case> {
         paid,
         at_once,
         alike,
+        below,
         level,
         snoopless,
         apart,
