@@ -495,7 +495,8 @@ pub trait Backend {
 
     /// Executes invalidations for the guest whose stage 1 sits on `parent`, with one wait for all where
     /// the hardware allows it. All are complete when it returns. There are at most
-    /// [`MAX_INVALIDATIONS`](crate::MAX_INVALIDATIONS).
+    /// [`MAX_INVALIDATIONS`](crate::MAX_INVALIDATIONS) of a guest's: one that is of a device comes once for each of the
+    /// device's sources.
     ///
     /// # Errors
     /// [`Partial`], because of [`BackendError::Timeout`] or [`BackendError::Unsupported`].

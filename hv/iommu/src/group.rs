@@ -1,6 +1,8 @@
 //! Devices, and the groups of them that cannot be told apart or kept apart.
 
 use alloc::vec::Vec;
+use core::iter::{Chain, Copied};
+use core::slice::Iter;
 
 use types::{Iova, Span};
 
@@ -140,6 +142,9 @@ impl Group {
     }
 }
 
+/// The source IDs that a device's DMA may carry.
+pub type Sources<'a> = Copied<Chain<Iter<'a, u32>, Iter<'a, u32>>>;
+
 /// A DMA master.
 #[derive(Debug)]
 pub struct Device {
@@ -224,7 +229,7 @@ impl Device {
     }
 
     /// Its source IDs, the shared ones last.
-    pub fn sources(&self) -> impl Iterator<Item = u32> {
+    pub fn sources(&self) -> Sources<'_> {
         self.sources.iter().chain(&self.aliases).copied()
     }
 

@@ -106,7 +106,7 @@ pub use event::{
 };
 pub use group::{
     Coherence, Device, DeviceDescription, DeviceId, Group, GroupId, MsiRoute, Path, Region,
-    RegionKind, Residence,
+    RegionKind, Residence, Sources,
 };
 pub use ioas::{HugePages, Ioas, IoasId, PeerToPeer, Ranges};
 pub use map::{Copy, Map, Placement, Translation};

@@ -10,7 +10,7 @@ use crate::backend::{Backend, StageOneInvalidation, UnitId, VaRange, VaScope};
 use crate::codec::{CodecError, Declared};
 use crate::domain::{DomainId, DomainKind};
 use crate::event::EventQueueId;
-use crate::group::{Coherence, Device, DeviceId};
+use crate::group::{Coherence, Device, DeviceId, Sources};
 use crate::nested::{Ats, NestedConfig, StageOne};
 use crate::{Error, Feature, InvalidationRefusal, Iommu, OwnerId};
 
@@ -567,47 +567,87 @@ impl<B: Backend> Iommu<B> {
         &mut self,
         id: ViommuId,
         count: usize,
-        mut entries: impl Iterator<Item = Result<GuestInvalidation, InvalidationRefusal>>,
+        entries: impl Iterator<Item = Result<GuestInvalidation, InvalidationRefusal>>,
     ) -> Result<usize, Error> {
         let viommu = self.viommus.need(id)?;
         let table = self.domains.get(viommu.parent);
         let Some(table) = table.and_then(crate::domain::Domain::table) else {
             return Ok(count);
         };
-        let numbers = Numbers {
-            viommu,
-            vdevices: &self.vdevices,
-            devices: &self.devices,
+        let mut list = List {
+            numbers: Numbers {
+                viommu,
+                vdevices: &self.vdevices,
+                devices: &self.devices,
+            },
+            entries,
+            handled: 0,
+            repeated: 0,
+            next: Next::Entry,
         };
-        let mut refused = None;
-        let mut handled = 0_usize;
-        let mut list = core::iter::from_fn(|| {
-            // By reference: what is moved out of a `Result` is copied byte by byte.
-            let physical = match &entries.next()? {
-                Ok(entry) => numbers.physical(entry),
-                Err(because) => Err(*because),
-            };
-            match physical {
-                Ok(what) => {
-                    handled = handled.saturating_add(1);
-                    Some(what)
-                }
-                Err(because) => {
-                    refused = Some(because);
-                    None
-                }
-            }
-        })
-        .fuse();
         let done = self.backend.invalidate_stage_one(table, &mut list);
-        drop(list);
+        let (handled, repeated) = (list.handled, list.repeated);
         done.map_err(|partial| Error::InvalidationStopped {
-            handled: partial.done,
+            // Of entries that are one each; where it was told of more of them than it did, rather too few.
+            handled: partial.done.saturating_sub(repeated),
             because: InvalidationRefusal::Backend(partial.because),
         })?;
-        match refused {
-            Some(because) => Err(Error::InvalidationStopped { handled, because }),
-            None => Ok(handled),
+        match list.next {
+            Next::Refused(because) => Err(Error::InvalidationStopped { handled, because }),
+            Next::Entry | Next::Again(..) => Ok(handled),
+        }
+    }
+}
+
+/// A guest's entries with physical identities, up to the first that is refused.
+struct List<'a, I> {
+    numbers: Numbers<'a>,
+    entries: I,
+    /// Entries that were not refused.
+    handled: usize,
+    /// How many there were of further sources.
+    repeated: usize,
+    next: Next<'a>,
+}
+
+/// What comes next.
+enum Next<'a> {
+    Entry,
+    /// The same invalidation for these further sources of its device: each has its own copy of what is invalidated.
+    Again(StageOneInvalidation, Sources<'a>),
+    /// Nothing: the next entry is refused.
+    Refused(InvalidationRefusal),
+}
+
+impl<I: Iterator<Item = Result<GuestInvalidation, InvalidationRefusal>>> Iterator for List<'_, I> {
+    type Item = StageOneInvalidation;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        match &mut self.next {
+            Next::Entry => {}
+            Next::Refused(_) => return None,
+            Next::Again(what, sources) => match sources.next() {
+                Some(source) => {
+                    self.repeated = self.repeated.saturating_add(1);
+                    return Some(of_source(*what, source));
+                }
+                None => self.next = Next::Entry,
+            },
+        }
+        // By reference: what is moved out of a `Result` is copied byte by byte.
+        let physical = match &self.entries.next()? {
+            Ok(entry) => self.numbers.physical(entry, &mut self.next),
+            Err(because) => Err(*because),
+        };
+        match physical {
+            Ok(what) => {
+                self.handled = self.handled.saturating_add(1);
+                Some(what)
+            }
+            Err(because) => {
+                self.next = Next::Refused(because);
+                None
+            }
         }
     }
 }
@@ -619,7 +659,36 @@ struct Numbers<'a> {
     devices: &'a Arena<Device>,
 }
 
-impl Numbers<'_> {
+/// The same invalidation for another source of its device.
+#[cold]
+fn of_source(what: StageOneInvalidation, source: u32) -> StageOneInvalidation {
+    match what {
+        StageOneInvalidation::Context { substream, .. } => {
+            StageOneInvalidation::Context { source, substream }
+        }
+        StageOneInvalidation::Atc { span, .. } => StageOneInvalidation::Atc { source, span },
+        StageOneInvalidation::All
+        | StageOneInvalidation::Asid(_)
+        | StageOneInvalidation::Page { .. }
+        | StageOneInvalidation::Range { .. } => what,
+    }
+}
+
+/// An invalidation for the device's first source.
+fn of_first_source<'a>(
+    device: &'a Device,
+    next: &mut Next<'a>,
+    of: impl Fn(u32) -> StageOneInvalidation,
+) -> StageOneInvalidation {
+    let mut sources = device.sources();
+    let first = of(sources.next().unwrap_or(0));
+    if sources.size_hint().0 > 0 {
+        *next = Next::Again(first, sources);
+    }
+    first
+}
+
+impl<'a> Numbers<'a> {
     /// The device that a number stands for.
     fn device(&self, virtual_id: u64) -> Option<DeviceId> {
         let vdevices = &self.viommu.vdevices;
@@ -628,15 +697,16 @@ impl Numbers<'_> {
         self.vdevices.get(*id)?.device
     }
 
-    /// An invalidation with physical identities.
+    /// An invalidation with physical identities: of the device's first source. What is left to do for the others is
+    /// put into `next`.
     fn physical(
         &self,
         entry: &GuestInvalidation,
+        next: &mut Next<'a>,
     ) -> Result<StageOneInvalidation, InvalidationRefusal> {
-        let source = |virtual_id| {
+        let device = |virtual_id| {
             let device = self.device(virtual_id).and_then(|id| self.devices.get(id));
-            let device = device.ok_or(InvalidationRefusal::NoSuchVirtualId(virtual_id))?;
-            Ok((device.sources().next().unwrap_or(0), device.ats()))
+            device.ok_or(InvalidationRefusal::NoSuchVirtualId(virtual_id))
         };
         Ok(match *entry {
             GuestInvalidation::All => StageOneInvalidation::All,
@@ -646,21 +716,24 @@ impl Numbers<'_> {
             GuestInvalidation::Context {
                 virtual_id,
                 substream,
-            } => StageOneInvalidation::Context {
-                source: source(virtual_id)?.0,
-                substream,
-            },
+            } => {
+                let of = |source| StageOneInvalidation::Context { source, substream };
+                of_first_source(device(virtual_id)?, next, of)
+            }
             GuestInvalidation::Atc {
                 virtual_id,
                 start,
                 last,
             } => {
-                let (source, ats) = source(virtual_id)?;
-                if ats == Ats::Off {
+                let device = device(virtual_id)?;
+                if device.ats() == Ats::Off {
                     return Err(InvalidationRefusal::AtsUnsupported);
                 }
                 let span: Span<_> = span(start, last);
-                StageOneInvalidation::Atc { source, span }
+                of_first_source(device, next, |source| StageOneInvalidation::Atc {
+                    source,
+                    span,
+                })
             }
         })
     }

@@ -420,6 +420,74 @@ fn invalidations_carry_physical_identities() {
     );
 }
 
+impl Guest {
+    /// A device of number 7 that sends with IDs of its own and of two bridges.
+    fn bridged(&mut self) -> [u32; 4] {
+        let group = self.f.group(SMMU);
+        let sources = [300, 301, 302, 303];
+        let device = self.f.core.add_device(&DeviceDescription {
+            aliases: &sources[2..],
+            ..Fixture::describe(group, &sources[..2])
+        });
+        let device = device.unwrap();
+        self.f.core.bind(device, VM).unwrap();
+        self.f.core.create_vdevice(self.viommu, device, 7).unwrap();
+        sources
+    }
+}
+
+#[test]
+fn an_invalidation_of_a_device_goes_to_each_of_its_sources_in_its_place() {
+    let mut g = guest();
+    let sources = g.bridged();
+    let substream = SubstreamId::new(9).ok();
+    let entries = [
+        GuestInvalidation::All,
+        GuestInvalidation::Context {
+            virtual_id: 7,
+            substream,
+        },
+        GuestInvalidation::Atc {
+            virtual_id: 7,
+            start: 0,
+            last: 0xfff,
+        },
+        GuestInvalidation::All,
+    ];
+    assert_eq!(g.invalidate(&entries), Ok(4));
+    let contexts = sources.map(|source| StageOneInvalidation::Context { source, substream });
+    let atcs = sources.map(|source| StageOneInvalidation::Atc {
+        source,
+        span: of(0, PAGE),
+    });
+    let all = [StageOneInvalidation::All];
+    let expected = [&all[..], &contexts, &atcs, &all].concat();
+    assert_eq!(g.f.core.backend().stage_one_invalidations(), expected);
+}
+
+#[test]
+fn an_entry_of_several_sources_is_done_with_the_last_of_them() {
+    let context = GuestInvalidation::Context {
+        virtual_id: 7,
+        substream: None,
+    };
+    let entries = [
+        GuestInvalidation::All,
+        context,
+        context,
+        GuestInvalidation::All,
+    ];
+    for (carried_out, done) in [(0, 0), (1, 1), (4, 1), (5, 2), (8, 2), (9, 3)] {
+        let mut g = guest();
+        g.bridged();
+        g.f.core
+            .backend_mut()
+            .fail_stage_one_after(Some(carried_out));
+        let timeout = InvalidationRefusal::Backend(BackendError::Timeout);
+        assert_eq!(g.stopped(&entries), (done, timeout), "{carried_out}");
+    }
+}
+
 #[test]
 fn a_list_goes_to_the_backend_at_once_with_its_ranges() {
     let mut g = guest();

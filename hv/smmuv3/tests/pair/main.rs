@@ -5,6 +5,7 @@
 )]
 
 mod board;
+mod bridges;
 mod driver;
 mod engine;
 mod groups;

@@ -147,11 +147,16 @@ enum Groups {
     Each,
     /// As functions of a device without isolation are.
     Together,
+    /// The first VM's disk is behind a bridge to conventional PCI, which sends with an ID of its own.
+    Bridged,
 }
 
 /// Streams as guests know them.
 pub(crate) const DISK: u32 = 8;
 pub(crate) const NET: u32 = 0x30;
+
+/// The stream of a bridge to conventional PCI.
+pub(crate) const BRIDGE: u32 = 0xff;
 
 pub(crate) struct World {
     pub(crate) board: Board,
@@ -229,6 +234,15 @@ impl World {
     /// The same, of which each VM's devices are of one isolation group.
     pub(crate) fn together() -> Self {
         let mut world = Self::grouped(Model::default(), Groups::Together);
+        for vm in 0..2 {
+            world.bring_up(vm);
+        }
+        world
+    }
+
+    /// Two VMs, of which the first's disk sends with the ID of a [bridge](BRIDGE).
+    pub(crate) fn bridged() -> Self {
+        let mut world = Self::grouped(Model::default(), Groups::Bridged);
         for vm in 0..2 {
             world.bring_up(vm);
         }
@@ -479,7 +493,10 @@ impl Vm {
             let description = DeviceDescription {
                 group,
                 sources: &[source],
-                aliases: &[],
+                aliases: match (groups, source) {
+                    (Groups::Bridged, 3) => &[BRIDGE],
+                    _ => &[],
+                },
                 reserved: &[],
                 path: Path::Redirected,
                 msi: MsiRoute::Doorbell,
