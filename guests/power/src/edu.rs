@@ -49,6 +49,13 @@ impl Edu {
         mmio::read32(self.registers)
     }
 
+    /// The same by an instruction whose target held `before`, which has more than 32 bits: `None` where it was
+    /// not changed.
+    pub fn identity_over(self, before: u64) -> Option<u32> {
+        let value = mmio::read32_over(self.registers, before);
+        u32::try_from(value).ok().map(u32::swap_bytes)
+    }
+
     /// Whether the identity is an `edu`'s.
     pub fn answers(self) -> bool {
         self.identity() == IDENTITY

@@ -17,6 +17,15 @@ pub fn read32(at: u64) -> u32 {
     u32::from_be(value)
 }
 
+/// Reads a register, as it is, by an instruction whose target held `before`.
+pub fn read32_over(at: u64, before: u64) -> u64 {
+    let mut value = before;
+    // SAFETY: a device's register, which is nobody's memory.
+    unsafe { asm!("lwz {0}, 0({1})", inout(reg) value, in(reg_nonzero) at, options(nostack)) };
+    barrier();
+    value
+}
+
 /// Writes a register.
 pub fn write32(at: u64, value: u32) {
     let at = core::ptr::with_exposed_provenance_mut::<u32>(at as usize);

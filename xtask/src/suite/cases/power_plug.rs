@@ -12,6 +12,8 @@ const BOARD: &str = "pseries";
 /// Writes the disk.
 const WRITE: &str = "devtool use\r";
 const WRITTEN: &str = "action use: ok: 1 disks";
+/// How often a device is taken away while its registers are read.
+const LOADS: usize = 8;
 /// Compares.
 const READ: &str = "devtool use verify\r";
 const SAME: &str = "data is as it was before";
@@ -24,9 +26,41 @@ pub(super) fn cases() -> Vec<Case> {
             only_full: true,
             ..many_times("a hundred", 100, 150)
         },
+        loads(),
         linux(),
         linux_with_its_own_window(),
     ]
+}
+
+/// A VM that reads a register without a pause while its host bridge is taken away, and another CPU does that.
+fn loads() -> Case {
+    let mut case = Case::new(
+        BOARD,
+        "a load from a device that is being taken away finds it, or all ones",
+    )
+    .bundle(Bundle::Manifest(concat!(
+        "[[vm]]\nname = \"loads\"\nmemory = \"32M\"\npin = [1]\nkernel = \"guest:dma\"\n",
+        "kernel_format = \"elf\"\nrestart = \"never\"\nappend = \"loads phb=1\"\n",
+        "devices = [ { host = \"phb:800000020000001\" } ]\n",
+    )))
+    .edus_on_bridges(1)
+    .expect(&["dma loads: the device answers"])
+    .types(MONITOR);
+    for _ in 0..LOADS {
+        case = case
+            .asks(
+                "unplug loads 800000020000001",
+                &["dma loads: nothing answers"],
+            )
+            .asks(
+                "plug loads 800000020000001",
+                &["dma loads: the device answers"],
+            );
+    }
+    case = case.asks("quit", &["verdict 0"]);
+    case.forbids = vec![r"\] (ERROR|WARN)  |PANIC|EXCEPTION|FAILED".to_owned()];
+    case.timeout = Duration::from_secs(60);
+    case
 }
 
 /// A VM whose host bridge is taken away while it writes entries with a DMA under way, one that has it meanwhile,

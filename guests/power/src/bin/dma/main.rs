@@ -15,6 +15,7 @@
 //! | `pin` | the interrupt pin, `times` (20): comes while it is up and ended, not while it is served, masked or off |
 //! | `storm` | a pin that is never taken down, for `us` (500000), its interrupts ended at once |
 //! | `plug` | writes entries with a DMA under way until its host bridge is taken away, looks at what is left, waits until it is back, and begins again |
+//! | `loads` | reads a register without a pause while its host bridge is taken away and given back, until it is stopped |
 //! | `error` | injects errors into its own PE, by every way to say so, and looks what is stopped: registers, configuration space, DMA, messages |
 //! | `assign` | how many messages it has, by calls right and wrong, beside a bridge and a device of many |
 //! | `drain` | an entry in each 512 of its windows until one is refused, then many messages; keeps them until it is stopped |
@@ -55,9 +56,9 @@ use power_guests::{cpu, guest, println, rtas};
 
 guest! { main: main, secondary: secondary }
 
-const NAMES: [&str; 19] = [
+const NAMES: [&str; 20] = [
     "assign", "sweep", "watch", "forge", "messages", "flood", "linger", "pin", "storm", "leave",
-    "plug", "error", "peer", "race", "orphan", "services", "lists", "puts", "drain",
+    "plug", "error", "peer", "race", "orphan", "services", "lists", "puts", "drain", "loads",
 ];
 
 /// Why a guest fails: what, and up to two numbers that show it.
@@ -106,6 +107,7 @@ fn main(options: Options) -> ! {
             "drain" => drain::run(bridge),
             "error" => error::run(edu, bridge),
             "plug" => plug::run(edu, bridge),
+            "loads" => plug::loads(edu),
             "linger" => linger::run(edu, bridge),
             "peer" => peer::run(edu, bridge, options),
             "orphan" => peer::orphan(edu, bridge, options),

@@ -148,6 +148,36 @@ pub(crate) fn run(edu: Edu, bridge: u64) -> Result<(), Failure> {
     }
 }
 
+/// What a register is read over.
+const MARK: u64 = 0x5555_0000_5555;
+/// What a device reads as that is away.
+const ONES: u32 = u32::MAX;
+
+/// Reads a register without a pause, while the device is taken away and given back: whenever that is, what is
+/// read is the device's, or all ones.
+pub(crate) fn loads(edu: Edu) -> Result<(), Failure> {
+    let its = edu.identity();
+    for turn in 0_u64.. {
+        println!("dma loads: the device answers ({turn})");
+        for wanted in [ONES, its] {
+            loop {
+                match edu.identity_over(MARK) {
+                    Some(value) if value == wanted => break,
+                    Some(value) if value == its || value == ONES => {}
+                    Some(value) => return fail("a register reads as", [value.into(), turn]),
+                    None => return fail("a load is left out", [turn, 0]),
+                }
+            }
+            if wanted == ONES {
+                println!("dma loads: nothing answers ({turn})");
+            } else {
+                edu.function.write(4, 2, MEMORY | MASTER);
+            }
+        }
+    }
+    Ok(())
+}
+
 /// What is to be found of a device that was taken away: nothing, and nothing breaks.
 fn gone(edu: Edu, slot: Slot) -> Result<(), Failure> {
     if slot.is_present()? {

@@ -22,7 +22,9 @@ use super::{Devices, Held, PARAMETER, View};
 /// A bridge that was taken away.
 #[derive(Debug)]
 pub(super) struct Away {
-    bridge: usize,
+    pub(super) bridge: usize,
+    /// What the guest finds in the place of its registers.
+    pub(super) shown: Shown,
     /// What the guest hears of its PE: it is gone.
     pe: Pe,
 }
@@ -59,15 +61,28 @@ impl Devices {
         let _ = pe.fail();
         self.away.lock().push(Away {
             bridge: held.bridge,
+            shown: Shown::Ones,
             pe,
         });
         let silent = self.silence(held);
+        let mut whole = true;
         for bar in bridge.topology.functions().iter().flat_map(bars) {
-            let _ = self.show_bar(bar, Shown::Ones, view);
+            whole &= self.show_bar(bar, Shown::Ones, view);
         }
         if let Some(io) = bridge.io {
-            let _ = self.show_at(io, Shown::Ones, view);
+            whole &= self.show_at(io, Shown::Ones, view);
         }
+        let shown = if whole { Shown::Ones } else { Shown::Broken };
+        // Where it is kept, too.
+        held.io = shown;
+        for function in &mut held.functions {
+            function.shown = shown;
+        }
+        let mut away = self.away.lock();
+        if let Some(away) = away.iter_mut().find(|away| away.bridge == held.bridge) {
+            away.shown = shown;
+        }
+        drop(away);
         if silent && self.empty(held) && self.release(held).is_ok() {
             log::info!("vm {}: phb:{:x} is taken away", self.vm, bridge.buid);
             all.swap_remove(at);

@@ -168,10 +168,17 @@ impl Devices {
                 Some(Shown::Registers | Shown::Ones) => Some(Access::Again),
             };
         }
-        // What was taken away is all ones, and can only have been written.
-        let away = self.bridges.iter().filter(|bridge| self.is_away(**bridge));
-        let mut found = away.filter_map(|bridge| self.find(*bridge, at));
-        found.next().map(|_| Access::Lost)
+        // What was taken away is all ones by now: a load that came too early for these finds them.
+        let away = self.away.lock();
+        let mut found = away
+            .iter()
+            .filter(|away| self.find(away.bridge, at).is_some());
+        match found.next()?.shown {
+            Shown::Ones if is_store => Some(Access::Lost),
+            Shown::Ones => Some(Access::Again),
+            // A load would find nothing, however often it is done.
+            _ => None,
+        }
     }
 
     /// What is at an address.
