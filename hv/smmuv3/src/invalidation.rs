@@ -80,7 +80,7 @@ pub(crate) struct StageOneCommands {
     granules: u32,
     /// Translations' commands so far.
     count: u32,
-    /// All translations go.
+    /// All translations go, and no context descriptor since: by the old one of those new ones can be made until then.
     all: bool,
 }
 
@@ -150,6 +150,7 @@ impl StageOneCommands {
             StageOneInvalidation::Context { source, .. } if !own(source) => Ok(()),
             StageOneInvalidation::Context { source, substream } => {
                 let sid = StreamId::new(source).map_err(|_| Error::NoSuchStream)?;
+                self.all = false;
                 put(match substream {
                     None => Command::CfgiCdAll(sid),
                     Some(ssid) => Command::CfgiCd {
@@ -311,7 +312,8 @@ mod tests {
     }
 
     #[test]
-    fn everything_makes_further_translations_superfluous_but_not_contexts() {
+    fn everything_makes_further_translations_superfluous_up_to_a_context() {
+        let asid = Asid::new(5).unwrap();
         let context = StageOneInvalidation::Context {
             source: 8,
             substream: None,
@@ -322,11 +324,18 @@ mod tests {
                 StageOneInvalidation::All,
                 range(0x1000, 0x2fff, 12),
                 context,
+                StageOneInvalidation::Asid(asid),
+                StageOneInvalidation::All,
+                range(0x1000, 0x2fff, 12),
+                context,
                 StageOneInvalidation::All,
             ],
         );
-        let sid = StreamId::new(8).unwrap();
-        assert_eq!(list, [Command::TlbiNhAll(vmid()), Command::CfgiCdAll(sid)]);
+        // What was cached by the old descriptor between the one and the other goes, too.
+        let cd = Command::CfgiCdAll(StreamId::new(8).unwrap());
+        let all = Command::TlbiNhAll(vmid());
+        let by_asid = Command::TlbiNhAsid(vmid(), asid);
+        assert_eq!(list, [all, cd, by_asid, all, cd, all]);
     }
 
     #[test]
@@ -349,6 +358,11 @@ mod tests {
             source: 8,
             substream: None,
         };
+        // Behind a context that comes after that, everything goes again, and once.
+        let list = commands(RIL, &[&[wide; 60][..], &[context, wide, wide]].concat());
+        let cd = Command::CfgiCdAll(StreamId::new(8).unwrap());
+        let all = Command::TlbiNhAll(vmid());
+        assert_eq!(list[MOST as usize..], [all, cd, all]);
         let list = commands(RIL, &[context; iommu::MAX_INVALIDATIONS]);
         assert_eq!(list.len(), iommu::MAX_INVALIDATIONS);
     }

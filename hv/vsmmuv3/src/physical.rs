@@ -186,7 +186,7 @@ impl<T: Physical + ?Sized> Physical for &mut T {
 pub(crate) struct Batch {
     entries: [Invalidation; BATCH],
     len: usize,
-    /// All translations go.
+    /// All translations go, and no context descriptor since: by the old one of those new ones can be made until then.
     all: bool,
 }
 
@@ -215,6 +215,7 @@ impl Batch {
                 return;
             }
             Invalidation::All => self.all = true,
+            Invalidation::Context { .. } => self.all = false,
             _ => {}
         }
         if self.entries().last() == Some(&entry) {

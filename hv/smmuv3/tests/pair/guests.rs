@@ -333,6 +333,17 @@ fn a_new_context_descriptor_is_seen_after_its_invalidation() {
 }
 
 #[test]
+fn what_goes_behind_a_context_descriptor_goes_behind_it_in_the_hardware() {
+    // By the old descriptor there can be new translations between the first command and the second.
+    let mut world = World::new();
+    world.board.opcodes();
+    let cd = [5 | u64::from(DISK) << 32, 1];
+    let by_asid = [0x11 | 1 << 48, 0];
+    world.send(0, &[NH_ALL, by_asid, cd, by_asid, by_asid, NH_ALL, by_asid]);
+    assert_eq!(world.board.opcodes(), [0x10, 5, 0x11, 0x10]);
+}
+
+#[test]
 fn a_context_descriptor_of_whatever_size_is_the_hardwares_to_judge() {
     // IPS 6 and 7: QEMU 10 aborts on them. We never read a descriptor, and refuse nothing we do not see.
     let mut world = World::new();

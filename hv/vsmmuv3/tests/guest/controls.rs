@@ -40,6 +40,21 @@ fn an_invalidation_of_before_does_not_count_for_what_is_asked_later() {
 }
 
 #[test]
+#[should_panic(expected = "this is not done")]
+fn an_invalidation_before_a_context_does_not_count_for_what_is_asked_behind_it() {
+    let context = Need::Context {
+        stream: 8,
+        substream: None,
+    };
+    let done = Invalidation::Context {
+        stream: StreamId::new(8).unwrap(),
+        substream: None,
+    };
+    let mut needs = vec![Need::All, context, Need::Asid(5), Need::Wait];
+    settle(&mut needs, vec![vec![Invalidation::All, done]]);
+}
+
+#[test]
 fn what_no_wait_follows_is_left_for_later() {
     let mut needs = vec![Need::All, Need::Wait, Need::Asid(5)];
     settle(&mut needs, vec![vec![Invalidation::All]]);

@@ -321,7 +321,8 @@ pub(crate) fn covers(done: &Invalidation, need: &Need) -> bool {
 /// Takes away what is done of what is needed, in order. What is left is not waited for yet.
 ///
 /// A batch counts for what was asked for before the wait that it is followed by, and for nothing
-/// after it.
+/// after it. Translations that are to go behind a context descriptor go by what stands behind its
+/// invalidation: until then the hardware may make them anew.
 pub(crate) fn settle(needs: &mut Vec<Need>, batches: Vec<Vec<Invalidation>>) {
     let mut batches = batches.into_iter();
     let mut open: Vec<Need> = Vec::new();
@@ -335,13 +336,31 @@ pub(crate) fn settle(needs: &mut Vec<Need>, batches: Vec<Vec<Invalidation>>) {
             let Some(batch) = batch else {
                 panic!("a wait is over, and this is not done: {open:x?}");
             };
-            open.retain(|need| !batch.iter().any(|done| covers(done, need)));
+            take_away(&batch, &mut open);
         }
     }
     for batch in batches {
-        open.retain(|need| !batch.iter().any(|done| covers(done, need)));
+        take_away(&batch, &mut open);
     }
     *needs = open;
+}
+
+/// Takes away what a batch does, in order.
+fn take_away(batch: &[Invalidation], open: &mut Vec<Need>) {
+    for done in batch {
+        let mut context_is_old = false;
+        open.retain(|need| {
+            let is_done = covers(done, need);
+            match need {
+                Need::Context { .. } => {
+                    context_is_old |= !is_done;
+                    !is_done
+                }
+                Need::Atc { .. } => !is_done,
+                _ => context_is_old || !is_done,
+            }
+        });
+    }
 }
 
 /// Kinds of machines, by the bits of a number.
