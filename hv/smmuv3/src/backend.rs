@@ -29,6 +29,8 @@ use crate::spec::{Command, Depth, Stage1, Ste, Walks};
 struct Bound {
     endpoint: Endpoint,
     table: TableId,
+    /// A guest's stage 1 sits on the table there, or has since the endpoint came to it: translations of both stages
+    /// stay cached when stage 1 goes, and are used again when it is back.
     nested: bool,
 }
 
@@ -436,8 +438,8 @@ where
             }
             (Some(at), Some((table, nested))) => {
                 if let Some(bound) = self.bound.get_mut(at) {
+                    bound.nested = nested || bound.nested && bound.table == table;
                     bound.table = table;
-                    bound.nested = nested;
                 }
             }
             (None, Some((table, nested))) => self.bound.push(Bound {

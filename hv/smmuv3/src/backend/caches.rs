@@ -23,7 +23,7 @@ pub(super) struct Caches<'a, M, P, F, C> {
     vmid: Vmid,
     /// Of the table's frames.
     kept: &'a Kept,
-    /// A guest's stage 1 sits on the table: its combined translations go, too, and what the SMMU
+    /// A guest's stage 1 sits on the table, or has: its combined translations go, too, and what the SMMU
     /// keeps of its context descriptors.
     nested: bool,
     commands: &'a mut [Command; MOST],

@@ -9,7 +9,7 @@ use vsmmuv3::{Delivery, Width};
 
 use crate::board::Model;
 use crate::engine::{Access, Engine, Fault};
-use crate::nested::{CDS, DATA, DISK, NET, Part, RAM, RAM_BYTES, TABLES, World, leaf};
+use crate::nested::{CDS, DATA, DISK, NET, Part, RAM, RAM_BYTES, Stages, TABLES, World, leaf};
 
 /// Where the guests' drivers map a page.
 const AT: u64 = 5 << 12;
@@ -360,6 +360,23 @@ fn a_context_descriptor_of_whatever_size_is_the_hardwares_to_judge() {
     }
     world.events();
     assert_eq!(world.guest_event(0), None);
+}
+
+#[test]
+fn memory_taken_away_while_a_guests_stage_1_rests_is_out_of_reach_when_it_is_back() {
+    let mut world = World::new();
+    for stream in [DISK, NET] {
+        assert_eq!(world.dma(0, stream, AT), Ok(world.pa(0, DATA)));
+        world.set_stages(0, stream, Stages::Second);
+        assert_eq!(world.dma(0, stream, DATA), Ok(world.pa(0, DATA)));
+    }
+    let World { core, vms, .. } = &mut world;
+    vms[0].unmap(core, Part::Data);
+    for stream in [DISK, NET] {
+        world.set_stages(0, stream, Stages::Both);
+        // By the same context descriptor, and so the same address space.
+        assert!(recorded(world.dma(0, stream, AT)).1);
+    }
 }
 
 #[test]

@@ -86,6 +86,13 @@ impl Part {
     }
 }
 
+/// What translates for a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stages {
+    Second,
+    Both,
+}
+
 struct Link {
     virtual_id: u32,
     pub(crate) physical: u32,
@@ -353,6 +360,14 @@ impl World {
     pub(crate) fn device(&self, vm: usize, stream: u32) -> DeviceId {
         let mut links = self.vms[vm].links.iter();
         links.find(|l| l.virtual_id == stream).unwrap().device
+    }
+
+    /// Has a device go by stage 2 alone; by the guest's stage 1, as it was, again.
+    pub(crate) fn set_stages(&mut self, vm: usize, stream: u32, stages: Stages) {
+        let mut links = self.vms[vm].links.iter();
+        let link = links.find(|l| l.virtual_id == stream).unwrap();
+        let domain = link.domain.filter(|_| stages == Stages::Both);
+        self.core.configure(link.device, domain).unwrap();
     }
 
     pub(crate) fn access(&self, vm: usize, stream: u32, at: u64) -> Access {
