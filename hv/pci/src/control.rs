@@ -124,7 +124,9 @@ impl Msi {
     }
 
     /// Switches MSI on with this message for vector 0, and `1 << log2` vectors, whose data count
-    /// up in the low bits. MSI is off while the message changes.
+    /// up in the low bits. Vectors whose bits of `masked` are set are masked and the others are not, where the device
+    /// can. MSI is off while the message or the number of vectors changes; it stays on when the masks alone do, so
+    /// that no message is lost.
     ///
     /// # Errors
     /// [`Error::TooWide`] when the address or the data has more bits than the device takes, and
@@ -135,26 +137,38 @@ impl Msi {
         bdf: Bdf,
         message: Message,
         log2: u8,
+        masked: u32,
     ) -> Result<(), Error> {
-        self.disable(space, bdf)?;
         let [a, b, c, d, e, f, g, h] = message.address.to_le_bytes();
+        let low = u32::from_le_bytes([a, b, c, d]);
         let high = u32::from_le_bytes([e, f, g, h]);
         let data = u16::try_from(message.data);
         let (Ok(data), true) = (data, self.wide || high == 0) else {
+            self.disable(space, bdf)?;
             return Err(Error::TooWide { bdf });
         };
-        space.write32(bdf, self.at(4), u32::from_le_bytes([a, b, c, d]));
+        let control = Self::ENABLE | u16::from(log2 & 7) << 4;
+        let mask = Self::ENABLE | Self::VECTORS;
+        let at_data = self.at(if self.wide { 0xc } else { 8 });
+        let is_same = space.read16(bdf, self.at(2)) & mask == control
+            && space.read32(bdf, self.at(4)) == low
+            && (!self.wide || space.read32(bdf, self.at(8)) == high)
+            && space.read16(bdf, at_data) == data;
+        if is_same {
+            self.mask(space, bdf, masked);
+            return Ok(());
+        }
+        self.disable(space, bdf)?;
+        space.write32(bdf, self.at(4), low);
         if self.wide {
             space.write32(bdf, self.at(8), high);
         }
-        space.write16(bdf, self.at(if self.wide { 0xc } else { 8 }), data);
-        let vectors = u16::from(log2 & 7) << 4;
-        let mask = Self::ENABLE | Self::VECTORS;
-        change16(space, bdf, self.at(2), mask, Self::ENABLE | vectors)
+        space.write16(bdf, at_data, data);
+        self.mask(space, bdf, masked);
+        change16(space, bdf, self.at(2), mask, control)
     }
 
-    /// Masks the vectors whose bits are set and unmasks the others, where the device can.
-    pub fn mask(&self, space: &dyn ConfigSpace, bdf: Bdf, masked: u32) {
+    fn mask(&self, space: &dyn ConfigSpace, bdf: Bdf, masked: u32) {
         if self.maskable {
             space.write32(bdf, self.at(if self.wide { 0x10 } else { 0xc }), masked);
         }

@@ -154,6 +154,49 @@ fn a_bus_reset_puts_back_bridges_and_what_is_below_them() {
     assert_eq!(pci.register(port, 0x3c) & 0x40_0000, 0);
 }
 
+fn offsets(pci: &FakePci) -> alloc::vec::Vec<u16> {
+    pci.take_writes().iter().map(|write| write.offset).collect()
+}
+
+#[test]
+fn msi_stays_on_while_its_masks_alone_change() {
+    let mut pci = FakePci::new();
+    let wide = pci.add(ROOT, 1, 0, FakeFunction::endpoint(1, 1, 0).msi(2, 0x180));
+    // Without masks, and without a wide address.
+    pci.add(ROOT, 2, 0, FakeFunction::endpoint(1, 1, 0).msi(2, 0));
+    let topology = placed(&pci);
+    let message = Message {
+        address: 0x0809_0040,
+        data: 0x20,
+    };
+    for (text, mask) in [("00:01.0", &[0x50][..]), ("00:02.0", &[])] {
+        let at = bdf(text);
+        let msi = topology.function(at).unwrap().capabilities.msi.unwrap();
+        msi.enable(&pci, at, message, 2, 0).unwrap();
+        pci.take_writes();
+        for masked in [1, 0xf, 0] {
+            msi.enable(&pci, at, message, 2, masked).unwrap();
+            assert_eq!(offsets(&pci), mask);
+        }
+    }
+    assert_eq!(pci.register(wide, 0x50), 0);
+    // The control: each of the others is a change of the message.
+    let at = bdf("00:01.0");
+    let msi = topology.function(at).unwrap().capabilities.msi.unwrap();
+    let changes = [
+        (0x1_0809_0040, 0x20, 2),
+        (0x1_0809_0044, 0x20, 2),
+        (0x1_0809_0044, 0x24, 2),
+        (0x1_0809_0044, 0x24, 1),
+    ];
+    for (address, data, log2) in changes {
+        let message = Message { address, data };
+        msi.enable(&pci, at, message, log2, 1).unwrap();
+        assert_eq!(offsets(&pci)[0], 0x42, "off first");
+        assert_eq!(pci.register(wide, 0x40) >> 16 & 1, 1);
+    }
+}
+
 #[test]
 fn msi_is_off_while_its_message_changes() {
     let mut pci = FakePci::new();
@@ -173,24 +216,22 @@ fn msi_is_off_while_its_message_changes() {
         data: 0x20,
     };
     let at = bdf("00:01.0");
-    msi("00:01.0").enable(&pci, at, message, 2).unwrap();
+    msi("00:01.0").enable(&pci, at, message, 2, 0).unwrap();
     assert_eq!(pci.register(wide, 0x40) >> 16, 0x1a5);
     let words = [0x44, 0x48, 0x4c].map(|register| pci.register(wide, register));
     assert_eq!(words, [0x0809_0040, 1, 0x20]);
-    msi("00:01.0").mask(&pci, at, 0xe);
-    assert_eq!(pci.register(wide, 0x50), 0xe);
     pci.take_writes();
-    msi("00:01.0").enable(&pci, at, message, 0).unwrap();
-    let order: alloc::vec::Vec<_> = pci.take_writes().iter().map(|w| w.offset).collect();
-    assert_eq!(order, [0x42, 0x44, 0x48, 0x4c, 0x42]);
+    msi("00:01.0").enable(&pci, at, message, 0, 0xe).unwrap();
+    assert_eq!(offsets(&pci), [0x42, 0x44, 0x48, 0x4c, 0x50, 0x42]);
+    assert_eq!(pci.register(wide, 0x50), 0xe);
     let at = bdf("00:02.0");
-    let refused = msi("00:02.0").enable(&pci, at, message, 0);
+    let refused = msi("00:02.0").enable(&pci, at, message, 0, 0);
     assert_eq!(refused, Err(Error::TooWide { bdf: at }));
     let low = Message {
         address: 0x0809_0040,
         ..message
     };
-    msi("00:02.0").enable(&pci, at, low, 0).unwrap();
+    msi("00:02.0").enable(&pci, at, low, 0, 0).unwrap();
     assert_eq!(pci.register(narrow, 0x48), 0x20);
     msi("00:02.0").disable(&pci, at).unwrap();
     assert_eq!(pci.register(narrow, 0x40) & 0x1_0000, 0);

@@ -151,7 +151,6 @@ impl GuestPci {
             let _ = msi.disable(&bridge.space, function.bdf);
             return;
         };
-        msi.mask(&bridge.space, function.bdf, state.masked);
         let vectors = state.vectors.max(1);
         for vector in 0..u16::from(vectors) {
             // The device puts the vector's number into the low bits.
@@ -165,7 +164,7 @@ impl GuestPci {
             data: function.first_event,
         };
         let log2 = vectors.trailing_zeros().to_le_bytes()[0];
-        if let Err(error) = msi.enable(&bridge.space, function.bdf, message, log2) {
+        if let Err(error) = msi.enable(&bridge.space, function.bdf, message, log2, state.masked) {
             log::error!("pci {}: {error}", function.bdf);
         }
     }
