@@ -86,6 +86,7 @@ pub(super) fn cases() -> Vec<Case> {
         flood("by entries that are not valid", "smmu-flood"),
         flood("of its stage 1's faults", "smmu-flood stage1=1"),
         flood_control(),
+        bridged(),
         wired(
             "without a wire is polled",
             &[],
@@ -168,6 +169,32 @@ fn flood(what: &str, task: &str) -> Case {
         // It was muted, and heard again.
         "dma verdict: smmu-flood ok: rounds=40 told=[1-9][0-9]* silent=[1-9]",
     ])
+}
+
+/// Records carry the bridge's ID, and the guest's log its device's own.
+fn bridged() -> Case {
+    let mut case = Case::new(
+        BOARD,
+        "nested: a guest is told of each fault of its device behind a bridge to conventional PCI",
+    )
+    .bundle(manifest!(dma!(
+        "still",
+        "1",
+        "vits",
+        "{ host = \"0000:02:01.0\" }",
+        "smmu-watch beats=25",
+        ""
+    )))
+    .args(&["-device", "pcie-root-port,id=port1,chassis=1,addr=2"])
+    .args(&["-device", "pcie-pci-bridge,id=bridge,bus=port1"])
+    .args(&[
+        "-device",
+        "edu,dma_mask=0xffffffffffffffff,bus=bridge,addr=1",
+    ])
+    .expect(&["dma verdict: smmu-watch ok: beats=25 records=100"]);
+    case.vary.time = Time::Instructions;
+    case.forbids = vec![OURS.to_owned()];
+    case
 }
 
 /// The control: a beat without a record is noticed.
