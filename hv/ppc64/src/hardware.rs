@@ -162,8 +162,8 @@ const ONES_BYTES: u64 = 4096 << ONES_ORDER;
 /// What of the heap is never for entries of guests: it is for all else, as much as it was before there were any.
 const RESERVE: u64 = 8 << 20;
 /// What a bridge takes beside chunks: the directories of a default window and of one of 2^20 entries, the chunks
-/// that the books keep for their next use, and 1,024 areas of registers.
-const BESIDE_CHUNKS: u64 = 384 << 10;
+/// that the books keep for their next use, and 2,048 areas of registers in each of two windows.
+const BESIDE_CHUNKS: u64 = 768 << 10;
 
 /// Entries of guests may fill this part of the heap. Each bridge has the same share of it, whoever has the bridge
 /// and whether somebody does: so no VM can take another's, nor what the hypervisor itself needs.

@@ -101,6 +101,8 @@ pub struct GuestWindow {
     pub(crate) sheet: SheetId,
     /// What the guest wrote, where it is live.
     pub(crate) entries: Entries,
+    /// How many of them show BARs.
+    pub(crate) bar_pages: u32,
 }
 
 impl GuestWindow {
@@ -178,11 +180,14 @@ pub struct Properties {
     pub ddw_extensions: Option<[u32; 3]>,
 }
 
-/// The most areas of BARs that the entries of a bridge may show at a time: each pages that follow one
-/// another.
-const MOST_BAR_AREAS: u32 = 1024;
+/// The most entries of a window that may show BARs at a time. Pages are counted, not areas: however areas are cut
+/// by entries that are emptied in their middle, there are never more of them than pages.
+pub(crate) const MOST_BAR_PAGES: u32 = 2048;
 /// The most windows of a bridge.
 const MOST_WINDOWS: usize = 8;
+/// As many areas as their pages may become: no cut is one too many.
+const MOST_BAR_AREAS: u32 = 8 * MOST_BAR_PAGES;
+const _: () = assert!(MOST_WINDOWS == 8);
 
 fn page_of(window: &Window) -> Option<PageSize> {
     let bits = window.pages.bits();
@@ -281,6 +286,7 @@ impl Bridge {
                 page,
                 sheet,
                 entries,
+                bar_pages: 0,
             });
         }
         Ok(())

@@ -6,7 +6,7 @@ use iommu::{Backend, BackendError, Error, IoasId, Iommu, Map, Placement};
 use tce::Tce;
 use types::{Iova, Span};
 
-use crate::bridge::GuestWindow;
+use crate::bridge::{GuestWindow, MOST_BAR_PAGES};
 use crate::slot::{Place, Slots};
 use crate::status::Status;
 
@@ -36,15 +36,35 @@ impl GuestWindow {
         self.entries.reserve(index, count)?;
         let request = self.request(index, count, place);
         let mapped = match core.put_pages(ioas, &request) {
-            Err(Error::DeviceMemory { .. }) => core.map(ioas, &request).map(|_| ()),
-            other => other,
+            Err(Error::DeviceMemory { .. }) => self.map_bar(core, ioas, (index, count), place),
+            other => other.map_err(Status::from),
         };
-        if let Err(error) = mapped {
+        if let Err(status) = mapped {
             self.entries.trim(index, count);
-            return Err(error.into());
+            return Err(status);
         }
         self.entries
             .fill_row(index, count, first, self.page.bytes());
+        Ok(())
+    }
+
+    /// Shows pages of a BAR.
+    #[cold]
+    #[inline(never)]
+    fn map_bar<B: Backend>(
+        &mut self,
+        core: &mut Iommu<B>,
+        ioas: IoasId,
+        (index, count): (u64, u64),
+        place: Place,
+    ) -> Result<(), Status> {
+        let pages = u32::try_from(count).unwrap_or(u32::MAX);
+        let pages = self.bar_pages.saturating_add(pages);
+        if pages > MOST_BAR_PAGES {
+            return Err(Status::RESOURCE);
+        }
+        core.map(ioas, &self.request(index, count, place))?;
+        self.bar_pages = pages;
         Ok(())
     }
 
@@ -138,6 +158,7 @@ impl GuestWindow {
         for at in index..index.saturating_add(count) {
             if !self.entries.get(at).is_empty() && core.page(ioas, self.at(at)).is_none() {
                 self.entries.set(at, Tce::EMPTY);
+                self.bar_pages = self.bar_pages.saturating_sub(1);
             }
         }
         Ok(())

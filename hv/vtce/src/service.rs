@@ -248,6 +248,7 @@ impl Dma {
             page,
             sheet,
             entries: room,
+            bar_pages: 0,
         };
         let bridge = self.bridges.get_mut(at).ok_or(PARAMETER)?;
         bridge.add(new);
@@ -356,6 +357,25 @@ impl Dma {
 }
 
 impl GuestWindow {
+    /// So many entries from one on where no area begins before, and as many more as an area goes on behind them:
+    /// emptying these cuts none, which would take memory. An area has at most as many pages as a list.
+    fn whole<B: Backend>(
+        &self,
+        core: &Iommu<B>,
+        ioas: iommu::IoasId,
+        first: u64,
+        count: u64,
+    ) -> u64 {
+        let end = first.saturating_add(count);
+        match core.area_at(ioas, self.at(end)) {
+            Ok(area) if end < self.entries.len() && area.start() < self.at(end) => {
+                let into = area.last().bits().wrapping_sub(self.at(first).bits());
+                (into >> self.page.shift()).saturating_add(1)
+            }
+            _ => count,
+        }
+    }
+
     /// Empties the window, as far as the budget of entries goes.
     fn empty<B: Backend>(
         &mut self,
@@ -369,6 +389,7 @@ impl GuestWindow {
             if count == 0 {
                 return Ok(Progress::More);
             }
+            let count = self.whole(core, ioas, first, count);
             self.clear(core, ioas, first, count)?;
             *budget = budget.saturating_sub(count);
         }

@@ -294,3 +294,87 @@ fn entries_take_so_many_chunks_of_a_bridge_and_no_more() {
     assert!(rig.real(0).is_empty());
     assert_eq!(rig.put(chunk(3), 0x5003), Status::SUCCESS);
 }
+
+/// A rig in which entries may show registers: 16 MiB of them from here on.
+const REGISTERS: u64 = 0x2000_0000_0000;
+
+fn with_registers() -> Rig {
+    let mut rig = Rig::new();
+    let bar = Pa::new(0x2000_8000_0000).unwrap();
+    let memory = rig.core.add_bar(rig.device, bar, 16 * MEG, &[]).unwrap();
+    let page = PageSize::SIZE_4K;
+    rig.dma
+        .add_slot(Slot {
+            page: None,
+            ..slot(memory, REGISTERS, 16 * MEG, Permissions::ReadWrite, page)
+        })
+        .unwrap();
+    let allow = iommu::PeerToPeer::Enabled;
+    rig.core.set_peer_to_peer(rig.ioas, allow).unwrap();
+    rig
+}
+
+/// Eight pages of registers around the end of a chunk, and from there on every second page until one is refused.
+fn filled_with_registers(rig: &mut Rig) -> u64 {
+    let list: Vec<u64> = (0..8).map(|n| (REGISTERS + (n << 12)) | 3).collect();
+    assert_eq!(rig.indirect(LIOBN, 508 << 12, &list), Status::SUCCESS);
+    for n in 0.. {
+        let page = 2 * n % 4096;
+        match rig.put((1024 + 2 * n) << 12, (REGISTERS + (page << 12)) | 3) {
+            Status::SUCCESS => {}
+            status => {
+                assert_eq!(status, Status::RESOURCE);
+                return n;
+            }
+        }
+    }
+    unreachable!();
+}
+
+#[test]
+fn entries_that_show_registers_are_emptied_however_many_there_are() {
+    let mut rig = with_registers();
+    let singles = filled_with_registers(&mut rig);
+    assert_eq!(singles, 2048 - 8);
+    // In the middle of an area, which cuts it, and in the middle of what is left.
+    for at in [510, 513, 509] {
+        assert_eq!(rig.put(at << 12, 0), Status::SUCCESS);
+        assert_eq!(rig.get(at << 12), Some(0));
+    }
+    rig.audit();
+    // So many more, and no more.
+    for at in 0..3 {
+        assert_eq!(rig.put(at << 12, REGISTERS | 3), Status::SUCCESS);
+    }
+    assert_eq!(rig.put(3 << 12, REGISTERS | 3), Status::RESOURCE);
+    // Memory is as ever, also over registers.
+    assert_eq!(rig.put(3 << 12, 0x5003), Status::SUCCESS);
+    assert_eq!(rig.put(0, 0x5003), Status::SUCCESS);
+    assert_eq!(rig.put(4 << 12, REGISTERS | 3), Status::SUCCESS);
+    assert_eq!(rig.stuff(1 << 12, 0, 4), Status::SUCCESS);
+    for turn in 0..2 {
+        while rig.dma.clear(&mut rig.core).unwrap() == Progress::More {}
+        assert!(rig.real(0).is_empty(), "{turn}");
+        assert!(rig.core.ioas(rig.ioas).unwrap().is_empty());
+        assert_eq!(filled_with_registers(&mut rig), singles, "{turn}");
+    }
+}
+
+#[test]
+fn a_window_with_registers_is_emptied_without_memory() {
+    let mut rig = with_registers();
+    // The area goes on behind the 512 entries that are emptied in one step.
+    assert_eq!(rig.put(1 << 12, 0x5003), Status::SUCCESS);
+    let list: Vec<u64> = (0..512).map(|n| (REGISTERS + (n << 12)) | 3).collect();
+    assert_eq!(rig.indirect(LIOBN, 3 << 12, &list), Status::SUCCESS);
+    assert_eq!(rig.put(515 << 12, 0x6003), Status::SUCCESS);
+    rig.dma.shut_bridge(0).unwrap();
+    rig.core.budget_mut().limit(Some(0));
+    // The window itself is made anew, which does take some.
+    let short = crate::Refusal::Core(Error::OutOfMemory);
+    assert_eq!(rig.dma.clear_shut(&mut rig.core), Err(short));
+    assert!(rig.real(0).is_empty());
+    rig.core.budget_mut().limit(None);
+    assert_eq!(rig.dma.clear_shut(&mut rig.core), Ok(Progress::Done));
+    assert!(rig.core.ioas(rig.ioas).unwrap().is_empty());
+}
