@@ -317,6 +317,19 @@ where
         Ok(collection)
     }
 
+    /// Has the configuration of a collection's LPIs read again.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub fn invalidate_all(&mut self, collection: u16) -> Result<(), Error> {
+        let target = self.collections.get(usize::from(collection));
+        let target = *target.ok_or(Error::NoLpis)?;
+        self.send(&[
+            Command::InvalidateAll { collection },
+            Command::Sync { target },
+        ])
+    }
+
     /// Gives a device events 0 to `events - 1`, none of which is anything yet.
     ///
     /// # Errors

@@ -24,7 +24,7 @@ mod tests;
 pub use command::Command;
 pub use distributor::{Distributor, Trigger};
 pub use its::{Its, TRANSLATER, Target};
-pub use lpis::{FIRST_LPI, LPIS, Lpis};
+pub use lpis::{Delivery, FIRST_LPI, LPIS, Lpis};
 pub use redistributor::Redistributor;
 
 use hal::{Clock, Mmio, NotMemory, OutOfFrames};

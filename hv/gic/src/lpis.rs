@@ -26,6 +26,17 @@ const ENABLE_LPIS: u32 = 1;
 /// Priority of every LPI of ours, and its enable bit: what a guest wants of an LPI is decided in its
 /// own controller.
 const ENABLED: u8 = 0xa0 | 1;
+/// The same, kept out: it stays pending.
+const DISABLED: u8 = 0xa0;
+
+/// Whether an LPI comes to its CPU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Delivery {
+    /// It comes.
+    On,
+    /// It becomes pending, and comes when it is on again.
+    Off,
+}
 
 /// The tables of all LPIs of the machine.
 #[derive(Debug)]
@@ -57,6 +68,24 @@ impl<P: SharedMemory> Lpis<P> {
             table,
             snoop,
         })
+    }
+
+    /// Turns an LPI on or off, the `place`th from [`FIRST_LPI`]. Redistributors may know it as it was until
+    /// [`Its::invalidate_all`](crate::Its::invalidate_all).
+    ///
+    /// # Errors
+    /// [`Error::NotMemory`]: there is no such LPI.
+    pub fn set(&self, place: u32, delivery: Delivery) -> Result<(), Error> {
+        let at = self.table.checked_add(place.into());
+        let at = at.filter(|_| place < LPIS).ok_or(Error::NotMemory)?;
+        let byte = match delivery {
+            Delivery::On => ENABLED,
+            Delivery::Off => DISABLED,
+        };
+        self.memory.write(at, &[byte])?;
+        // A redistributor that cannot share does not snoop, whatever the platform says.
+        self.memory.clean_to_memory(at, 1);
+        Ok(())
     }
 
     /// Lets a redistributor have LPIs. `frame` is its first frame.

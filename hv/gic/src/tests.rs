@@ -12,7 +12,7 @@ use hal::fake::{FakeFrames, FakeMemory};
 use hal::{Clock, Mmio, PhysMemory};
 use types::Pa;
 
-use crate::{Command, Error, FIRST_LPI, Its, LPIS, Lpis, Snoop};
+use crate::{Command, Delivery, Error, FIRST_LPI, Its, LPIS, Lpis, Snoop};
 
 const BASE: u64 = 0x8000_0000;
 
@@ -44,6 +44,8 @@ struct Model<'m> {
     collections: RefCell<BTreeMap<u16, u64>>,
     events: RefCell<BTreeMap<(u32, u32), (u32, u16)>>,
     syncs: Cell<usize>,
+    /// `INVALL`s.
+    read_again: Cell<usize>,
     bad: RefCell<Vec<u64>>,
 }
 
@@ -64,6 +66,7 @@ impl<'m> Model<'m> {
             collections: RefCell::default(),
             events: RefCell::default(),
             syncs: Cell::new(0),
+            read_again: Cell::new(0),
             bad: RefCell::default(),
         }
     }
@@ -116,7 +119,7 @@ impl<'m> Model<'m> {
                     .insert((device, event), (lpi, collection));
             }
             0x04 if self.events.borrow().contains_key(&(device, event)) => {}
-            0x0d => {}
+            0x0d => self.read_again.set(self.read_again.get() + 1),
             0x05 => self.syncs.set(self.syncs.get() + 1),
             _ => self.bad.borrow_mut().push(words[0]),
         }
@@ -250,6 +253,21 @@ fn every_change_is_followed_by_a_sync_to_every_redistributor() {
     its.map_events(8, &[(0, FIRST_LPI, 2)]).unwrap();
     its.unmap_device(8).unwrap();
     assert_eq!(model.syncs.get() - before, 6);
+}
+
+#[test]
+fn the_table_of_a_collection_is_read_again() {
+    let memory = memory();
+    let (model, frames) = (Model::new(&memory), FakeFrames::new(&memory));
+    let mut its = enable(&model, &frames, 0x18).unwrap();
+    its.add_collection(its.target(0, Pa::truncated(0))).unwrap();
+    let known = (model.syncs.get(), model.read_again.get());
+    its.invalidate_all(0).unwrap();
+    assert_eq!(
+        (model.syncs.get(), model.read_again.get()),
+        (known.0 + 1, known.1 + 1)
+    );
+    assert_eq!(its.invalidate_all(1), Err(Error::NoLpis));
 }
 
 #[test]
@@ -400,4 +418,12 @@ fn a_redistributor_reads_one_table_of_enabled_lpis() {
     let mut bytes = alloc::vec![0; LPIS as usize];
     memory.read(Pa::truncated(table), &mut bytes).unwrap();
     assert!(bytes.iter().all(|byte| *byte == 0xa1));
+    // One is kept out, and comes again.
+    lpis.set(7, Delivery::Off).unwrap();
+    memory.read(Pa::truncated(table), &mut bytes).unwrap();
+    assert_eq!(bytes[6..9], [0xa1, 0xa0, 0xa1]);
+    lpis.set(7, Delivery::On).unwrap();
+    memory.read(Pa::truncated(table), &mut bytes).unwrap();
+    assert!(bytes.iter().all(|byte| *byte == 0xa1));
+    assert_eq!(lpis.set(LPIS, Delivery::Off), Err(Error::NotMemory));
 }

@@ -51,6 +51,12 @@ impl Moderation {
         self.muted
     }
 
+    /// When it is to be let through again, if it is muted.
+    #[must_use]
+    pub fn due(&self, rate: Rate) -> Option<u64> {
+        self.muted.then(|| self.since.saturating_add(rate.ticks))
+    }
+
     /// Whether it was muted and its period is over: it is to be let through again, and counts as such.
     pub fn is_due(&mut self, now: u64, rate: Rate) -> bool {
         let due = self.muted && now.saturating_sub(self.since) >= rate.ticks;
@@ -94,9 +100,11 @@ mod tests {
         // On its way already.
         assert_eq!(account.came(1004, RATE), Moderated::Open);
         assert!(account.is_muted());
+        assert_eq!(account.due(RATE), Some(1100));
         assert!(!account.is_due(1099, RATE));
         assert!(account.is_due(1100, RATE));
         assert!(!account.is_muted() && !account.is_due(1101, RATE));
+        assert_eq!(account.due(RATE), None);
         assert_eq!(account.came(1101, RATE), Moderated::Open);
     }
 

@@ -109,6 +109,23 @@ pub(super) fn judge_flood(console: &str) -> Result<()> {
     Ok(())
 }
 
+/// Whether a VM that computes has its half of a CPU beside one whose device sends messages there.
+///
+/// # Errors
+/// A share that is off.
+pub(super) fn judge_messages(console: &str) -> Result<()> {
+    let sum = |windows: std::ops::RangeInclusive<u64>| -> Result<u64> {
+        let steps = |window| counted(console, "neighbour", "dma", window, "steps");
+        windows.map(steps).sum()
+    };
+    let share = per_mille(sum(FLOODED)?, sum(OFF)?);
+    ensure!(
+        share.abs_diff(HALF) <= TOLERANCE,
+        "share of the neighbour of a VM whose device sends messages: {share} of 1000, not {HALF} ± {TOLERANCE}"
+    );
+    Ok(())
+}
+
 fn per_mille(part: u64, whole: u64) -> u64 {
     part.saturating_mul(1000)
         .checked_div(whole)
@@ -189,6 +206,13 @@ mod tests {
             );
         }
         console
+    }
+
+    #[test]
+    fn messages_that_take_a_share_are_seen() {
+        judge_messages(&flooded(500, 480, 1)).unwrap();
+        let refused = judge_messages(&flooded(500, 300, 1)).unwrap_err();
+        assert!(refused.to_string().contains("300 of 1000"));
     }
 
     #[test]

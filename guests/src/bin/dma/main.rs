@@ -12,7 +12,7 @@
 //! | `its-flood` | `ops` commands and register accesses that an ITS must survive, `seed`; with two CPUs messages race with them, and writes of another function's MSI-X table |
 //! | `forge` | messages with numbers and addresses that were not given, plain DMA to the doorbell |
 //! | `storm` | `rounds` of refused DMA from all devices without a pause, then messages; `stage1=1` has an SMMU of the guest's own refuse it |
-//! | `share` | how far it comes in `windows` of time, while its devices flood (`flood`, `idle` of them) or another's do |
+//! | `share` | how far it comes in `windows` of time, while its devices flood (`flood`, `idle`, `messages` of them) or another's do |
 //! | `linger` | goes off (`reset=1`: starts anew) `after_us` into a DMA that is to interrupt; the next life must notice neither. Lives are told apart by nothing, the host counts |
 //! | `watch` | has memory and a device that others want, for `beats` periods; both must stay as they are |
 //! | `wire` | INTx as the interrupt `intid`: turned off, left up for `hold` interrupts, shared by two devices |
@@ -106,6 +106,7 @@ const ROLE_QUEUES: u64 = 1;
 const ROLE_TRAFFIC: u64 = 2;
 const ROLE_ATTACKS: u64 = 3;
 const ROLE_LEAVES: u64 = 4;
+const ROLE_MESSENGER: u64 = 5;
 
 /// Why a guest fails: what, and up to three numbers that show it.
 #[derive(Clone, Copy, Debug)]
@@ -239,6 +240,7 @@ fn secondary(_: usize) -> ! {
         ROLE_TRAFFIC => hitless::second_cpu(),
         ROLE_ATTACKS => smmu_attacks::second_cpu(),
         ROLE_LEAVES => leave::second_cpu(),
+        ROLE_MESSENGER => share::second_cpu(),
         _ => smmu_hostile::second_cpu(),
     }
 }

@@ -49,11 +49,13 @@ fn own_seat(guests: &Guests, vm: usize) -> Option<Seat> {
     Some(Seat { core, mpidr })
 }
 
-/// Event records that were too many for one look.
+/// Event records that were too many for one look, and messages.
 pub(super) fn look_around(guests: &Guests, core: usize) {
-    if let Some(hardware) = guests.machine.iommus.hardware()
-        && hardware.reads(core)
-    {
+    let Some(hardware) = guests.machine.iommus.hardware() else {
+        return;
+    };
+    hardware.let_messages_through(core);
+    if hardware.reads(core) {
         if hardware.has_records(core) {
             drain(guests, hardware, core, usize::MAX);
         }

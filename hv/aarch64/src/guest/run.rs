@@ -572,11 +572,7 @@ impl Residency<'_> {
     fn interrupt(&mut self, intid: u32) -> Then {
         if intid >= 1020 {
             if intid >= gic::FIRST_LPI {
-                self.count(ExitCause::Message);
-                gic::drop_priority(intid);
-                if let Some(route) = route(self.guests, intid) {
-                    message(self.guests, route, self.core);
-                }
+                self.message(intid);
             }
             return Then::Look;
         }
@@ -619,6 +615,33 @@ impl Residency<'_> {
         }
         gic::deactivate(intid);
         Then::Look
+    }
+
+    /// A device's message that could not go straight into a list register.
+    #[inline(never)]
+    fn message(&mut self, intid: u32) {
+        self.count(ExitCause::Message);
+        gic::drop_priority(intid);
+        if let Some(route) = route(self.guests, intid) {
+            message(self.guests, route, self.core);
+            if route.vm != self.vm.number {
+                self.moderate(route.vm);
+            }
+        }
+    }
+
+    /// A message has come for another VM, in this one's time.
+    #[cold]
+    #[optimize(size)]
+    fn moderate(&mut self, vm: usize) {
+        if let Some(hardware) = self.guests.machine.iommus.hardware()
+            && let Some(due) = hardware.came_for_another(vm, self.core)
+        {
+            let is_set = read_register!("cnthp_ctl_el2") & 1 != 0;
+            let set = is_set.then(|| read_register!("cnthp_cval_el2"));
+            self.until = self.until.into_iter().chain([due]).min();
+            set_alarm(set.into_iter().chain([due]).min());
+        }
     }
 
     /// Sets an alarm for the sake of devices that flood. Where one is set already, what follows it looks around, too.

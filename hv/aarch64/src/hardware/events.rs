@@ -200,10 +200,21 @@ impl Hardware {
 
     /// When [`Hardware::look_around`] has something to do on this core, in ticks.
     pub(crate) fn next_look(&self, core: usize) -> Option<u64> {
+        if self.has_muted() {
+            return self.next_of_all(core);
+        }
         match self.reads(core) {
             true => self.next_reading(core),
             false => None,
         }
+    }
+
+    #[cold]
+    #[optimize(size)]
+    fn next_of_all(&self, core: usize) -> Option<u64> {
+        let reading = self.reads(core).then(|| self.next_reading(core));
+        let reading = reading.flatten();
+        reading.into_iter().chain(self.next_open(core)).min()
     }
 
     #[inline(never)]

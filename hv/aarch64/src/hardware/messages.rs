@@ -88,6 +88,9 @@ impl Hardware {
             .map(|event| {
                 let lpi = u32::try_from(function.first).unwrap_or(0) + event;
                 let cpu = u16::try_from(cpu_of(event)).unwrap_or(0);
+                if let Some(target) = self.targets.get(function.first + event as usize) {
+                    target.store(cpu, Ordering::Relaxed);
+                }
                 (function.first_event + event, gic::FIRST_LPI + lpi, cpu)
             })
             .collect();

@@ -6,6 +6,7 @@
 
 mod events;
 mod messages;
+mod moderation;
 mod owners;
 mod pins;
 mod readers;
@@ -15,7 +16,7 @@ use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, AtomicUsize, Ordering};
 
 use boot::Frames;
 use gic::Its;
@@ -27,6 +28,7 @@ use smmuv3::SmmuBackend;
 use types::{Bdf, Iova, Pa};
 use vm::{Faults, Records};
 
+use moderation::Accounts;
 use pins::Line;
 use readers::Reading;
 
@@ -166,6 +168,12 @@ pub(crate) struct Hardware {
     lines: Vec<Line>,
     /// Where each LPI goes: see [`Route`].
     routes: Box<[AtomicU64]>,
+    /// The CPU of each.
+    targets: Box<[AtomicU16]>,
+    /// Their table.
+    lpis: Option<gic::Lpis<Ram>>,
+    /// What came of them in others' time.
+    accounts: Accounts,
     /// What was told of records.
     faults: Mutex<Faults>,
     /// An invalidation of one address forgets 4 KiB only, as QEMU's SMMU does it.

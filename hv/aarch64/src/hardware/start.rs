@@ -4,7 +4,7 @@ use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
+use core::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, AtomicUsize};
 
 use boot::Devices;
 use gic::{Its, Lpis, Snoop};
@@ -17,6 +17,7 @@ use smmuv3::{Locked, Platform, Smmu, SmmuBackend};
 use types::{Address, Bdf, Pa, PageSize, Span};
 use vm::Faults;
 
+use super::moderation::Accounts;
 use super::{Behind, Bridge, Function, Hardware, Pool, ResetBy, Resetting, Unit};
 use crate::console::SystemCounter;
 use crate::gic as cpu_gic;
@@ -98,6 +99,9 @@ impl Hardware {
             functions: Vec::new(),
             lines: Vec::new(),
             routes: Box::default(),
+            targets: Box::default(),
+            lpis: None,
+            accounts: Accounts::default(),
             faults: Mutex::new(Faults::new(0, 0)),
             forgets_pages_only: machine
                 .compatible
@@ -117,6 +121,7 @@ impl Hardware {
             }
         }
         hardware.routes = (0..lpis).map(|_| AtomicU64::new(0)).collect();
+        hardware.targets = (0..lpis).map(|_| AtomicU16::new(0)).collect();
         hardware.owners = hardware
             .functions
             .iter()
@@ -217,6 +222,7 @@ impl Hardware {
                 }
             }
         }
+        self.lpis = Some(lpis);
         ready.len()
     }
 

@@ -184,11 +184,35 @@ fn guarded() -> Vec<Case> {
         )),
     )
     .expect(&[
-        r"dma verdict: share ok: windows=5 transfers=[1-9]\d+ events=[1-9]\d{3,}$",
-        "dma verdict: share ok: windows=8 transfers=0 events=0$",
+        r"dma verdict: share ok: windows=5 transfers=[1-9]\d+ events=[1-9]\d{3,} messages=0$",
+        "dma verdict: share ok: windows=8 transfers=0 events=0 messages=0$",
     ]);
     paid.vary.smp = Some(1);
     paid.check = Check::Judged(shares::judge_flood);
+
+    // The owner's second CPU is alone on its own; the messages go to the one that is shared.
+    let mut moderated = guarded_case(
+        "a flood of messages leaves a busy neighbour on the same CPU its half",
+        Bundle::Manifest(concat!(
+            "[[vm]]\nname = \"owner\"\nmemory = \"80M\"\ncpus = 2\npin = [0, 1]\ntime_slice_us = 4000\n",
+            "kernel = \"guest:dma\"\nkernel_format = \"flat\"\nrestart = \"never\"\niommu = \"stage2\"\n",
+            "append = \"share windows=5 messages=5 window_ms=98 turns=1\"\n",
+            "devices = [ { host = \"0000:01:00.0\" } ]\n",
+            "[[vm]]\nname = \"neighbour\"\nmemory = \"80M\"\npin = [0]\ntime_slice_us = 4000\n",
+            "kernel = \"guest:dma\"\nkernel_format = \"flat\"\nrestart = \"never\"\niommu = \"stage2\"\n",
+            "append = \"share windows=8 window_ms=100 turns=1\"\n",
+            "devices = [ { host = \"0000:03:00.0\" } ]\n",
+            // The device comes from a VM that ended while it was muted.
+            vm!("next", "probe", [1], [1], "start = \"after:neighbour\"")
+        )),
+    )
+    .expect(&[
+        r"dma verdict: share ok: windows=5 transfers=0 events=0 messages=[1-9]\d{4,}$",
+        "dma verdict: share ok: windows=8 transfers=0 events=0 messages=0$",
+        "dma verdict: probe ok",
+    ]);
+    moderated.vary.smp = Some(2);
+    moderated.check = Check::Judged(shares::judge_messages);
 
     // The control: it would notice.
     let noticed = guarded_case(
@@ -408,6 +432,7 @@ fn guarded() -> Vec<Case> {
         stage1,
         polled,
         paid,
+        moderated,
         at_once,
         alike,
         below,

@@ -359,7 +359,7 @@ pub(super) fn of_board(board: &str, extent: Extent) -> Vec<Case> {
     let mut cases = match board {
         "virt" => [
             vec![
-                image("virt", 656),
+                image("virt", 660),
                 figures("virt", &["boot-report"]),
                 figures("virt", &["traps"]),
                 figures("virt", &["smmu"]),

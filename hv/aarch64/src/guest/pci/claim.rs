@@ -150,6 +150,9 @@ impl GuestPci {
             if let Some(function) = self.hardware.functions.get(held.function) {
                 self.hardware.quiet(function);
             }
+        }
+        self.hardware.forget_messages(vm.number);
+        for held in &mut state.held {
             for mapped in held.mapped.drain(..) {
                 self.unmap(vm, &mapped);
             }
