@@ -35,7 +35,7 @@ mod platform;
 mod tests;
 
 pub use entry::Tce;
-pub use papr::{AuditScope, Broken, Ddw, Discrepancy, HostBridge, PaprBackend};
+pub use papr::{AuditPlace, AuditScope, Broken, Ddw, Discrepancy, HostBridge, PaprBackend};
 pub use platform::{
     Created, HcallError, LIST, Limits, MOST_STUFFED, Multi, Platform, RtasError, WindowSpec,
 };

@@ -1,10 +1,10 @@
 //! What is mapped, held against what the guest wrote.
 
-use iommu::{Backend, Iommu, Permissions};
-use tce::{CHUNK, Tce};
+use iommu::{Backend, IoasId, Iommu, Permissions};
+use tce::{AuditPlace, Tce};
 use types::{Iova, Liobn, Pa};
 
-use crate::bridge::Dma;
+use crate::bridge::{Dma, GuestWindow};
 
 /// An entry for which something else is mapped than the guest wrote.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,42 +28,76 @@ impl Dma {
     /// audit.
     pub fn audit<B: Backend>(&self, core: &Iommu<B>, report: &mut dyn FnMut(Wrong)) -> u64 {
         let mut looked = 0_u64;
-        for bridge in &self.bridges {
-            for window in &bridge.windows {
-                let mut from = 0;
-                while let Some(live) = window.entries.first_live(from) {
-                    let first = live & !CHUNK.saturating_sub(1);
-                    let end = first.saturating_add(CHUNK).min(window.entries.len());
-                    for index in first..end {
-                        looked = looked.saturating_add(1);
-                        let wrote = window.entries.get(index);
-                        let at = window.at(index);
-                        let found = core.translate(bridge.options.ioas, at).ok();
-                        let whole = found.filter(|found| found.bytes >= window.page.bytes());
-                        let found = whole.map(|found| (found.pa, found.permissions));
-                        let place = self.slots.place(wrote, window.page);
-                        let expected = place.and_then(|place| {
-                            let memory = core.memory(place.memory).ok()?;
-                            // Registers that were taken away for a while show nothing.
-                            if memory.is_revoked() {
-                                return None;
-                            }
-                            Some((memory.at(place.offset)?.pa, place.permissions))
-                        });
-                        if found != expected {
-                            report(Wrong {
-                                liobn: window.liobn,
-                                at,
-                                wrote,
-                                expected,
-                                found,
-                            });
-                        }
-                    }
-                    from = end;
-                }
+        let mut place = AuditPlace::default();
+        loop {
+            let part = self.audit_part(core, &mut place, report);
+            if part == 0 {
+                return looked;
             }
+            looked = looked.saturating_add(part);
+        }
+    }
+
+    /// A part of it, from a place on, which is moved behind it: [`AuditPlace::PART`] entries at most. 0 when
+    /// nothing is left.
+    pub fn audit_part<B: Backend>(
+        &self,
+        core: &Iommu<B>,
+        place: &mut AuditPlace,
+        report: &mut dyn FnMut(Wrong),
+    ) -> u64 {
+        let mut looked = 0_u64;
+        while looked < AuditPlace::PART {
+            let bridges = self.bridges.iter();
+            let mut windows = bridges.flat_map(|bridge| {
+                let windows = bridge.windows.iter();
+                windows.map(move |window| (bridge.options.ioas, window))
+            });
+            let Some((ioas, window)) = windows.nth(place.window) else {
+                break;
+            };
+            let Some((first, end)) = place.chunk(&window.entries) else {
+                place.next_window();
+                continue;
+            };
+            for index in first..end {
+                self.look(core, ioas, window, index, report);
+            }
+            looked = looked.saturating_add(end.saturating_sub(first));
         }
         looked
+    }
+
+    fn look<B: Backend>(
+        &self,
+        core: &Iommu<B>,
+        ioas: IoasId,
+        window: &GuestWindow,
+        index: u64,
+        report: &mut dyn FnMut(Wrong),
+    ) {
+        let wrote = window.entries.get(index);
+        let at = window.at(index);
+        let found = core.translate(ioas, at).ok();
+        let whole = found.filter(|found| found.bytes >= window.page.bytes());
+        let found = whole.map(|found| (found.pa, found.permissions));
+        let place = self.slots.place(wrote, window.page);
+        let expected = place.and_then(|place| {
+            let memory = core.memory(place.memory).ok()?;
+            // Registers that were taken away for a while show nothing.
+            if memory.is_revoked() {
+                return None;
+            }
+            Some((memory.at(place.offset)?.pa, place.permissions))
+        });
+        if found != expected {
+            report(Wrong {
+                liobn: window.liobn,
+                at,
+                wrote,
+                expected,
+                found,
+            });
+        }
     }
 }

@@ -9,10 +9,13 @@
 //! step: at every address a device finds the old binding or the new one. Between tables whose windows
 //! differ there is no such way ([`BackendError::Incompatible`]); it leads over abort.
 
+mod audit;
 mod backend;
 mod hardware;
 
 use alloc::vec::Vec;
+
+pub use audit::{AuditPlace, AuditScope};
 
 use iommu::{BackendError, PageSizes, TableId, UnitId, Window};
 use types::{Iova, Liobn, PageSize, Span};
@@ -330,53 +333,6 @@ impl<P: Platform> PaprBackend<P> {
         Some(window.entries.get(into >> window.shape.page.shift()))
     }
 
-    /// Reads entries of a host bridge back and reports those that are not what was written. Gives how
-    /// many were read.
-    pub fn audit(
-        &self,
-        unit: UnitId,
-        scope: AuditScope,
-        report: &mut dyn FnMut(Discrepancy),
-    ) -> u64 {
-        let Some(unit) = self.unit(unit) else {
-            return 0;
-        };
-        let bound = unit.bound.and_then(|table| self.table(table));
-        let mut read = 0_u64;
-        for live in &unit.live {
-            let window = bound.and_then(|table| {
-                let mut windows = table.windows.iter();
-                windows.find(|window| window.shape == live.shape)
-            });
-            let mut look = |index: u64| {
-                let expected = window.map_or(Tce::EMPTY, |window| window.entries.get(index));
-                let at = live.shape.at(index);
-                let found = self.platform.get(live.liobn, at);
-                read = read.saturating_add(1);
-                if found != Ok(expected) {
-                    report(Discrepancy {
-                        liobn: live.liobn,
-                        at,
-                        expected,
-                        found,
-                    });
-                }
-            };
-            match (scope, window) {
-                (AuditScope::Everything, _) => (0..live.shape.entries()).for_each(&mut look),
-                (AuditScope::Used, Some(window)) => {
-                    let _ = for_each_chunk(&window.entries, None, |range| {
-                        let end = range.first.saturating_add(range.count);
-                        (range.first..end).for_each(&mut look);
-                        Ok::<(), ()>(())
-                    });
-                }
-                (AuditScope::Used, None) => {}
-            }
-        }
-        read
-    }
-
     fn unit(&self, unit: UnitId) -> Option<&Unit> {
         self.units.get(usize::try_from(unit.bits()).ok()?)
     }
@@ -418,13 +374,4 @@ impl<P: Platform> PaprBackend<P> {
             }
         }
     }
-}
-
-/// What [`PaprBackend::audit`] reads.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum AuditScope {
-    /// Every entry of every window.
-    Everything,
-    /// The 512 entries around each that is in use.
-    Used,
 }

@@ -11,7 +11,9 @@ use proptest::prelude::*;
 use types::{Iova, Pa, PageSize, Span};
 
 use crate::fake::{DEFAULT_BYTES, DYNAMIC_BASE, FakePlatform, liobn};
-use crate::{AuditScope, Broken, Ddw, HcallError, HostBridge, Multi, PaprBackend, Platform, Tce};
+use crate::{
+    AuditPlace, AuditScope, Broken, Ddw, HcallError, HostBridge, Multi, PaprBackend, Platform, Tce,
+};
 
 const ONE: UnitId = UnitId::new(0);
 const OTHER: UnitId = UnitId::new(1);
@@ -519,6 +521,30 @@ fn a_corrupted_entry_is_found() {
         look(&rig, AuditScope::Everything),
         (1 << 18, [0x2000, 0x3fff_f000].into())
     );
+}
+
+#[test]
+fn an_audit_in_parts_reads_what_a_whole_one_does() {
+    let mut rig = Rig::new();
+    let table = rig.bound();
+    for chunk in (0..10).step_by(2) {
+        let at = (chunk * 512) << 12;
+        rig.backend.map(table, &run(at, 1, 0x8000)).unwrap();
+    }
+    let stray = Tce::from_bits(0xbad_f00d_3003);
+    let last = (8 * 512 + 511) << 12;
+    rig.platform().corrupt(liobn(0, 0), iova(last), stray);
+    let mut place = AuditPlace::default();
+    let mut wrong = Vec::new();
+    let mut part = || {
+        rig.backend
+            .audit_part(ONE, &mut place, &mut |found| wrong.push(found.at.bits()))
+    };
+    let parts = [part(), part(), part(), part()];
+    assert_eq!(parts, [1024, 1024, 512, 0]);
+    assert_eq!(wrong, [last]);
+    let whole = rig.backend.audit(ONE, AuditScope::Used, &mut |_| {});
+    assert_eq!(whole, parts.iter().sum());
 }
 
 proptest! {

@@ -282,3 +282,27 @@ fn the_page_lists_what_is_served() {
     let served = Service::ALL.map(|service| (service.name(), u64::from(service.token())));
     assert_eq!(services, served);
 }
+
+#[test]
+fn an_audit_in_parts_looks_at_all_windows() {
+    let mut rig = Rig::new();
+    let made = rig.create(12, 24);
+    let [liobn, high, low] = made.values() else {
+        panic!("{made:?}");
+    };
+    let base = u64::from(*high) << 32 | u64::from(*low);
+    for chunk in 0..3_u64 {
+        let at = (chunk * 512) << 12;
+        assert_eq!(rig.put(2 * at, 0x5003), Status::SUCCESS);
+        let put = rig.call(PUT, [(*liobn).into(), base + at, 0x5003, 0]);
+        assert_eq!(put.status, Status::SUCCESS);
+    }
+    let mut place = tce::AuditPlace::default();
+    let mut part = || {
+        rig.dma
+            .audit_part(&rig.core, &mut place, &mut |wrong| panic!("{wrong:?}"))
+    };
+    assert_eq!([part(), part(), part(), part()], [1024, 1024, 1024, 0]);
+    let whole = rig.dma.audit(&rig.core, &mut |wrong| panic!("{wrong:?}"));
+    assert_eq!(whole, 6 * 512);
+}

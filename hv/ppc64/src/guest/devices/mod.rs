@@ -31,6 +31,7 @@ use hal::Mutex;
 use iommu::{DomainId, IoasId, MemoryId, OwnerId};
 use papr::{ConnectorNodes, Served};
 use pci::{Function, Reset};
+use tce::AuditPlace;
 use types::{Bdf, Ipa};
 use vm::{Moderated, Moderation, Rate};
 use vtce::{FunctionCall, FunctionRequest, FunctionService, NotMemory, Policy, Service};
@@ -199,18 +200,31 @@ impl Devices {
     }
 
     /// Holds the guest's books against the core's, and these against the platform's: how many entries
-    /// were looked at, and how many were wrong.
+    /// were looked at, and how many were wrong. What the calls of all VMs need is let go of between parts.
+    #[optimize(size)]
     pub(crate) fn audit(&self) -> (u64, u64) {
         let all = self.held.lock();
-        let shared = self.hardware.shared.lock();
-        let Shared { core, dmas } = &*shared;
-        let mut wrong = 0;
-        let dma = dmas.get(self.dma);
-        let mut looked = dma.map_or(0, |dma| dma.audit(core, &mut |_| wrong += 1));
+        let (mut looked, mut wrong) = (0, 0);
+        let mut in_parts = |part: &dyn Fn(&Shared, &mut AuditPlace, &mut u64) -> u64| {
+            let mut place = AuditPlace::default();
+            loop {
+                let read = part(&self.hardware.shared.lock(), &mut place, &mut wrong);
+                if read == 0 {
+                    break;
+                }
+                looked += read;
+            }
+        };
+        in_parts(&|Shared { core, dmas }, place, wrong| {
+            let dma = dmas.get(self.dma);
+            dma.map_or(0, |dma| dma.audit_part(core, place, &mut |_| *wrong += 1))
+        });
         for held in all.iter() {
             let unit = iommu::UnitId::new(u32::try_from(held.bridge).unwrap_or(u32::MAX));
-            let backend = core.backend();
-            looked += backend.audit(unit, tce::AuditScope::Used, &mut |_| wrong += 1);
+            in_parts(&|shared, place, wrong| {
+                let backend = shared.core.backend();
+                backend.audit_part(unit, place, &mut |_| *wrong += 1)
+            });
         }
         (looked, wrong)
     }
