@@ -200,7 +200,9 @@ fn drained() -> Case {
             "start = \"manual\"\n",
             "[[vm]]\nname = \"plain\"\nmemory = \"32M\"\npin = [1]\nkernel = \"guest:heartbeat\"\n",
             "kernel_format = \"elf\"\nrestart = \"never\"\n",
-            vm!("puts", "puts us=200000", "1", "2"),
+            // Until the end.
+            "append = \"beats=1000000 period_us=10000 limit_us=1000000000\"\n",
+            vm!("puts", "puts us=400000", "1", "2"),
             "start = \"manual\"\n",
         )),
     )
@@ -232,7 +234,7 @@ fn drained() -> Case {
     case = case.asks("quit", &["verdict 0"]);
     case.forbids = vec![r"\] (ERROR|WARN)  |PANIC|EXCEPTION|FAILED".to_owned()];
     case.check = Check::Judged(same_frames);
-    case.timeout = Duration::from_secs(20);
+    case.timeout = Duration::from_secs(60);
     case
 }
 
